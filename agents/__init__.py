@@ -1,0 +1,23 @@
+"""Natural-gradient and evolution-strategy agents for continuous control."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from agents.base import Agent
+from agents.checkpoint import CheckpointError, read
+from agents.npg import NPG
+
+__all__ = ["NPG", "REGISTRY", "Agent", "CheckpointError", "load"]
+
+REGISTRY: dict[str, type[Agent]] = {agent.name: agent for agent in (NPG,)}
+"""Name -> class of every algorithm; the commands read it."""
+
+
+def load(path: str | os.PathLike[str], env: Any = None, **kwargs: Any) -> Agent:
+    """The agent that a checkpoint holds, whatever its algorithm; arguments as for `Agent.load`."""
+    name = read(path)[0]["algorithm"]
+    if name not in REGISTRY:
+        raise CheckpointError(f"{path} holds an agent of the algorithm {name!r}; this version has {', '.join(REGISTRY)}.")
+    return REGISTRY[name].load(path, env, **kwargs)

@@ -1,0 +1,530 @@
+"""What every agent shares: the Stable-Baselines3 interface around our own loop, collection, buffer and checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import os
+import pathlib
+import time
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.utils import check_for_correct_spaces
+from torch import Tensor
+
+from agents import checkpoint, noise
+from agents.config import AgentConfig, near, preset_values
+from agents.policy.actor_critic import ActorCriticPolicy
+from agents.policy.distributions import Head
+from agents.rollout.buffer import FieldSpec, RolloutBuffer
+from agents.rollout.collect import Step, collect
+from agents.spaces import decode, encode
+from envs import make_vec
+from envs.sb3 import LazyInfos, SB3View, as_vector
+from envs.vector import EpisodeStatistics, SnapshotError, VectorEnv
+
+POLICY_KWARGS = ("net_arch", "activation_fn", "log_std_init", "normalize_observations")
+
+
+class Agent(BaseAlgorithm):
+    """A Stable-Baselines3 algorithm with its own training loop.
+
+    learn, callbacks, the logger, predict, evaluate_policy and EvalCallback work as in Stable-Baselines3. Hyperparameters
+    are the fields of `Config`, given as keyword arguments. An iteration collects n_steps from every environment and then
+    calls `train`, which an algorithm defines.
+
+    Args:
+        policy: "MlpPolicy", or a subclass of ActorCriticPolicy.
+        env: a Gymnasium id (config.num_envs of it are made), any environment that `envs.sb3.as_vector` takes, or None
+            for an agent that only predicts.
+        policy_kwargs: net_arch, activation_fn, log_std_init, normalize_observations: in place of the hyperparameters of
+            these names.
+        tensorboard_log: folder for TensorBoard, or None.
+        verbose: 0 prints nothing, 1 prints each iteration's metrics.
+        seed: fixes everything that the agent draws; None takes fresh entropy.
+        device: where the policy trains; it acts where the environments live.
+        stats_window_size: episodes over which training returns are averaged.
+        **hyperparameters: fields of Config.
+
+    Raises:
+        ValueError: a hyperparameter, space or environment is not possible; the message says what is.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[AgentConfig]] = AgentConfig
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ActorCriticPolicy}
+
+    config: AgentConfig
+    policy: ActorCriticPolicy
+    env: SB3View | None  # type: ignore[assignment]
+    buffer: RolloutBuffer
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = [p for p in inspect.signature(Agent.__init__).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        cls.__signature__ = inspect.Signature(own[1:] + cls.Config.parameters())  # type: ignore[attr-defined]
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy],
+        env: Any,
+        *,
+        policy_kwargs: Mapping[str, Any] | None = None,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        stats_window_size: int = 100,
+        **hyperparameters: Any,
+    ) -> None:
+        policy_kwargs = dict(policy_kwargs or {})
+        for unknown in policy_kwargs.keys() - set(POLICY_KWARGS):
+            raise ValueError(f"policy_kwargs has no {unknown!r}{near(unknown, list(POLICY_KWARGS))}.")
+        if isinstance(policy, str) and policy not in self.policy_aliases:
+            raise ValueError(f"There is no policy {policy!r}{near(policy, list(self.policy_aliases))}.")
+        if seed is not None and seed < 0:
+            raise ValueError(f"seed is {seed}; give 0 or more.")
+        config = self.Config.of(hyperparameters)
+        if env is not None:
+            env = _as_view(env, config, wanted=hyperparameters.get("num_envs"))
+            config = dataclasses.replace(config, num_envs=env.num_envs)
+        super().__init__(
+            policy,
+            env,
+            learning_rate=0.0,  # SB3's one schedule; our algorithms name their own step sizes
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            support_multi_env=True,
+            monitor_wrapper=False,
+            seed=seed,
+        )
+        self.config = config
+        self.iteration = 0
+        self.last_metrics: dict[str, float] = {}
+        self._stream_seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        self._observations: Tensor | None = None
+        if env is not None:
+            self._setup_model()
+
+    @classmethod
+    def preset(cls, env_id: str) -> AgentConfig:
+        """The defaults with this algorithm's tuned values for an environment."""
+        return cls.Config.of(preset_values(cls.name, env_id))
+
+    @property
+    def episode_returns(self) -> list[float]:
+        """Undiscounted returns of the last training episodes."""
+        return [episode["r"] for episode in self.ep_info_buffer or ()]
+
+    @property
+    def episode_lengths(self) -> list[int]:
+        """Lengths of the last training episodes, in environment steps."""
+        return [episode["l"] for episode in self.ep_info_buffer or ()]
+
+    # Set-up ----------------------------------------------------------------------------------------------------------
+
+    def _setup_model(self) -> None:
+        self.set_random_seed(self.seed)
+        settings = {name: getattr(self.config, name) for name in POLICY_KWARGS} | dict(self.policy_kwargs)
+        policy_class: Any = self.policy_class
+        self.policy = policy_class(self.observation_space, self.action_space, **settings).to(self.device)
+        if self.env is not None:
+            self._connect(self.env)
+
+    def _connect(self, env: SB3View) -> None:
+        """Make what depends on the environments: the acting policy, the buffer, the episode statistics."""
+        vector = env.vector
+        same_device = vector.device.type == self.device.type
+        self._acting = self.policy if same_device else copy.deepcopy(self.policy).to(vector.device)
+        fields = self._buffer_fields()
+        pin = self.device.type == "cuda" and not same_device
+        self.buffer = RolloutBuffer(self.config.n_steps, vector.num_envs, fields, vector.device, pin_memory=pin)
+        self._episodes = EpisodeStatistics(vector.num_envs, vector.device)
+
+    def _buffer_fields(self) -> dict[str, FieldSpec]:
+        """What the algorithm keeps of each step."""
+        head = self.policy.actor.head
+        return {
+            "observations": FieldSpec(self.observation_space.shape or ()),
+            "actions": FieldSpec(head.action_shape, head.action_dtype),
+            "rewards": FieldSpec(dtype=torch.float64),
+            "terminated": FieldSpec(dtype=torch.bool),
+            "truncated": FieldSpec(dtype=torch.bool),
+        }
+
+    @staticmethod
+    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> SB3View:  # type: ignore[override]
+        return env if isinstance(env, SB3View) else SB3View(as_vector(env))
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """Train on other environments of the same spaces from now on; they may be another number of them."""
+        view = _as_view(env, self.config, wanted=None)
+        check_for_correct_spaces(view, self.observation_space, self.action_space)
+        self.env, self.n_envs = view, view.num_envs
+        self.config = dataclasses.replace(self.config, num_envs=view.num_envs)
+        self._connect(view)
+        if force_reset:
+            self._last_obs = self._observations = None
+
+    def _setup_learn(  # type: ignore[override]
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if self.env is None:
+            raise ValueError(f"This {type(self).__name__} has no environment to learn in; call set_env first.")
+        if reset_num_timesteps:
+            self.iteration = 0
+        begins = reset_num_timesteps or self._observations is None
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        if begins:
+            self._observations = torch.as_tensor(self._last_obs, device=self.env.vector.device)
+            self._episodes = EpisodeStatistics(self.n_envs, self.env.vector.device)
+        return result
+
+    # Learning --------------------------------------------------------------------------------------------------------
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Train for at least total_timesteps environment steps, in whole iterations; see SB3's BaseAlgorithm.learn."""
+        for _ in self.iterations(
+            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+        ):
+            pass
+        return self
+
+    def iterations(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Iterator[int]:
+        """`learn`, one iteration at a time: yields the number of finished iterations. It is safe to stop at any."""
+        total, listener = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
+        )
+        listener.on_training_start(locals(), globals())
+        try:
+            while self.num_timesteps < total:
+                started = time.perf_counter()
+                if not self._collect(listener, total):
+                    break
+                collected = time.perf_counter()
+                self._update_current_progress_remaining(self.num_timesteps, total)
+                self.train()
+                if self._acting is not self.policy:
+                    self._acting.load_state_dict(self.policy.state_dict())
+                self.iteration += 1
+                self._record(collected - started, time.perf_counter() - collected)
+                if self.iteration % log_interval == 0:
+                    self.logger.dump(self.num_timesteps)
+                yield self.iteration
+        finally:
+            listener.on_training_end()
+
+    @abstractmethod
+    def train(self) -> None:
+        """One update from the full buffer."""
+
+    def _collect(self, listener: BaseCallback, total_timesteps: int) -> bool:
+        """Fill the buffer; False if a callback asked to stop."""
+        assert self.env is not None
+        assert self._observations is not None
+        head = self.policy.actor.head
+        draw = noise.normal if head.kind == "gaussian" else noise.uniform
+        block = draw(
+            self._stream_seed, "action", self.iteration, (self.config.n_steps, self.n_envs, *head.noise_shape)
+        ).to(self.env.vector.device)
+
+        def act(t: int, observations: Tensor) -> tuple[Tensor, Tensor]:
+            actions = self._acting.sample(observations, block[t])
+            return actions, self._acting.to_environment(actions)
+
+        def on_step(step: Step) -> bool:
+            self.num_timesteps += self.n_envs
+            ended = step.terminated | step.truncated
+            finished = self._episodes.update(step.rewards, ended)
+            ended_array = ended.cpu().numpy()
+            episodes: dict[int, dict[str, Any]] = {}
+            if finished is not None:
+                seconds = (time.time_ns() - self.start_time) * 1e-9
+                rows = zip(ended_array.nonzero()[0].tolist(), *(x.tolist() for x in finished), strict=True)
+                episodes = {i: {"r": episode, "l": length, "t": seconds} for i, episode, length in rows}
+                self._episode_num += len(episodes)
+                assert self.ep_info_buffer is not None
+                self.ep_info_buffer.extend(episodes.values())
+            final = step.info.get("final_obs")
+            listener.update_locals(
+                {
+                    "self": self,
+                    "total_timesteps": total_timesteps,
+                    "n_steps": step.t + 1,
+                    "actions": step.actions.cpu().numpy(),
+                    "new_obs": step.observations.cpu().numpy(),
+                    "rewards": step.rewards.cpu().numpy(),
+                    "dones": ended_array,
+                    "infos": LazyInfos(
+                        step.info,
+                        ended_array,
+                        (step.truncated & ~step.terminated).cpu().numpy(),
+                        None if final is None else final.cpu().numpy(),
+                        episodes,
+                    ),
+                }
+            )
+            return listener.on_step()
+
+        listener.on_rollout_start()
+        with torch.no_grad():
+            observations = collect(self.env.vector, act, self.buffer, self._observations, on_step)
+        if observations is None:
+            self._observations = None
+            return False
+        self._observations = observations
+        listener.on_rollout_end()
+        return True
+
+    def _record(self, collect_seconds: float, train_seconds: float) -> None:
+        assert self.env is not None
+        if self.ep_info_buffer:
+            self.logger.record("rollout/ep_rew_mean", float(np.mean(self.episode_returns)))
+            self.logger.record("rollout/ep_len_mean", float(np.mean(self.episode_lengths)))
+        self.logger.record("rollout/diverged_simulations", self.env.vector.blowups)
+        elapsed = max((time.time_ns() - self.start_time) * 1e-9, 1e-9)
+        self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
+        self.logger.record("time/iterations", self.iteration)
+        self.logger.record("time/time_elapsed", elapsed)
+        self.logger.record("time/total_timesteps", self.num_timesteps)
+        self.logger.record("time/collect_seconds", collect_seconds)
+        self.logger.record("time/train_seconds", train_seconds)
+        self.last_metrics = {key: value for key, value in self.logger.name_to_value.items() if value is not None}
+
+    # Acting ----------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def act(self, observations: Tensor, deterministic: bool = False, noise: Tensor | None = None) -> Tensor:
+        """Actions [n, *A] as the environment takes them, for observations [n, *O]; `predict` on tensors.
+
+        Args:
+            observations: on any device; actions come back on the same.
+            deterministic: the most probable action in place of a sampled one.
+            noise: [n, *noise_shape] to sample with; None draws from torch's global generator.
+        """
+        local = observations.to(self.device)
+        distribution = self.policy.distribution(local)
+        if deterministic:
+            actions = distribution.mode()
+        else:
+            head = self.policy.actor.head
+            draw = torch.randn if head.kind == "gaussian" else torch.rand
+            actions = distribution.sample(
+                draw(len(local), *head.noise_shape, device=self.device) if noise is None else noise.to(self.device)
+            )
+        return self.policy.to_environment(actions).to(observations.device)
+
+    # Saving ----------------------------------------------------------------------------------------------------------
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Tensors of an exact resume beside the policy and the environment; algorithms add theirs."""
+        return {}
+
+    def _load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `_tensors` gave."""
+
+    def save(self, path: str | os.PathLike[str], exclude: Any = None, include: Any = None) -> None:  # type: ignore[override]
+        """Write a checkpoint from which training goes on exactly; see `agents.checkpoint`.
+
+        Differs from SB3: nothing is pickled, and there is nothing to exclude or include. Environments that cannot be
+        put back exactly are left out: a resumed run begins new episodes in them.
+
+        Raises:
+            OSError: the file cannot be written; an earlier one is untouched.
+        """
+        tensors = {f"policy.{name}": tensor for name, tensor in self.policy.state_dict().items()}
+        tensors |= {f"{self.name}.{name}": tensor for name, tensor in self._tensors().items()}
+        manifest: dict[str, Any] = {
+            "algorithm": self.name,
+            "env_id": None,
+            "env_kwargs": {},
+            "policy_class": self.policy_class.__name__,
+            "policy_kwargs": {**self.policy_kwargs, **self._activation_key()},
+            "config": dataclasses.asdict(self.config),
+            "observation_space": encode(self.observation_space),
+            "action_space": encode(self.action_space),
+            "seed": self.seed,
+            "stream_seed": self._stream_seed,
+            "num_timesteps": self.num_timesteps,
+            "total_timesteps": self._total_timesteps,
+            "iteration": self.iteration,
+            "episodes": self._episode_num,
+            "episode_infos": list(self.ep_info_buffer or ()),
+            "stats_window_size": self._stats_window_size,
+            "metrics": {key: value for key, value in self.last_metrics.items() if isinstance(value, (int, float))},
+            "env_snapshot": None,
+        }
+        if self.env is not None:
+            vector = self.env.vector
+            manifest |= {"env_id": vector.made_from.get("env_id"), "env_kwargs": vector.made_from.get("kwargs", {})}
+            manifest["blowups"] = vector.blowups
+            if self._observations is not None:
+                try:
+                    snapshot = vector.snapshot()
+                except SnapshotError as error:
+                    manifest["env_snapshot"] = str(error)
+                else:
+                    manifest["env_snapshot"] = "exact"
+                    tensors |= {f"env.{name}": tensor for name, tensor in snapshot.items()}
+                    tensors["episode.returns"] = self._episodes.returns
+                    tensors["episode.lengths"] = self._episodes.lengths
+        target = pathlib.Path(path)
+        checkpoint.write(target if target.suffix else target.with_suffix(".zip"), manifest, tensors)
+
+    def _activation_key(self) -> dict[str, str]:
+        from agents.policy.networks import activation_key
+
+        given = self.policy_kwargs.get("activation_fn")
+        return {} if given is None else {"activation_fn": activation_key(given)}
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls,
+        path: str | os.PathLike[str],
+        env: Any = None,
+        device: torch.device | str = "auto",
+        custom_objects: Mapping[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = False,
+        **hyperparameters: Any,
+    ) -> Self:
+        """The agent that `save` wrote.
+
+        Args:
+            path: the file.
+            env: environments to go on training in, with the stored spaces; None for an agent that only predicts. If
+                they are as many as were saved and can be put back, they are put into the stored state.
+            device: where the policy trains.
+            custom_objects: {"policy_class": class} for an agent that was made with a policy class of one's own.
+            force_reset: begin new episodes. Differs from SB3, where that is the default.
+            **hyperparameters: in place of the stored ones.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or another algorithm's.
+            ValueError: env has other spaces.
+        """
+        source = pathlib.Path(path)
+        manifest, tensors = checkpoint.read(source if source.suffix else source.with_suffix(".zip"))
+        if manifest["algorithm"] != cls.name:
+            raise checkpoint.CheckpointError(
+                f"{source} holds a {manifest['algorithm']} agent; load it with that class, or use agents.load."
+            )
+        policy_class = (custom_objects or {}).get("policy_class") or _stored_policy_class(cls, manifest, source)
+        config = cls.Config.of(hyperparameters, base=cls.Config.of(manifest["config"]))
+        agent = cls(
+            policy_class,
+            None,
+            policy_kwargs=manifest["policy_kwargs"],
+            seed=manifest["seed"],
+            device=device,
+            stats_window_size=manifest["stats_window_size"],
+            **dataclasses.asdict(config),
+        )
+        agent.observation_space, agent.action_space = (
+            decode(manifest[name]) for name in ("observation_space", "action_space")
+        )
+        agent._stream_seed = manifest["stream_seed"]
+        agent.num_timesteps, agent.iteration = manifest["num_timesteps"], manifest["iteration"]
+        agent._total_timesteps, agent._episode_num = manifest["total_timesteps"], manifest["episodes"]
+        agent.ep_info_buffer = deque(manifest["episode_infos"], maxlen=agent._stats_window_size)
+        agent.ep_success_buffer = deque(maxlen=agent._stats_window_size)
+        agent.last_metrics = manifest["metrics"]
+        agent._setup_model()
+        agent.policy.load_state_dict(_with_prefix(tensors, "policy."))
+        agent._load_tensors(_with_prefix(tensors, f"{cls.name}."))
+        if env is not None:
+            agent.set_env(env)
+            if manifest["env_snapshot"] == "exact" and not force_reset:
+                agent._restore_env(manifest, tensors)
+        return agent
+
+    def _restore_env(self, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        assert self.env is not None
+        vector = self.env.vector
+        if vector.num_envs != len(tensors["episode.returns"]):
+            return
+        self._observations = vector.restore(_with_prefix(tensors, "env."))
+        self._last_obs = self._observations.cpu().numpy()
+        vector.blowups = manifest["blowups"]
+        self._episodes.returns.copy_(tensors["episode.returns"])
+        self._episodes.lengths.copy_(tensors["episode.lengths"])
+
+    def set_parameters(
+        self, load_path_or_dict: Any, exact_match: bool = True, device: torch.device | str = "auto"
+    ) -> None:
+        """Load the policy's parameters from a checkpoint of ours, or from {"policy": state_dict}."""
+        if not isinstance(load_path_or_dict, dict):
+            _, tensors = checkpoint.read(load_path_or_dict)
+            load_path_or_dict = {"policy": _with_prefix(tensors, "policy.")}
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        if self.env is not None and self._acting is not self.policy:
+            self._acting.load_state_dict(self.policy.state_dict())
+
+
+def _as_view(env: Any, config: AgentConfig, wanted: int | None) -> SB3View:
+    """env as the view that agents train on, checked: same-step autoreset, a supported action space, wanted environments."""
+    if isinstance(env, str):
+        env = make_vec(env, config.num_envs)
+    elif wanted is not None and (n := as_vector(env).num_envs) != wanted:
+        raise ValueError(f"num_envs is {wanted} but env holds {n}; leave num_envs out where you give an environment.")
+    view = env if isinstance(env, SB3View) else SB3View(as_vector(env))
+    vector: VectorEnv = view.vector
+    if vector.autoreset is not AutoresetMode.SAME_STEP:
+        raise ValueError("env has autoreset 'disabled'; agents train with make_vec(..., autoreset='same_step').")
+    if not isinstance(vector.single_observation_space, spaces.Box):
+        raise ValueError(
+            f"The observation space is {vector.single_observation_space}; agents take a Box: wrap the environment in "
+            "gymnasium.wrappers.FlattenObservation."
+        )
+    Head.of(vector.single_action_space)
+    return view
+
+
+def _stored_policy_class(cls: type[Agent], manifest: dict[str, Any], source: pathlib.Path) -> type[BasePolicy]:
+    for policy_class in cls.policy_aliases.values():
+        if policy_class.__name__ == manifest["policy_class"]:
+            return policy_class
+    raise checkpoint.CheckpointError(
+        f"{source} was made with the policy class {manifest['policy_class']}; "
+        "give it again: load(path, custom_objects={'policy_class': ...})."
+    )
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,1 @@
+"""How a step is found: score operators, solvers and value fits. Pure tensors, without environments."""

@@ -1,0 +1,344 @@
+"""The score operator Ψ [n, p]: one row per sample, the gradient of a scalar output with respect to all parameters.
+
+Ψ is never materialized. In a layer y = W h + b the gradient of one sample is the outer product of δ = d output / d y
+and (h, 1); H [n, in + 1] and Δ [n, out] of every layer, from one forward and one backward pass, give all products with
+Ψ. With the output log π(a|s) these are a policy's scores and Ψᵀ Ψ / n its Fisher matrix; with the output V(s) Ψᵀ Ψ / n
+is the critic's Gauss-Newton matrix.
+
+Source: Martens & Grosse 2015, section 2, https://arxiv.org/abs/1503.05671 (the outer products); Goodfellow 2015,
+https://arxiv.org/abs/1510.01799 (per-sample gradient norms).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.utils import parameters_to_vector
+
+
+class UnfactoredModuleError(ValueError):
+    """A module's scores are no outer products of its layers' inputs and output gradients."""
+
+
+class Constant(nn.Module):
+    """A vector of parameters that depends on no input, such as a global log standard deviation.
+
+    Args:
+        size: its length.
+        value: what every entry starts with.
+    """
+
+    def __init__(self, size: int, value: float = 0.0) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.full((size,), value))
+
+    def forward(self, n: int) -> Tensor:
+        """The vector once per sample, [n, size]."""
+        return self.bias.expand(n, -1)
+
+
+class Scores(ABC):
+    """Products with Ψ [n, p]. Vectors of length p are in the order of torch.nn.utils.parameters_to_vector.
+
+    Attributes:
+        values: the outputs that were differentiated, [n], detached.
+        p: the number of parameters.
+    """
+
+    values: Tensor
+    p: int
+
+    @property
+    def n(self) -> int:
+        """The number of samples."""
+        return len(self.values)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    @abstractmethod
+    def matvec(self, v: Tensor) -> Tensor:
+        """Ψ v: [p] -> [n]."""
+
+    @abstractmethod
+    def rmatvec(self, u: Tensor) -> Tensor:
+        """Ψᵀ u: [n] -> [p]."""
+
+    def fisher_matvec(self, v: Tensor) -> Tensor:
+        """F v = Ψᵀ Ψ v / n: [p] -> [p]."""
+        return self.rmatvec(self.matvec(v)).div_(self.n)
+
+    @abstractmethod
+    def diagonal(self) -> Tensor:
+        """The diagonal of F = Ψᵀ Ψ / n, [p]."""
+
+    @abstractmethod
+    def trace(self) -> Tensor:
+        """tr F, a scalar tensor."""
+
+    @abstractmethod
+    def gram(self) -> Tensor:
+        """Ψ Ψᵀ, [n, n]."""
+
+
+class FactoredScores(Scores):
+    """Ψ as the layers' inputs and output gradients; see `capture`.
+
+    Args:
+        values: [n].
+        inputs: each layer's H with its column of ones where it has a bias, [n, m].
+        deltas: each layer's Δ, [n, out].
+        index: the flat positions of each layer's [W, b], int64 [out, m].
+    """
+
+    def __init__(
+        self, values: Tensor, inputs: Sequence[Tensor], deltas: Sequence[Tensor], index: Sequence[Tensor]
+    ) -> None:
+        self.values = values
+        self._inputs = list(inputs)
+        self._shapes = [tuple(positions.shape) for positions in index]
+        self._order = torch.cat([positions.flatten() for positions in index]).to(self.device)
+        self._flat_order = self._order.argsort()
+        self.p = len(self._order)
+        # All layers' Δᵀ as rows of one matrix, samples contiguous: one multiplication and one sum serve them all.
+        self._rows = [delta.shape[1] for delta in deltas]
+        self._delta = torch.cat([delta.T for delta in deltas])
+        self._work = torch.empty_like(self._delta)
+        self._packed = self.values.new_empty(self.p)
+
+    def matvec(self, v: Tensor) -> Tensor:
+        # Per layer the row sums of (V Hᵀ) * Δᵀ.
+        torch.index_select(v, 0, self._order, out=self._packed)
+        for weight, h, rows in zip(self._matrices(), self._inputs, self._work.split(self._rows), strict=True):
+            torch.mm(weight, h.T, out=rows)
+        return self._work.mul_(self._delta).sum(0)
+
+    def rmatvec(self, u: Tensor) -> Tensor:
+        # Per layer (u * Δᵀ) H.
+        torch.mul(self._delta, u, out=self._work)
+        for total, h, rows in zip(self._matrices(), self._inputs, self._work.split(self._rows), strict=True):
+            torch.mm(rows, h, out=total)
+        return self._packed[self._flat_order]
+
+    def diagonal(self) -> Tensor:
+        torch.square(self._delta, out=self._work)
+        for total, h, rows in zip(self._matrices(), self._inputs, self._work.split(self._rows), strict=True):
+            torch.mm(rows, h.square(), out=total)
+        return self._packed[self._flat_order].div_(self.n)
+
+    def trace(self) -> Tensor:
+        # |gradient|² of one sample and layer is |δ|² |(h, 1)|².
+        norms = [delta.square().sum(0) @ h.square().sum(1) for h, delta in self._layers()]
+        return torch.stack(norms).sum() / self.n
+
+    def gram(self) -> Tensor:
+        total = self.values.new_zeros((self.n, self.n))
+        for h, delta in self._layers():
+            total.addcmul_(h @ h.T, delta.T @ delta)
+        return total
+
+    def kfac(self) -> list[tuple[Tensor, Tensor]]:
+        """The layers' Kronecker factors A = Hᵀ H / n [m, m] and G = Δᵀ Δ / n [out, out].
+
+        H ends with a column of ones where the layer has a bias. Source: Martens & Grosse 2015, section 3.
+        """
+        return [(h.T @ h / self.n, delta @ delta.T / self.n) for h, delta in self._layers()]
+
+    def _layers(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each layer's H [n, m] and Δᵀ [out, n]."""
+        return zip(self._inputs, self._delta.split(self._rows), strict=True)
+
+    def _matrices(self) -> list[Tensor]:
+        """The packed vector as one matrix [W, b] per layer, [out, m]; views."""
+        parts = self._packed.split([rows * columns for rows, columns in self._shapes])
+        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+
+class DenseScores(Scores):
+    """Ψ as a matrix: slow and general; see `dense_scores`.
+
+    Args:
+        values: [n].
+        matrix: Ψ [n, p].
+    """
+
+    def __init__(self, values: Tensor, matrix: Tensor) -> None:
+        self.values = values
+        self.matrix = matrix
+        self.p = matrix.shape[1]
+
+    def matvec(self, v: Tensor) -> Tensor:
+        return self.matrix @ v
+
+    def rmatvec(self, u: Tensor) -> Tensor:
+        return self.matrix.T @ u
+
+    def diagonal(self) -> Tensor:
+        return self.matrix.square().mean(0)
+
+    def trace(self) -> Tensor:
+        return self.matrix.square().sum() / self.n
+
+    def gram(self) -> Tensor:
+        return self.matrix @ self.matrix.T
+
+
+def capture(module: nn.Module, forward: Callable[[], Tensor]) -> FactoredScores:
+    """The scores of a module of Linear and `Constant` layers, from one forward and one backward pass.
+
+    Args:
+        module: whose parameters count. Modules without parameters of their own (activations, containers) are free.
+        forward: calls the module on n samples, each layer once, and returns one output per sample, [n], which depends
+            on that sample alone: log π(a|s) or V(s).
+
+    Raises:
+        UnfactoredModuleError: a module with parameters is neither Linear nor Constant, or layers share a parameter.
+        ValueError: the output is not [n], a layer is not called exactly once on [n, in], the output does not depend on
+            it, or a later operation overwrites what it read or returned.
+    """
+    layers = _layers(module)
+    calls: dict[nn.Module, _Call] = {}
+
+    def keep(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if layer in calls:
+            raise ValueError(f"{layer} is called twice in one forward pass; its score is then no outer product.")
+        calls[layer] = _Call(layer, args[0], output)
+
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    try:
+        with torch.enable_grad():
+            values = forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(
+            f"the output has shape {tuple(values.shape)}; return one number per sample, [n], n at least 1."
+        )
+    for layer in layers:
+        if layer not in calls:
+            raise ValueError(f"{layer} takes no part in the output; pass only the module whose parameters do.")
+        calls[layer].check(len(values))
+    used = [calls[layer] for layer in layers]
+    deltas = torch.autograd.grad(values, [c.output for c in used], torch.ones_like(values), allow_unused=True)
+    for layer, delta in zip(layers, deltas, strict=True):
+        if delta is None:
+            raise ValueError(f"{layer} takes no part in the output; pass only the module whose parameters do.")
+    inputs = [call.extended_input() for call in used]
+    return FactoredScores(values.detach(), inputs, deltas, _flat_index(module, layers))
+
+
+def dense_scores(module: nn.Module, output: Callable[..., Tensor], *batch: Tensor) -> DenseScores:
+    """The scores of any module by per-sample differentiation; n times p numbers.
+
+    Args:
+        module: whose parameters count.
+        output: output(module, *batch) -> [n], one number per sample.
+        batch: tensors with n rows each.
+
+    Source: https://docs.pytorch.org/tutorials/intermediate/per_sample_grads.html.
+    """
+    call = _Bound(module, output)
+    parameters = {name: parameter.detach() for name, parameter in call.named_parameters()}
+
+    def one(parameters: dict[str, Tensor], *sample: Tensor) -> Tensor:
+        return functional_call(call, parameters, tuple(row[None] for row in sample))[0]
+
+    rows = vmap(grad(one), in_dims=(None, *(0 for _ in batch)))(parameters, *batch)
+    with torch.no_grad():
+        values = output(module, *batch)
+    return DenseScores(values, torch.cat([row.flatten(1) for row in rows.values()], dim=1))
+
+
+@torch.no_grad()
+def parameter_vector(module: nn.Module) -> Tensor:
+    """A copy of the module's parameters, [p]."""
+    return parameters_to_vector(module.parameters())
+
+
+@torch.no_grad()
+def assign_parameters(module: nn.Module, vector: Tensor) -> None:
+    """Write vector [p] into the module's parameters, in place.
+
+    torch.nn.utils.vector_to_parameters would make the parameters views of the vector.
+    """
+    parameters = list(module.parameters())
+    for parameter, part in zip(parameters, vector.split([x.numel() for x in parameters]), strict=True):
+        parameter.copy_(part.view_as(parameter))
+
+
+class _Call:
+    """One layer's call: what it read and returned."""
+
+    def __init__(self, layer: nn.Module, read: Tensor | int, output: Tensor) -> None:
+        self.layer = layer
+        self.output = output
+        self._input = read.detach() if isinstance(read, Tensor) else output.new_empty((read, 0))
+        self._versions = self._current_versions()
+
+    def check(self, n: int) -> None:
+        if self.output.shape[:-1] != (n,):
+            raise ValueError(f"{self.layer} returned {tuple(self.output.shape)} for {n} outputs; call it on [n, in].")
+        if self._current_versions() != self._versions:
+            raise ValueError(
+                f"what {self.layer} read or returned was overwritten in place; use operations that are not in place "
+                "(such as ReLU without inplace=True)."
+            )
+
+    def extended_input(self) -> Tensor:
+        """The input [n, in], with a column of ones where the layer has a bias."""
+        if self.layer.bias is None:
+            return self._input
+        return torch.cat((self._input, self._input.new_ones((len(self._input), 1))), dim=1)
+
+    def _current_versions(self) -> tuple[int, int]:
+        return self._input._version, self.output._version
+
+
+class _Bound(nn.Module):
+    """output(module, ...) as a module, so that functional_call can exchange the parameters."""
+
+    def __init__(self, module: nn.Module, output: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.module = module
+        self.output = output
+
+    def forward(self, *sample: Tensor) -> Tensor:
+        return self.output(self.module, *sample)
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    """The module's Linear and Constant layers; others with parameters of their own are refused."""
+    layers: list[nn.Module] = []
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, Constant)):
+            layers.append(part)
+        elif next(part.parameters(recurse=False), None) is not None:
+            raise UnfactoredModuleError(
+                f"{type(part).__name__} has parameters; factored scores know Linear and Constant. Use dense_scores."
+            )
+    if not layers:
+        raise UnfactoredModuleError(f"{type(module).__name__} has no Linear or Constant layer, so there are no scores.")
+    return layers
+
+
+def _flat_index(module: nn.Module, layers: Sequence[nn.Module]) -> list[Tensor]:
+    """The positions of each layer's [W, b] in the flat parameter vector, int64 [out, m]."""
+    position: dict[nn.Parameter, Tensor] = {}
+    p = 0
+    for parameter in module.parameters():
+        position[parameter] = torch.arange(p, p + parameter.numel()).view(len(parameter), -1)
+        p += parameter.numel()
+    index = [torch.cat([position[x] for x in layer.parameters(recurse=False)], dim=1) for layer in layers]
+    if sum(positions.numel() for positions in index) != p:
+        raise UnfactoredModuleError("layers share a parameter; its score is then no outer product. Use dense_scores.")
+    return index

@@ -1,0 +1,119 @@
+"""The policy that agents train: a normaliser, an actor and a critic, under SB3's policy interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor, nn
+
+from agents.direction.critics import Critic
+from agents.direction.scores import Constant
+from agents.policy.distributions import Distribution, Head
+from agents.policy.networks import activation_key, flatten, mlp
+from agents.policy.normalizer import ObservationNormalizer
+
+
+class Actor(nn.Module):
+    """Normalised observations to action distributions. Its parameters are the theta of every direction.
+
+    Args:
+        observation_size: O.
+        head: how actions are parametrised.
+        net_arch: hidden layer sizes.
+        activation: key of `ACTIVATIONS`.
+        log_std_init: initial log standard deviation of Gaussian actions.
+    """
+
+    def __init__(
+        self, observation_size: int, head: Head, net_arch: Sequence[int], activation: str, log_std_init: float
+    ) -> None:
+        super().__init__()
+        self.head = head
+        # A small last layer makes the first policy nearly the same in every state.
+        self.net = mlp(observation_size, net_arch, head.outputs, activation, output_gain=0.01)
+        self.log_std = Constant(head.outputs, log_std_init) if head.kind == "gaussian" else None
+
+    def forward(self, normalized: Tensor) -> Distribution:
+        outputs = self.net(normalized)
+        return self.head.distribution(outputs, self.log_std(len(outputs)) if self.log_std is not None else None)
+
+
+class ActorCriticPolicy(BasePolicy):
+    """Actor and critic on observations that the policy itself normalises.
+
+    Args:
+        observation_space: a Box, flattened.
+        action_space: Box, Discrete, MultiDiscrete or MultiBinary.
+        net_arch: hidden layer sizes of actor and critic.
+        activation_fn: key or class of `ACTIVATIONS`.
+        log_std_init: initial log standard deviation of Gaussian actions.
+        normalize_observations: whether the normaliser learns; otherwise it stays the identity.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        net_arch: Sequence[int] = (64, 64),
+        activation_fn: str | type[nn.Module] = "tanh",
+        log_std_init: float = 0.0,
+        normalize_observations: bool = True,
+    ) -> None:
+        super().__init__(observation_space, action_space)
+        size = int(np.prod(observation_space.shape or ()))
+        activation = activation_key(activation_fn)
+        self.normalize_observations = normalize_observations
+        self.normalizer = ObservationNormalizer(size)
+        self.actor = Actor(size, Head.of(action_space), net_arch, activation, log_std_init)
+        self.critic = Critic(mlp(size, net_arch, 1, activation, output_gain=1.0))
+        if isinstance(action_space, spaces.Box):
+            self.register_buffer("_low", torch.as_tensor(action_space.low), persistent=False)
+            self.register_buffer("_high", torch.as_tensor(action_space.high), persistent=False)
+
+    def normalize(self, observations: Tensor) -> Tensor:
+        """[n, *O] as the networks take them: flat, float32, normalised."""
+        flat = flatten(observations)
+        return self.normalizer(flat) if self.normalize_observations else flat
+
+    def distribution(self, observations: Tensor) -> Distribution:
+        """Action distributions for observations [n, *O]."""
+        return self.actor(self.normalize(observations))
+
+    def update_normalizer(self, observations: Tensor) -> None:
+        """Take observations [n, *O] into the statistics, where the policy normalises."""
+        if self.normalize_observations:
+            self.normalizer.update(flatten(observations))
+
+    def to_environment(self, actions: Tensor) -> Tensor:
+        """Actions [n, *A] as the environment takes them: Box actions clipped to their bounds, as in SB3."""
+        if self.actor.head.kind != "gaussian":
+            return actions
+        return torch.clamp(actions.reshape(-1, *self.actor.head.shape), self._low, self._high)  # type: ignore[arg-type]
+
+    def sample(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Actions for observations [n, *O] from noise [n, *noise_shape], before clipping."""
+        return self.distribution(observations).sample(noise)
+
+    def forward(self, obs: Tensor, deterministic: bool = False) -> Tensor:
+        return self._predict(obs, deterministic)
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
+        distribution = self.distribution(observation)
+        if deterministic:
+            return distribution.mode().reshape(-1, *self.actor.head.shape)
+        draw = torch.randn if self.actor.head.kind == "gaussian" else torch.rand
+        noise = draw(len(observation), *self.actor.head.noise_shape, device=self.device)
+        return distribution.sample(noise).reshape(-1, *self.actor.head.shape)
+
+    def save(self, path: str) -> NoReturn:
+        raise NotImplementedError("Save the agent: a policy is not stored apart from its algorithm's settings.")
+
+    @classmethod
+    def load(cls, path: str, device: torch.device | str = "auto") -> NoReturn:
+        raise NotImplementedError("Load the agent, e.g. NPG.load(path), and use its .policy; nothing is unpickled here.")

@@ -1,0 +1,43 @@
+"""Networks, and the names under which activations are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
+"""Registry key -> activation. Checkpoints store keys."""
+
+
+def activation_key(activation: str | type[nn.Module]) -> str:
+    """The registry key of an activation given as key or class; others raise ValueError."""
+    for key, module in ACTIVATIONS.items():
+        if activation in (key, module):
+            return key
+    raise ValueError(f"activation is {activation!r}; use one of {', '.join(ACTIVATIONS)}.")
+
+
+def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str, output_gain: float) -> nn.Sequential:
+    """Linear layers with an activation between them; orthogonal weights (gain sqrt 2, output_gain last), zero biases."""
+    sizes = [inputs, *hidden, outputs]
+    layers: list[nn.Module] = []
+    for i, (size_in, size_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        last = i == len(hidden)
+        layer = nn.Linear(size_in, size_out)
+        nn.init.orthogonal_(layer.weight, output_gain if last else 2**0.5)
+        nn.init.zeros_(layer.bias)
+        layers += [layer] if last else [layer, ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers)
+
+
+def flatten(observations: torch.Tensor) -> torch.Tensor:
+    """[n, *O] as float32 [n, prod O]."""
+    return observations.flatten(1).to(torch.float32)

@@ -1,0 +1,1 @@
+"""A rollout: collecting it, storing it, and what its steps were worth."""

@@ -1,0 +1,1 @@
+"""The rooms behind train.py and evaluate.py."""

@@ -1,0 +1,145 @@
+"""Evaluating a saved agent: the table, the JSON, the plot and the video."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+from agents import REGISTRY, checkpoint
+from agents.base import Agent
+from agents.run import report
+from agents.run.errors import RunError, UsageError
+from agents.run.evaluation import BLOCK, Evaluation, evaluate
+from agents.run.folder import RunFolder
+from agents.run.options import Flag
+from envs import make_vec
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """Run whole episodes with a trained agent, one for each seed, and say what it is worth."""
+
+    target: Positional[Annotated[str, arg(metavar="RUN_OR_FILE")]]
+    """A run's folder (its last checkpoint is taken) or a checkpoint file."""
+    episodes: int = 100
+    """Number of episodes."""
+    seed: int = 1000
+    """Seed of the first episode; the others follow."""
+    best: Flag = False
+    """Of a run's folder, take the checkpoint of the best evaluation."""
+    stochastic: Flag = False
+    """Sample actions, as in training; otherwise the most likely action is taken."""
+    json: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write settings, versions and every episode's return to this new file."""
+    plot: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Draw the distribution of returns to this new PNG file."""
+    video: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Film one more episode, in Gymnasium's own environment, to this new MP4 file."""
+    backend: Literal["auto", "mujoco", "gymnasium"] = "auto"
+    """Physics: mujoco is the batched one, gymnasium runs any registered environment."""
+    device: str = "auto"
+    """Where networks live: auto, cpu, cuda or cuda:1; auto takes the GPU if there is one."""
+    threads: int = 1
+    """Threads of PyTorch on the CPU; more compete with the threads of the physics."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+    def check(self) -> None:
+        """Raise UsageError for a value that is not possible, and for an output that exists."""
+        for name, least in {"episodes": 1, "seed": 0, "threads": 1}.items():
+            if getattr(self, name) < least:
+                raise UsageError(f"--{name} is {getattr(self, name)}; give at least {least}.")
+        for option in ("json", "plot", "video"):
+            _check_output(option, getattr(self, option))
+
+
+def assess(asked: Assessment) -> int:
+    """Evaluate as asked and print the table; returns the exit code.
+
+    Raises:
+        UsageError: an option is not possible.
+        RunError, CheckpointError: there is no such run or checkpoint.
+    """
+    asked.check()
+    if asked.video and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    torch.set_num_threads(asked.threads)
+    file = _checkpoint_file(asked)
+    manifest, _ = checkpoint.read(file)
+    agent = _load(file, manifest, asked.device)
+    env_id, env_kwargs = manifest["env_id"], manifest["env_kwargs"]
+    num_envs = min(BLOCK, asked.episodes)
+    env = make_vec(env_id, num_envs, backend=asked.backend, autoreset="disabled", **env_kwargs)
+    with contextlib.closing(env):
+        evaluation = evaluate(agent, env, asked.episodes, asked.seed, deterministic=not asked.stochastic)
+    console = Console(highlight=False)
+    actions = "sampled actions" if asked.stochastic else "deterministic actions"
+    title = f"{manifest['algorithm']} on {env_id} after {manifest['num_timesteps']:,} environment steps, {actions}"
+    console.print(title, style="bold", soft_wrap=True)
+    console.print(report.evaluation_table(evaluation))
+    if asked.json:
+        Path(asked.json).write_text(json.dumps(_record(asked, file, manifest, evaluation), indent=1) + "\n")
+        console.print(f"returns     {asked.json}", soft_wrap=True)
+    if asked.plot:
+        report.plot_returns(evaluation, Path(asked.plot), title)
+        console.print(f"plot        {asked.plot}", soft_wrap=True)
+    if asked.video:
+        from agents.run.video import film
+
+        filmed = film(agent, env_id, env_kwargs, asked.seed, not asked.stochastic, Path(asked.video))
+        console.print(f"video       {asked.video} (return {filmed:,.1f})", soft_wrap=True)
+    return 0
+
+
+def _check_output(option: str, name: str | None) -> None:
+    if name is None:
+        return
+    if Path(name).exists():
+        raise UsageError(f"--{option} is {name}, which exists and is not overwritten; remove it or name another file.")
+    if not Path(name).absolute().parent.is_dir():
+        raise UsageError(f"--{option} is {name}; there is no folder {Path(name).parent}, make it first.")
+
+
+def _checkpoint_file(asked: Assessment) -> Path:
+    target = Path(asked.target)
+    if not target.is_dir():
+        if asked.best:
+            raise UsageError(f"--best needs a run's folder; {target} is none.")
+        return target
+    folder = RunFolder.open(target)
+    return folder.best if asked.best else folder.last
+
+
+def _load(file: Path, manifest: dict[str, Any], device: str) -> Agent:
+    name = manifest["algorithm"]
+    if name not in REGISTRY:
+        raise RunError(f"{file} was saved by the algorithm {name!r}; this version has {', '.join(REGISTRY)}.")
+    return REGISTRY[name].load(file, device=device)
+
+
+def _record(asked: Assessment, file: Path, manifest: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
+    kept = ("algorithm", "env_id", "env_kwargs", "num_timesteps", "config")
+    return {
+        "checkpoint": str(file),
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        **{key: manifest[key] for key in kept},
+        "deterministic": not asked.stochastic,
+        "backend": asked.backend,
+        "seed": evaluation.seed,
+        "episodes": evaluation.episodes,
+        "mean": evaluation.mean,
+        "iqm": evaluation.iqm,
+        "interval": evaluation.interval,
+        "returns": evaluation.returns.tolist(),
+        "lengths": evaluation.lengths.tolist(),
+        "versions": {"training": manifest["versions"], "evaluation": checkpoint.versions()},
+    }

@@ -1,0 +1,40 @@
+"""Errors that people see: one sentence that names the value, what is allowed and what to do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import gymnasium
+
+from agents.checkpoint import CheckpointError
+from envs.vector import SnapshotError
+
+
+class RunError(Exception):
+    """A run cannot start or go on; the message says why and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(RunError):
+    """What was typed cannot be run."""
+
+    exit_code = 2
+
+
+EXPECTED = (RunError, CheckpointError, SnapshotError, ValueError, ArithmeticError, OSError, gymnasium.error.Error)
+
+
+def guarded(program: str, debug: bool, action: Callable[[], int]) -> int:
+    """The exit code of action; an expected error becomes its sentence on stderr unless debug asks for the traceback."""
+    try:
+        return action()
+    except KeyboardInterrupt:
+        print(f"{program}: stopped at once.", file=sys.stderr)
+        return 130
+    except EXPECTED as error:
+        if debug:
+            raise
+        print("\n".join([f"{program}: error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+        return error.exit_code if isinstance(error, RunError) else 1

@@ -1,0 +1,119 @@
+"""What a policy is worth: whole episodes on fixed seeds, and their statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from torch import Tensor
+
+from envs.vector import VectorEnv
+
+BLOCK = 16
+"""Rows per call of act: BLAS rounds a row by the height of its batch, so a fixed height keeps results independent of
+how many environments run."""
+
+
+class Actor(Protocol):
+    """What evaluation needs of an agent."""
+
+    def act(self, obs: Tensor, deterministic: bool = False) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Episodes of one policy; row k is the episode of seed + k.
+
+    Args:
+        returns: [E] undiscounted sums of the environment's own reward, float64.
+        lengths: [E] environment steps, int64.
+        seed: the first episode's seed.
+    """
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    seed: int
+
+    @property
+    def episodes(self) -> int:
+        return len(self.returns)
+
+    @property
+    def steps(self) -> int:
+        """Environment steps that the evaluation took."""
+        return int(self.lengths.sum())
+
+    @property
+    def mean(self) -> float:
+        return float(self.returns.mean())
+
+    @cached_property
+    def iqm(self) -> float:
+        """Interquartile mean: without the lowest and the highest quarter (Agarwal et al. 2021, section 4.3)."""
+        from scipy.stats import trim_mean
+
+        return float(trim_mean(self.returns, 0.25))
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """95 % percentile bootstrap interval of the mean, over episodes; the value itself if all episodes agree."""
+        if np.ptp(self.returns) == 0.0:
+            return self.mean, self.mean
+        from scipy.stats import bootstrap
+
+        result = bootstrap((self.returns,), np.mean, method="percentile", rng=np.random.default_rng(0))
+        return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def evaluate(agent: Actor, env: VectorEnv, episodes: int, seed: int, deterministic: bool = True) -> Evaluation:
+    """Run one episode for each seed, seed + 1, ... with the agent as it is; acting changes nothing in it.
+
+    Environment i runs episodes i, i + N, i + 2 N, ... (N: num_envs), so quick episodes are not preferred. With
+    deterministic actions the result does not depend on N; sampled actions come from the agent's one stream, which N
+    interleaves.
+
+    Args:
+        env: with autoreset disabled; its reward is taken as it is.
+        episodes: E, at least 1.
+
+    Raises:
+        ValueError: episodes < 1, or an environment that resets itself.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes is {episodes}; evaluate at least 1.")
+    if env.autoreset is not AutoresetMode.DISABLED:
+        raise ValueError("evaluation resets episodes itself; make the environment with autoreset='disabled'.")
+    returns = np.zeros(episodes)
+    lengths = np.zeros(episodes, dtype=np.int64)
+    live = np.arange(min(env.num_envs, episodes))
+    episode = live.copy()  # the episode that each live environment is in
+    observation = env.reset(seed=(seed + episode).tolist(), ids=live)[0].clone()
+    while len(live):
+        step = env.step(_act(agent, observation, deterministic), ids=live)
+        observation, reward, terminated, truncated = (value.clone() for value in step[:4])
+        returns[episode] += reward.cpu().numpy()
+        lengths[episode] += 1
+        ended = (terminated | truncated).cpu().numpy()
+        if not ended.any():
+            continue
+        episode = np.where(ended, episode + env.num_envs, episode)
+        restarted = ended & (episode < episodes)
+        if restarted.any():
+            fresh, _ = env.reset(seed=(seed + episode[restarted]).tolist(), ids=live[restarted])
+            observation[torch.as_tensor(restarted, device=observation.device)] = fresh
+        keep = episode < episodes
+        observation = observation[torch.as_tensor(keep, device=observation.device)]
+        live, episode = live[keep], episode[keep]
+    return Evaluation(returns, lengths, seed)
+
+
+def _act(agent: Actor, observation: Tensor, deterministic: bool) -> Tensor:
+    """Actions [n, *A] for observation [n, *O], computed in blocks of BLOCK rows, the last one filled with zeros."""
+    n = len(observation)
+    padded = observation.new_zeros(-(-n // BLOCK) * BLOCK, *observation.shape[1:])
+    padded[:n] = observation
+    return torch.cat([agent.act(block, deterministic=deterministic).clone() for block in padded.split(BLOCK)])[:n]

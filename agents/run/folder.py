@@ -1,0 +1,204 @@
+"""The run folder: where each file of a run is, and how it is kept."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import fcntl
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from agents import checkpoint
+from agents.run.errors import RunError
+from agents.run.options import RunOptions
+
+EVALUATION_COLUMNS = ("steps", "mean", "iqm", "lower", "upper", "episodes", "seconds")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What config.yaml holds: the resolved values of a run, and where each hyperparameter came from."""
+
+    algorithm: str
+    run: RunOptions
+    config: dict[str, Any]
+    origins: dict[str, str]
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: the run's folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.command = self.path / "command.txt"
+        self.last = self.path / "checkpoints" / "last.zip"
+        self.best = self.path / "checkpoints" / "best.zip"
+        self.evaluations = self.path / "evaluations.csv"
+        self.progress = self.path / "progress.csv"
+        self.curve = self.path / "curve.png"
+
+    @classmethod
+    def create(cls, config: RunConfig, command: str) -> RunFolder:
+        """Make the folder of a new run and write what is known before training.
+
+        Raises:
+            RunError: the folder exists or cannot be written.
+        """
+        folder = cls(_new_path(config))
+        try:
+            folder.last.parent.mkdir(parents=True)
+            folder.write_config(config)
+            folder.command.write_text(command + "\n")
+            (folder.path / "versions.json").write_text(json.dumps(_versions(), indent=1) + "\n")
+        except FileExistsError as error:
+            raise RunError(
+                f"{folder.path} exists and is not overwritten; choose another --run-dir or --name, or go on with "
+                f"python train.py resume {folder.path}"
+            ) from error
+        except OSError as error:
+            raise RunError(f"{folder.path} cannot be written ({error.strerror}); choose another --runs.") from error
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """The folder of an earlier run.
+
+        Raises:
+            RunError: there is no run with a checkpoint at path.
+        """
+        folder = cls(path)
+        if not folder.path.is_dir():
+            raise RunError(f"There is no run folder at {folder.path}.")
+        if not folder.config.is_file():
+            raise RunError(f"{folder.path} is not a run folder: it holds no {folder.config.name}.")
+        if not folder.last.is_file():
+            raise RunError(f"{folder.path} holds no checkpoint yet; start the run anew.")
+        return folder
+
+    def lock(self) -> TextIO:
+        """Hold this run until the returned file is closed or the process ends.
+
+        Raises:
+            RunError: another process holds it.
+        """
+        file = self.config.open()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise RunError(f"Another process is training in {self.path}; stop it first.") from error
+        return file
+
+    def write_config(self, config: RunConfig) -> None:
+        text = yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+        self.config.write_text(text)
+
+    def read_config(self) -> RunConfig:
+        """What the run was started with.
+
+        Raises:
+            RunError: config.yaml is not one that this version wrote.
+        """
+        try:
+            values = yaml.safe_load(self.config.read_text())
+            run = values.pop("run")
+            return RunConfig(run=RunOptions(**{**run, "env_kwargs": tuple(run["env_kwargs"])}), **values)
+        except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+            raise RunError(f"{self.config} cannot be read as a run's configuration ({error}).") from error
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; none if there is no such file."""
+    if not file.is_file():
+        return []
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def keep_rows(file: Path, column: str, most: int) -> None:
+    """Drop the rows whose column is beyond most: what was logged after the checkpoint that a run goes on from.
+
+    A row that the end of the process cut short is dropped too.
+    """
+    rows = read_rows(file)
+    if not rows:
+        return
+    complete = [row for row in rows if row[column] and None not in row.values()]
+    temporary = file.with_name(f".{file.name}.tmp")
+    with temporary.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row for row in complete if int(row[column]) <= most)
+    temporary.replace(file)
+
+
+def append_row(file: Path, row: dict[str, Any]) -> None:
+    """Add one row to a CSV file, and its header first if the file is new."""
+    new = not file.is_file()
+    with file.open("a", newline="") as stream:
+        writer = csv.DictWriter(stream, row.keys(), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def _new_path(config: RunConfig) -> Path:
+    run = config.run
+    if run.run_dir is not None:
+        return Path(run.run_dir)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    leaf = f"{stamp}-s{run.seed}" + (f"-{_file_name(run.name)}" if run.name else "")
+    return Path(run.runs) / _file_name(run.env) / config.algorithm / leaf
+
+
+def _file_name(text: str) -> str:
+    """text without the characters (/ and : in some environment ids) that a folder's name cannot have."""
+    return re.sub(r"[^\w.-]+", "_", text)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, so that YAML stays plain."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _versions() -> dict[str, Any]:
+    return {
+        "versions": checkpoint.versions(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        **_git(Path(__file__).parents[2]),
+    }
+
+
+def _git(root: Path) -> dict[str, Any]:
+    """Commit and dirty flag of the checkout at root; nothing if root is none."""
+    if not (root / ".git").exists():
+        return {}
+
+    def git(*arguments: str) -> str | None:
+        try:
+            result = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return result.stdout.strip() if result.returncode == 0 else None
+
+    status = git("status", "--porcelain")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}

@@ -1,0 +1,64 @@
+"""SB3's logger into a run folder, appended to when a run goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.logger import CSVOutputFormat, HParam, Logger, TensorBoardOutputFormat
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from agents.run.evaluation import Evaluation
+from agents.run.folder import RunFolder
+
+STEPS = "time/total_timesteps"
+NOT_TENSORBOARD = "tensorboard"
+ONLY_TENSORBOARD = ("stdout", "log", "json", "csv")
+
+
+class _AppendingCSV(CSVOutputFormat):
+    """SB3's CSV file, opened with the rows that it has."""
+
+    def __init__(self, filename: str) -> None:
+        Path(filename).touch()
+        self.file = Path(filename).open("r+")  # noqa: SIM115, the logger closes it
+        header = self.file.readline().strip()
+        self.keys = header.split(",") if header else []
+        self.file.seek(0, 2)
+        self.separator = ","
+        self.quotechar = '"'
+
+
+class _AppendingTensorBoard(TensorBoardOutputFormat):
+    """SB3's TensorBoard events; earlier ones from purge_step on are not shown."""
+
+    def __init__(self, folder: str, purge_step: int | None) -> None:
+        self.writer = SummaryWriter(log_dir=folder, purge_step=purge_step)
+        self._is_closed = False
+
+
+def run_logger(folder: RunFolder, steps: int) -> Logger:
+    """A logger into progress.csv and TensorBoard events for a run that has made steps environment steps."""
+    purge_step = steps + 1 if steps else None
+    outputs = [_AppendingCSV(str(folder.progress)), _AppendingTensorBoard(str(folder.path), purge_step)]
+    return Logger(str(folder.path), outputs)
+
+
+def record_hyperparameters(logger: Logger, algorithm: str, config: dict[str, Any]) -> None:
+    """For TensorBoard's HPARAMS page; the next dump writes them."""
+    values = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in config.items()}
+    hparams = HParam({"algorithm": algorithm, **values}, {"eval/mean_reward": 0.0})
+    logger.record("hparams", hparams, exclude=ONLY_TENSORBOARD)
+
+
+def log_evaluation(logger: Logger, steps: int, evaluation: Evaluation) -> None:
+    """Write an evaluation made after steps training steps; its own steps are counted apart."""
+    lower, upper = evaluation.interval
+    logger.record("eval/mean_reward", evaluation.mean)
+    logger.record("eval/iqm_reward", evaluation.iqm)
+    logger.record("eval/lower", lower)
+    logger.record("eval/upper", upper)
+    logger.record("eval/mean_ep_length", float(evaluation.lengths.mean()))
+    logger.record("eval/steps", evaluation.steps)
+    logger.record(STEPS, steps, exclude=NOT_TENSORBOARD)
+    logger.dump(steps)

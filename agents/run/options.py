@@ -1,0 +1,82 @@
+"""What a run is asked to do, beside the algorithm's hyperparameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import yaml
+from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
+
+from agents.run.errors import UsageError
+
+Flag = FlagCreatePairsOff[bool]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What to train in, for how long, and where the results go."""
+
+    # Plain YAML values only: config.yaml keeps them, and resume reads them back.
+    env: Annotated[str, arg(metavar="ID")]
+    """Environment to train in, e.g. Hopper-v5."""
+    steps: int = 1_000_000
+    """Environment steps to train for."""
+    seed: int = 0
+    """Decides everything random in the run."""
+    device: str = "auto"
+    """Where networks live: auto, cpu, cuda or cuda:1; auto takes the GPU if there is one."""
+    backend: Literal["auto", "mujoco", "gymnasium"] = "auto"
+    """Physics: mujoco is the batched one, gymnasium runs any registered environment."""
+    env_kwargs: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
+    """Argument of the environment, e.g. reset_noise_scale=0.01. May be given again."""
+    eval_every: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: a 20th of --steps)")] = None
+    """Environment steps between evaluations."""
+    eval_episodes: int = 16
+    """Episodes of one evaluation, with deterministic actions."""
+    checkpoint_every: float = 30.0
+    """Seconds between checkpoints."""
+    runs: Annotated[str, arg(metavar="FOLDER")] = "runs"
+    """Folder of all runs; this one goes to <env>/<algorithm>/<time>-s<seed> in it."""
+    name: Annotated[str | None, arg(metavar="WORD", help_behavior_hint="")] = None
+    """Word added to the name of the run's folder."""
+    run_dir: Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """The run's own folder, in place of one in --runs; must not exist."""
+    threads: int = 1
+    """Threads of PyTorch on the CPU; more compete with the threads of the physics."""
+    quiet: Flag = False
+    """Print the final summary only."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+    def check(self) -> None:
+        """Raise UsageError for a value that no run can have."""
+        least = {"steps": 1, "seed": 0, "eval_every": 1, "eval_episodes": 1, "threads": 1, "checkpoint_every": 0}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= bound:
+                raise UsageError(f"--{name.replace('_', '-')} is {value}; give at least {bound}.")
+        self.parsed_env_kwargs()
+
+    def parsed_env_kwargs(self) -> dict[str, Any]:
+        """The environment's arguments, their values read as YAML."""
+        return dict(map(_parse_pair, self.env_kwargs))
+
+
+def _parse_pair(pair: str) -> tuple[str, Any]:
+    key, equals, text = pair.partition("=")
+    if not (key.isidentifier() and equals):
+        raise UsageError(f"--env-kwargs is {pair!r}; write KEY=VALUE, e.g. reset_noise_scale=0.01.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--env-kwargs is {pair!r}; its value is not YAML.") from error
+    return key, _number_or(value)
+
+
+def _number_or(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as a string; people mean the number."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

@@ -1,0 +1,224 @@
+"""Training as a run: evaluated and checkpointed on the way, stopped and gone on with at any iteration."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import shlex
+import signal
+import time
+from collections.abc import Iterator
+
+import torch
+from rich.console import Console
+
+from agents import REGISTRY, checkpoint
+from agents.base import Agent
+from agents.config import AgentConfig
+from agents.run import report
+from agents.run.errors import UsageError
+from agents.run.evaluation import BLOCK, Evaluation, evaluate
+from agents.run.folder import EVALUATION_COLUMNS, RunConfig, RunFolder, append_row, keep_rows, read_rows
+from agents.run.log import STEPS, log_evaluation, record_hyperparameters, run_logger
+from agents.run.options import RunOptions
+from agents.run.progress import Progress
+from agents.run.signals import StopRequest
+from envs import VectorEnv, make_vec
+
+EVALUATIONS = 20
+FINAL_EPISODES = 32
+EVALUATION_SEED, FINAL_SEED = 1_000_000, 2_000_000
+"""Added to the run's seed: evaluations repeat their own episodes, the final one has fresh ones."""
+
+
+def start(algorithm: str, run: RunOptions, config: AgentConfig, origins: dict[str, str], command: str) -> int:
+    """Train a new agent; returns the exit code.
+
+    Args:
+        config: the algorithm's Config.
+        origins: where each of its values came from.
+        command: what was typed.
+
+    Raises:
+        UsageError: the environment, the device or a hyperparameter is not possible.
+        RunError: the run's folder exists or cannot be written.
+    """
+    run.check()
+    run = dataclasses.replace(run, eval_every=run.eval_every or math.ceil(run.steps / EVALUATIONS))
+    values = dataclasses.asdict(config)
+    torch.set_num_threads(run.threads)
+    with _usage_errors():
+        env = _make_env(run, config.num_envs, autoreset="same_step")
+        agent = REGISTRY[algorithm]("MlpPolicy", env, seed=run.seed, device=run.device, **values)
+    settings = RunConfig(algorithm, run, values, origins)
+    folder = RunFolder.create(settings, command)
+    return _Training(agent, folder, settings).run()
+
+
+def resume(path: str, steps: int | None, device: str, threads: int, quiet: bool, command: str) -> int:
+    """Go on with the run in the folder path; returns the exit code.
+
+    Args:
+        steps: environment steps in total, counted from the run's beginning; None: as first asked.
+
+    Raises:
+        RunError: there is no run to go on with, or another process is training in it.
+    """
+    folder = RunFolder.open(path)
+    settings = folder.read_config()
+    run = dataclasses.replace(settings.run, steps=steps or settings.run.steps, threads=threads, quiet=quiet)
+    run.check()
+    settings = dataclasses.replace(settings, run=run)
+    with folder.lock():
+        done = checkpoint.read(folder.last)[0]["num_timesteps"]
+        keep_rows(folder.evaluations, "steps", done)
+        keep_rows(folder.progress, STEPS, done)
+        if done >= run.steps and _evaluated_steps(folder) == done:
+            print(f"{folder.path} is finished with {done:,} steps; --steps with a larger number goes on.")
+            return 0
+        torch.set_num_threads(threads)
+        env = _make_env(run, settings.config["num_envs"], autoreset="same_step")
+        agent = REGISTRY[settings.algorithm].load(folder.last, env=env, device=device)
+        folder.write_config(settings)
+        with folder.command.open("a") as file:
+            file.write(command + "\n")
+        return _Training(agent, folder, settings).run()
+
+
+class _Training:
+    """One process's part of a run."""
+
+    def __init__(self, agent: Agent, folder: RunFolder, settings: RunConfig) -> None:
+        self.agent, self.folder, self.settings, self.options = agent, folder, settings, settings.run
+        self.console = Console(highlight=False)
+        self.title = f"{settings.algorithm} on {self.options.env}"
+        rows = read_rows(folder.evaluations)
+        self._evaluated = _evaluated_steps(folder)
+        self._best = max((float(row["mean"]) for row in rows), default=-math.inf)
+        self._seconds_before = float(rows[-1]["seconds"]) if rows else 0.0
+        self._begun = time.monotonic()
+
+    def run(self) -> int:
+        agent, run = self.agent, self.options
+        self._print_start()
+        agent.set_logger(run_logger(self.folder, agent.num_timesteps))
+        if agent.num_timesteps == 0:
+            record_hyperparameters(agent.logger, self.settings.algorithm, self.settings.config)
+        with (
+            contextlib.closing(_make_env(run, BLOCK, autoreset="disabled")) as env,
+            StopRequest() as stop,
+            Progress(self.console, self.title, run.steps, agent.num_timesteps, stop, run.quiet) as progress,
+            self._noting_the_last_state(),
+        ):
+            self._train(env, stop, progress)
+            agent.save(self.folder.last)
+            if stop.signal is None:
+                final = self._evaluate(env, progress, FINAL_EPISODES, run.seed + FINAL_SEED)
+        agent.logger.close()
+        report.plot_curve(self.folder, f"{self.title}, seed {run.seed}")
+        if stop.signal is not None:
+            self._print_stop(stop.signal)
+            return stop.exit_code
+        self._print_summary(final)
+        return 0
+
+    def _train(self, env: VectorEnv, stop: StopRequest, progress: Progress) -> None:
+        """Iterate until the asked steps are made or a stop is asked for."""
+        agent, run = self.agent, self.options
+        self._evaluate_if_due(env, progress)
+        saved = -math.inf
+        remaining = run.steps - agent.num_timesteps
+        if remaining <= 0:
+            return
+        for _ in agent.iterations(remaining, reset_num_timesteps=agent.num_timesteps == 0):
+            progress.iteration(agent.num_timesteps, agent.last_metrics)
+            if stop.signal is not None:
+                return
+            self._evaluate_if_due(env, progress)
+            if time.monotonic() - saved >= run.checkpoint_every:
+                agent.save(self.folder.last)
+                saved = time.monotonic()
+
+    def _evaluate_if_due(self, env: VectorEnv, progress: Progress) -> None:
+        """Evaluate at the start and wherever a multiple of eval_every was passed; the end has its own evaluation."""
+        run, steps = self.options, self.agent.num_timesteps
+        assert run.eval_every is not None
+        passed = self._evaluated is None or steps // run.eval_every > self._evaluated // run.eval_every
+        if passed and steps < run.steps:
+            self._evaluate(env, progress, run.eval_episodes, run.seed + EVALUATION_SEED)
+
+    def _evaluate(self, env: VectorEnv, progress: Progress, episodes: int, seed: int) -> Evaluation:
+        """Evaluate, log it, and keep the agent as best.zip if it is the best one so far."""
+        agent, steps = self.agent, self.agent.num_timesteps
+        evaluation = evaluate(agent, env, episodes, seed)
+        log_evaluation(agent.logger, steps, evaluation)
+        lower, upper = evaluation.interval
+        seconds = round(self._seconds_before + time.monotonic() - self._begun, 3)
+        row = (steps, evaluation.mean, evaluation.iqm, lower, upper, episodes, seconds)
+        append_row(self.folder.evaluations, dict(zip(EVALUATION_COLUMNS, row, strict=True)))
+        progress.evaluation(evaluation.mean)
+        self._evaluated = steps
+        if evaluation.mean > self._best:
+            self._best = evaluation.mean
+            agent.save(self.folder.best)
+        return evaluation
+
+    def _print_start(self) -> None:
+        if self.options.quiet:
+            return
+        agent, show = self.agent, self.console.print
+        show(f"{self.title}, seed {self.options.seed}, on {agent.device}", style="bold")
+        if agent.num_timesteps:
+            show(f"goes on after {agent.num_timesteps:,} of {self.options.steps:,} environment steps")
+        else:
+            show(report.hyperparameter_table(self.settings.config, self.settings.origins))
+        show(f"run folder: {self.folder.path}", soft_wrap=True)
+
+    def _print_stop(self, number: signal.Signals) -> None:
+        steps = self.agent.num_timesteps
+        self.console.print(f"Stopped by {number.name} after {steps:,} environment steps; everything is saved. Go on:")
+        self.console.print(f"  python train.py resume {shlex.quote(str(self.folder.path))}", soft_wrap=True)
+
+    def _print_summary(self, final: Evaluation) -> None:
+        show, folder = self.console.print, shlex.quote(str(self.folder.path))
+        show(f"\n{self.title}: final policy, deterministic, after {self.agent.num_timesteps:,} environment steps")
+        show(report.evaluation_table(final))
+        lines = {
+            "policy": self.folder.last,
+            "curve": self.folder.curve,
+            "curves live": f"tensorboard --logdir {folder}",
+            "evaluate": f"python evaluate.py {folder} --episodes 100",
+        }
+        for name, text in lines.items():
+            show(f"{name:<12}{text}", soft_wrap=True)
+
+    @contextlib.contextmanager
+    def _noting_the_last_state(self) -> Iterator[None]:
+        """Say with an error where the last saved state is."""
+        try:
+            yield
+        except Exception as error:
+            if self.folder.last.is_file():
+                error.add_note(f"The last saved state of this run is in {self.folder.last}.")
+            raise
+
+
+def _make_env(run: RunOptions, num_envs: int, autoreset: str) -> VectorEnv:
+    env_kwargs = run.parsed_env_kwargs()
+    return make_vec(run.env, num_envs, backend=run.backend, seed=run.seed, autoreset=autoreset, **env_kwargs)
+
+
+def _evaluated_steps(folder: RunFolder) -> int | None:
+    """The training steps before the last evaluation, or None."""
+    rows = read_rows(folder.evaluations)
+    return int(rows[-1]["steps"]) if rows else None
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Nothing has run yet, so what is wrong is what was typed."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error

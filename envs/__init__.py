@@ -1,0 +1,98 @@
+"""Environments: `make_vec` is the one door."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import gymnasium
+import torch
+from gymnasium.vector import AutoresetMode
+
+from envs.gymnasium_backend import GymVectorEnv
+from envs.vector import SnapshotError, VectorEnv, check_num_envs
+
+__all__ = ["GymVectorEnv", "SnapshotError", "VectorEnv", "make_vec"]
+
+BACKENDS = ("auto", "mujoco", "gymnasium")
+
+
+def make_vec(
+    env_id: str | Callable[..., gymnasium.Env],
+    num_envs: int = 1,
+    *,
+    backend: str = "auto",
+    device: torch.device | str = "cpu",
+    seed: int | None = None,
+    autoreset: AutoresetMode | str = AutoresetMode.SAME_STEP,
+    **kwargs: Any,
+) -> VectorEnv:
+    """Make num_envs environments that step together.
+
+    Args:
+        env_id: an id registered with Gymnasium, or a callable that returns a new gymnasium.Env at each call.
+        num_envs: number of environments, at least 1.
+        backend: "mujoco" (batched physics, for the tasks in envs.mujoco.TASKS), "gymnasium" (one environment after the
+            other), or "auto": mujoco where it has the task.
+        device: where the environments run; both backends run on the CPU.
+        seed: fixes the episodes of a first reset that is given no seed.
+        autoreset: "same_step" or "disabled", see `VectorEnv`.
+        **kwargs: the environment's own arguments, as for gymnasium.make.
+
+    Raises:
+        ValueError: an argument is not known or not possible; the message says what is.
+    """
+    check_num_envs(num_envs)
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; use 'auto', 'mujoco' or 'gymnasium'.{_near(backend, BACKENDS)}")
+    if torch.device(device).type != "cpu":
+        raise ValueError(
+            f"device is {str(device)!r}; these environments run and act on the CPU. "
+            f"Leave device out here and pass device={str(device)!r} to the agent, which trains there."
+        )
+    if isinstance(env_id, str):
+        env_id = _registered(env_id)
+    elif not callable(env_id):
+        raise TypeError(f"env_id is {env_id!r}; give an id or a callable that returns a gymnasium.Env.")
+    if isinstance(env_id, str) and backend != "gymnasium":
+        from envs.mujoco import TASKS, MujocoVectorEnv
+
+        if env_id in TASKS:
+            return MujocoVectorEnv(env_id, num_envs, autoreset=autoreset, seed=seed, **kwargs)
+    if backend == "mujoco":
+        raise ValueError(f"backend 'mujoco' does not have {env_id!r}; use backend='auto' or 'gymnasium'.")
+    return GymVectorEnv([_make_env(env_id, kwargs) for _ in range(num_envs)], autoreset=autoreset, seed=seed)
+
+
+def _make_env(env_id: str | Callable[..., gymnasium.Env], kwargs: dict[str, Any]) -> gymnasium.Env:
+    try:
+        env = gymnasium.make(env_id, **kwargs) if isinstance(env_id, str) else env_id(**kwargs)
+    except TypeError as error:
+        if not kwargs:
+            raise
+        raise ValueError(f"{env_id} was not made with the arguments {sorted(kwargs)}: {error}") from error
+    if not isinstance(env, gymnasium.Env):
+        raise TypeError(f"{env_id} returned a {type(env).__name__}; give a callable that returns a gymnasium.Env.")
+    return env
+
+
+def _registered(env_id: str) -> str:
+    """The registered id, after importing the package that an id of the form 'package:Id-v0' names."""
+    package, _, name = env_id.rpartition(":")
+    if name.startswith("probes/"):
+        package = "envs.probes"
+    if package:
+        importlib.import_module(package)
+    if name not in gymnasium.registry:
+        raise ValueError(
+            f"env_id is {env_id!r}, which Gymnasium does not know; import the package that registers it, or give "
+            f"'package:Id-v0' or a callable.{_near(name, gymnasium.registry)}"
+        )
+    return name
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

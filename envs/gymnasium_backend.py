@@ -1,0 +1,227 @@
+"""Gymnasium's environments as a VectorEnv, stepped one after the other in this process."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from torch import Tensor
+
+from envs.vector import Ids, Seeds, SnapshotError, VectorEnv, check_num_envs, seeds_per_env
+
+MAX_RECORDED_STEPS = 100_000
+"""An episode longer than this many environment steps is not recorded on, and can no longer be snapshot."""
+
+_SNAPSHOT = {"seed", "episode", "elapsed", "actions", "observation"}
+
+
+class GymVectorEnv(VectorEnv):
+    """Environments of Gymnasium's kind, stepped one after the other in this process.
+
+    Episode k of the environment with seed s is reset with a seed that (s, k) alone decides. So s, k and the actions
+    since the reset give the environment's state, and are its snapshot; restoring replays them.
+
+    Infos are the environments' own in Gymnasium's vector form: entry [n] and mask "_entry" [n], rows as in the call.
+    Those of a step that ended an episode under SAME_STEP stand in info["final_info"].
+
+    Args:
+        envs: one gymnasium.Env per environment, with equal spaces; this object owns and closes them.
+        autoreset: see `VectorEnv`.
+        seed: fixes the episodes of a first reset that is given no seed.
+
+    Raises:
+        ValueError: envs is empty, holds an environment twice or differing spaces, or a space is not supported.
+    """
+
+    def __init__(
+        self,
+        envs: Sequence[gymnasium.Env],
+        *,
+        autoreset: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        seed: int | None = None,
+    ) -> None:
+        num_envs = check_num_envs(len(envs))
+        super().__init__(num_envs, envs[0].observation_space, envs[0].action_space, autoreset=autoreset)
+        if len({id(env.unwrapped) for env in envs}) != num_envs:
+            raise ValueError("envs holds one environment twice; give a callable that makes a new one at each call.")
+        for i, env in enumerate(envs):
+            if (env.observation_space, env.action_space) != (self.single_observation_space, self.single_action_space):
+                raise ValueError(f"environment {i} has other spaces than environment 0; give environments of one kind.")
+        self.envs = list(envs)
+        self.spec = envs[0].spec
+        self.render_mode = envs[0].render_mode
+        self.metadata = {**envs[0].metadata, **self.metadata}
+        self._action_shape = self.single_action_space.shape or ()
+        self._discrete = isinstance(self.single_action_space, spaces.Discrete)
+
+        # Episodes number from -1, so that the first reset begins episode 0.
+        self._seed = (secrets.randbits(62) if seed is None else seed) + np.arange(num_envs, dtype=np.int64)
+        self._episode = np.full(num_envs, -1, dtype=np.int64)
+        self._elapsed = np.zeros(num_envs, dtype=np.int64)
+        self._ended = np.ones(num_envs, dtype=bool)
+        self._observation = np.zeros(self.observation_space.shape or (), self.observation_space.dtype)
+        self._actions: list[list[np.ndarray] | None] = [None] * num_envs
+
+    def reset(
+        self, *, seed: Seeds = None, ids: Ids = None, options: dict[str, Any] | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        index = self._reset_ids(ids, options)
+        rows = np.arange(self.num_envs) if index is None else index
+        options = {key: value for key, value in (options or {}).items() if key != "reset_mask"} or None
+        seeds = seeds_per_env(seed, len(rows), self.num_envs, index)
+        if seeds is not None:
+            self._seed[rows] = seeds
+            self._episode[rows] = -1
+        infos = [self._begin_episode(i, options) for i in rows.tolist()]
+        return torch.from_numpy(self._observation[rows]), self._batch_infos(infos)
+
+    def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        index = self._select(ids)
+        rows = np.arange(self.num_envs) if index is None else index
+        n = len(rows)
+        taken = self._check_actions(actions, n).copy()
+        if self._ended[rows].any():
+            stopped = rows[self._ended[rows]].tolist()
+            raise ValueError(f"environments {stopped} have ended or never begun; reset them first.")
+
+        observation = np.empty((n, *self._observation.shape[1:]), self._observation.dtype)
+        reward = np.empty(n)
+        terminated, truncated = np.empty(n, dtype=bool), np.empty(n, dtype=bool)
+        infos: list[dict[str, Any]] = []
+        for k, (i, action) in enumerate(zip(rows.tolist(), self._environment_actions(taken), strict=True)):
+            observation[k], reward[k], terminated[k], truncated[k], info = self.envs[i].step(action)
+            infos.append(info)
+            record = self._actions[i]
+            if record is not None:
+                record.append(taken[k])
+                if len(record) > MAX_RECORDED_STEPS:
+                    self._actions[i] = None
+        self._elapsed[rows] += 1
+        self._check_finite("observation", observation, rows)
+        self._check_finite("reward", reward, rows)
+
+        self._observation[rows] = observation
+        batched: dict[str, Any] = {}
+        ended = terminated | truncated
+        if ended.any():
+            self._ended[rows] = ended
+            if self.autoreset is AutoresetMode.SAME_STEP:
+                batched = {"final_obs": torch.from_numpy(observation), "_final_obs": torch.from_numpy(ended)}
+                for k in np.flatnonzero(ended).tolist():
+                    infos[k] = {"final_info": infos[k], **self._begin_episode(int(rows[k]), None)}
+                observation = self._observation[rows]
+        tensors = (torch.from_numpy(x) for x in (observation, reward, terminated, truncated))
+        return (*tensors, {**self._batch_infos(infos), **batched})  # type: ignore[return-value]
+
+    def snapshot(self, ids: Ids = None) -> dict[str, Tensor]:
+        index = self._select(ids)
+        rows = np.arange(self.num_envs) if index is None else index
+        elapsed = self._elapsed[rows]
+        longest = int(elapsed.max(initial=0))
+        actions = np.zeros((len(rows), longest, *self._action_shape), self.single_action_space.dtype)
+        for k, i in enumerate(rows.tolist()):
+            record = self._actions[i]
+            if record is None:
+                raise SnapshotError(f"environment {i} of {self} cannot be snapshot: {self._why_not_recorded(i)}.")
+            if record:
+                actions[k, : len(record)] = record
+        arrays = {
+            "seed": self._seed[rows],
+            "episode": self._episode[rows],
+            "elapsed": elapsed,
+            "actions": actions,
+            "observation": self._observation[rows],
+        }
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def restore(self, snapshot: dict[str, Tensor], ids: Ids = None) -> Tensor:
+        index = self._select(ids)
+        rows = np.arange(self.num_envs) if index is None else index
+        if set(snapshot) != _SNAPSHOT or snapshot["observation"].shape != (len(rows), *self._observation.shape[1:]):
+            raise SnapshotError(
+                f"This snapshot does not fit {len(rows)} environments of {self}; "
+                "restore it to as many environments of the kind that it was taken from."
+            )
+        saved = {name: snapshot[name].numpy() for name in _SNAPSHOT}
+        self._seed[rows] = saved["seed"]
+        self._episode[rows] = saved["episode"] - 1
+        for k, i in enumerate(rows.tolist()):
+            self._replay(i, saved["actions"][k, : saved["elapsed"][k]].copy())
+            if not np.array_equal(self._observation[i], saved["observation"][k]):
+                raise SnapshotError(
+                    f"environment {i} of {self} cannot be put back exactly: replaying its episode gave another "
+                    "observation, so it holds state that reset(seed) does not set."
+                )
+        return torch.from_numpy(self._observation[rows])
+
+    def render(self) -> tuple[Any, ...] | None:
+        """One frame per environment."""
+        return tuple(env.render() for env in self.envs)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        for env in self.envs:
+            env.close()
+
+    def _begin_episode(self, i: int, options: dict[str, Any] | None) -> dict[str, Any]:
+        """Reset environment i into the next episode of its stream; returns its info."""
+        self._episode[i] += 1
+        seed = np.random.SeedSequence((int(self._seed[i]), int(self._episode[i]))).generate_state(1)[0]
+        observation, info = self.envs[i].reset(seed=int(seed), options=options)
+        if np.shape(observation) != self._observation.shape[1:]:
+            raise ValueError(
+                f"environment {i} of {self} gave an observation of shape {np.shape(observation)}, but its observation "
+                f"space says {self._observation.shape[1:]}; correct one of them."
+            )
+        self._observation[i] = observation
+        self._elapsed[i] = 0
+        self._ended[i] = False
+        self._actions[i] = None if options else []  # a snapshot has no place for options
+        self._check_finite("observation", self._observation[i : i + 1], np.array([i]))
+        return info
+
+    def _replay(self, i: int, actions: np.ndarray) -> None:
+        """Begin the next episode of environment i and take actions [t, *A]."""
+        self._begin_episode(i, None)
+        for action in self._environment_actions(actions):
+            self._observation[i], _, terminated, truncated, _ = self.envs[i].step(action)
+            self._ended[i] = terminated or truncated
+        self._elapsed[i] = len(actions)
+        self._actions[i] = list(actions)
+
+    def _environment_actions(self, actions: np.ndarray) -> Sequence[Any] | np.ndarray:
+        """The rows of actions as an environment takes them; what it does to them stays its own."""
+        return actions.tolist() if self._discrete else actions.copy()
+
+    def _batch_infos(self, infos: list[dict[str, Any]]) -> dict[str, Any]:
+        batched: dict[str, Any] = {}
+        for k, info in enumerate(infos):
+            if info:
+                self._add_info(batched, info, k)
+        return batched if len(infos) == self.num_envs else _first_rows(batched, len(infos))
+
+    def _check_finite(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
+        finite = np.isfinite(values)
+        if not finite.all():
+            i = int(rows[np.argwhere(~finite)[0, 0]])
+            raise ValueError(
+                f"environment {i} of {self} gave a {name} that is NaN or infinite at step {self._elapsed[i]} of its "
+                "episode; correct the environment, or let it terminate before that."
+            )
+
+    def _why_not_recorded(self, i: int) -> str:
+        if self._episode[i] < 0:
+            return "it has not been reset yet"
+        if self._elapsed[i] > MAX_RECORDED_STEPS:
+            return f"its episode is {self._elapsed[i]} steps long; only {MAX_RECORDED_STEPS} are recorded"
+        return "its episode began with reset options, which a snapshot does not hold"
+
+
+def _first_rows(infos: dict[str, Any], n: int) -> dict[str, Any]:
+    """Gymnasium's batched infos always have a row per environment; keep those of this call."""
+    return {key: _first_rows(value, n) if isinstance(value, dict) else value[:n] for key, value in infos.items()}

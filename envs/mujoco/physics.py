@@ -1,0 +1,175 @@
+"""Many simulations of one model on all CPU cores, behind one small interface.
+
+`BatchPhysics` steps through mujoco.batch. Contact forces (cfrc_ext) need mj_rnePostConstraint after the step, which
+mujoco.batch does not run, so tasks that read them step through `ThreadedPhysics`: one MjData per simulation on a pool
+of threads. Both give the bits of a loop over Gymnasium's own simulation, at any number of threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import mujoco
+import numpy as np
+from mujoco.batch import Batch
+
+_STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
+_FIRST_DIVERGED = int(mujoco.mjtWarning.mjWARN_BADQPOS)
+_LAST_DIVERGED = int(mujoco.mjtWarning.mjWARN_BADQACC)
+
+
+class Physics:
+    """n simulations of one model.
+
+    Args:
+        model: the model; it is not changed.
+        num: n, the number of simulations.
+        fields: the MjData fields that `read` gives.
+        num_threads: threads to step with; 0 means every core.
+    """
+
+    def __init__(self, model: mujoco.MjModel, num: int, fields: Sequence[str], num_threads: int = 0) -> None:
+        self.model = model
+        self.num = num
+        self.fields = tuple(fields)
+        self.num_threads = min(num, num_threads or len(os.sched_getaffinity(0)))
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def read(self, ids: np.ndarray | None = None) -> SimpleNamespace:
+        """The fields as attributes: live views of all simulations [n, ...], or copies of the rows ids [k, ...]."""
+        if ids is None:
+            return SimpleNamespace(**self._arrays)
+        return SimpleNamespace(**{name: array[ids] for name, array in self._arrays.items()})
+
+    def set_state(self, ids: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
+        """Reset the simulations ids and put them at qpos [k, nq] and qvel [k, nv], all derived fields computed."""
+        raise NotImplementedError
+
+    def step(self, actions: np.ndarray, substeps: int, ids: np.ndarray | None = None) -> np.ndarray | None:
+        """Apply actions [k, nu] for a number of substeps; a mask [k] of the simulations that diverged, or None."""
+        raise NotImplementedError
+
+    def integration_state(self, ids: np.ndarray) -> np.ndarray:
+        """Everything that the simulations' futures depend on, the solver's warm start included: [k, S]."""
+        raise NotImplementedError
+
+    def set_integration_state(self, ids: np.ndarray, state: np.ndarray) -> None:
+        """Put back what `integration_state` gave; derived fields are refreshed by the next step."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Free what outlives the object otherwise."""
+
+
+class BatchPhysics(Physics):
+    """Physics on mujoco.batch.Batch, which reaches the rate of a loop in C."""
+
+    def __init__(self, model: mujoco.MjModel, num: int, fields: Sequence[str], num_threads: int = 0) -> None:
+        super().__init__(model, num, fields, num_threads)
+        self.batch = Batch(model, num, self.num_threads)
+        self._arrays = {name: self.batch.bind(name) for name in fields}
+        self._qpos, self._qvel, self._ctrl = (self.batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
+        self._diverged = self.batch.warning[:, _FIRST_DIVERGED : _LAST_DIVERGED + 1, 1]
+
+    def set_state(self, ids: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
+        order = np.sort(ids)  # mujoco.batch takes sorted ids only
+        self.batch.reset(order, stage=mujoco.mjtStage.mjSTAGE_NONE)
+        self._qpos[ids] = qpos
+        self._qvel[ids] = qvel
+        self.batch.forward(order)
+
+    def step(self, actions: np.ndarray, substeps: int, ids: np.ndarray | None = None) -> np.ndarray | None:
+        if ids is None:
+            self._ctrl[:] = actions
+            self.batch.step(nstep=substeps)
+        else:
+            self._ctrl[ids] = actions
+            self.batch.step(np.sort(ids), nstep=substeps)
+        if not self._diverged.any():
+            return None
+        diverged = self._diverged.any(axis=1)
+        self._diverged[:] = 0
+        return diverged if ids is None else diverged[ids]
+
+    def integration_state(self, ids: np.ndarray) -> np.ndarray:
+        return self.batch.state[ids]
+
+    def set_integration_state(self, ids: np.ndarray, state: np.ndarray) -> None:
+        self.batch.state[ids] = state
+
+
+class ThreadedPhysics(Physics):
+    """Physics on one MjData per simulation, with mj_rnePostConstraint after each step."""
+
+    def __init__(self, model: mujoco.MjModel, num: int, fields: Sequence[str], num_threads: int = 0) -> None:
+        super().__init__(model, num, fields, num_threads)
+        self._data = [mujoco.MjData(model) for _ in range(num)]
+        self._ctrl = [data.ctrl for data in self._data]
+        sources = [[getattr(data, name) for name in fields] for data in self._data]
+        self._arrays = {
+            name: np.zeros((num, *source.shape)) for name, source in zip(fields, sources[0], strict=True)
+        }
+        self._warnings = np.zeros((num, int(mujoco.mjtWarning.mjNWARNING)), dtype=np.int32)
+        self._diverged = self._warnings[:, _FIRST_DIVERGED : _LAST_DIVERGED + 1]
+        self._copies = [
+            [*zip((array[i] for array in self._arrays.values()), sources[i], strict=True),
+             (self._warnings[i], data.warning.number)]
+            for i, data in enumerate(self._data)
+        ]
+        self._pool = ThreadPoolExecutor(max(1, self.num_threads - 1), "physics")
+
+    def _publish(self, i: int) -> None:
+        for target, source in self._copies[i]:
+            target[...] = source
+
+    def set_state(self, ids: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
+        for i, positions, velocities in zip(ids.tolist(), qpos, qvel, strict=True):
+            data = self._data[i]
+            mujoco.mj_resetData(self.model, data)
+            data.qpos[:] = positions
+            data.qvel[:] = velocities
+            mujoco.mj_forward(self.model, data)
+            self._publish(i)
+
+    def step(self, actions: np.ndarray, substeps: int, ids: np.ndarray | None = None) -> np.ndarray | None:
+        rows = range(self.num) if ids is None else ids.tolist()
+        # Threads draw from one iterator, so that none waits while another has work left.
+        work = iter(list(zip(rows, actions, strict=True)))
+        helpers = [self._pool.submit(self._step_some, work, substeps) for _ in range(self.num_threads - 1)]
+        self._step_some(work, substeps)
+        for helper in helpers:
+            helper.result()
+        if not self._diverged.any():
+            return None
+        diverged = self._diverged.any(axis=1)
+        for i in np.flatnonzero(diverged):
+            self._data[i].warning.number[:] = 0
+            self._warnings[i] = 0
+        return diverged if ids is None else diverged[ids]
+
+    def _step_some(self, work: Iterable[tuple[int, np.ndarray]], substeps: int) -> None:
+        model, data_of, ctrl_of, copies_of = self.model, self._data, self._ctrl, self._copies
+        step, post_constraint = mujoco.mj_step, mujoco.mj_rnePostConstraint
+        for i, action in work:
+            data = data_of[i]
+            ctrl_of[i][:] = action
+            step(model, data, substeps)
+            post_constraint(model, data)
+            for target, source in copies_of[i]:
+                target[...] = source
+
+    def integration_state(self, ids: np.ndarray) -> np.ndarray:
+        states = np.empty((len(ids), mujoco.mj_stateSize(self.model, _STATE)))
+        for row, i in zip(states, ids.tolist(), strict=True):
+            mujoco.mj_getState(self.model, self._data[i], row, _STATE)
+        return states
+
+    def set_integration_state(self, ids: np.ndarray, state: np.ndarray) -> None:
+        for row, i in zip(state, ids.tolist(), strict=True):
+            mujoco.mj_setState(self.model, self._data[i], row, _STATE)
+
+    def close(self) -> None:
+        self._pool.shutdown()

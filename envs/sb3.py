@@ -1,0 +1,329 @@
+"""A VectorEnv as Stable-Baselines3's VecEnv, and the way back from every kind of environment that people have."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+from torch import Tensor
+
+from envs.gymnasium_backend import GymVectorEnv
+from envs.vector import EpisodeStatistics, Ids, Seeds, SnapshotError, VectorEnv, seeds_per_env
+
+
+class SB3View(VecEnv):
+    """A VectorEnv under Stable-Baselines3's interface: NumPy observations, float32 rewards, merged dones.
+
+    Infos are built when they are read. The info of a step that ends an episode has "terminal_observation" and
+    "episode" (return "r", length "l" in steps, seconds "t" since this view was made); no Monitor is needed.
+
+    Args:
+        vector: the environments. Under DISABLED autoreset the view resets those that end.
+    """
+
+    def __init__(self, vector: VectorEnv) -> None:
+        self.vector = vector
+        self._statistics = EpisodeStatistics(vector.num_envs, vector.device)
+        self._started = time.time()
+        super().__init__(vector.num_envs, vector.single_observation_space, vector.single_action_space)
+
+    @property
+    def spec(self) -> Any:
+        """Gymnasium's EnvSpec of one environment, or None."""
+        return self.vector.spec
+
+    def reset(self) -> np.ndarray:
+        # Both sides count environments up from one seed.
+        observation, info = self.vector.reset(seed=self._seeds[0], options=self._options[0] or None)
+        self._reset_seeds()
+        self._reset_options()
+        self._statistics = EpisodeStatistics(self.num_envs, self.vector.device)
+        self.reset_infos = [_row(info, i) for i in range(self.num_envs)]
+        return np.array(observation.cpu())
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._pending = actions
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, Sequence[dict[str, Any]]]:  # type: ignore[override]
+        observation, reward, terminated, truncated, info = self.vector.step(self._pending)
+        done = terminated | truncated
+        finished = self._statistics.update(reward, done)
+        ended, final = np.array(done.cpu()), None
+        if finished is not None:
+            final = np.array(info.get("final_obs", observation).cpu())
+            if self.vector.autoreset is AutoresetMode.DISABLED:
+                ids = np.flatnonzero(ended)
+                observation = observation.clone()
+                observation[done] = self.vector.reset(ids=ids)[0]
+        infos = LazyInfos(info, ended, (truncated & ~terminated).cpu().numpy(), final, self._episodes(ended, finished))
+        return np.array(observation.cpu()), reward.to(torch.float32).cpu().numpy().copy(), ended, infos
+
+    def _episodes(self, ended: np.ndarray, finished: tuple[Tensor, Tensor] | None) -> dict[int, dict[str, Any]]:
+        if finished is None:
+            return {}
+        seconds = round(time.time() - self._started, 6)
+        returns, lengths = (values.tolist() for values in finished)
+        rows = zip(np.flatnonzero(ended).tolist(), returns, lengths, strict=True)
+        return {i: {"r": episode_return, "l": length, "t": seconds} for i, episode_return, length in rows}
+
+    def close(self) -> None:
+        self.vector.close()
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        return list(self.vector.render() or [None] * self.num_envs)  # type: ignore[arg-type]
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """The attribute of each Gymnasium environment, or the vector environment's, once per index."""
+        if isinstance(self.vector, GymVectorEnv):
+            return [env.get_wrapper_attr(attr_name) for env in self._targets(indices)]
+        return [getattr(self.vector, attr_name)] * len(list(self._get_indices(indices)))
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Set it in each Gymnasium environment, or once in the vector environment."""
+        if isinstance(self.vector, GymVectorEnv):
+            for env in self._targets(indices):
+                env.set_wrapper_attr(attr_name, value)
+        else:
+            setattr(self.vector, attr_name, value)
+
+    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
+        """Call it on each Gymnasium environment, or once on the vector environment."""
+        if isinstance(self.vector, GymVectorEnv):
+            return [env.get_wrapper_attr(method_name)(*method_args, **method_kwargs) for env in self._targets(indices)]
+        result = getattr(self.vector, method_name)(*method_args, **method_kwargs)
+        return [result] * len(list(self._get_indices(indices)))
+
+    def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: Any = None) -> list[bool]:
+        """True for Monitor, whose work this view does."""
+        if isinstance(self.vector, GymVectorEnv) and not issubclass(wrapper_class, Monitor):
+            return [is_wrapped(env, wrapper_class) for env in self._targets(indices)]
+        return [issubclass(wrapper_class, Monitor)] * len(list(self._get_indices(indices)))
+
+    def _targets(self, indices: Any) -> list[gymnasium.Env]:
+        assert isinstance(self.vector, GymVectorEnv)
+        return [self.vector.envs[i] for i in self._get_indices(indices)]
+
+
+class LazyInfos(Sequence[dict[str, Any]]):
+    """One info dict per environment, each built when it is first read and then kept; read them before the next step.
+
+    Args:
+        info: the vector environment's info.
+        ended: [n], which environments ended.
+        timed_out: [n], truncated and not terminated.
+        final: [n, *O] last observations, or None where no episode ended.
+        episodes: the statistics of the episodes that ended, by environment.
+    """
+
+    def __init__(
+        self,
+        info: dict[str, Any],
+        ended: np.ndarray,
+        timed_out: np.ndarray,
+        final: np.ndarray | None,
+        episodes: dict[int, dict[str, Any]],
+    ) -> None:
+        self._info, self._ended, self._timed_out, self._final, self._episodes = info, ended, timed_out, final, episodes
+        self._built: list[dict[str, Any] | None] = [None] * len(ended)
+
+    def __len__(self) -> int:
+        return len(self._built)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        built = self._built[i]
+        if built is None:
+            built = self._built[i] = self._build(range(len(self))[i])
+        return built
+
+    def __setitem__(self, i: int, info: dict[str, Any]) -> None:
+        self._built[i] = info
+
+    def _build(self, i: int) -> dict[str, Any]:
+        ended = bool(self._ended[i])
+        source = self._info.get("final_info", self._info) if ended else self._info
+        built = _row(source, i) if source else {}
+        built["TimeLimit.truncated"] = bool(self._timed_out[i])
+        if ended and self._final is not None:
+            built["terminal_observation"] = self._final[i]
+            built.setdefault("episode", self._episodes[i])
+        return built
+
+
+def _row(info: dict[str, Any], i: int) -> dict[str, Any]:
+    """Environment i's entries of a vector environment's info."""
+    row: dict[str, Any] = {}
+    for key, value in info.items():
+        mask = info.get(f"_{key}")
+        is_mask = key[:1] == "_" and key[1:] in info
+        if is_mask or key in ("final_obs", "final_info") or (mask is not None and not mask[i]):
+            continue
+        if isinstance(value, dict):
+            row[key] = _row(value, i)
+        elif isinstance(value, Tensor):
+            row[key] = value[i].tolist() if value.ndim == 1 else value[i].cpu().numpy()
+        else:
+            row[key] = value[i]
+    return row
+
+
+def as_vector(env: Any) -> VectorEnv:
+    """Any kind of environment as a VectorEnv.
+
+    Args:
+        env: a VectorEnv, an SB3View, a gymnasium.Env (one environment), a gymnasium.vector.VectorEnv with SAME_STEP
+            autoreset, or a Stable-Baselines3 VecEnv that does not normalize observations.
+
+    Raises:
+        TypeError: env is none of these.
+        ValueError: the environment's autoreset, normalization or spaces are not supported; the message says the remedy.
+    """
+    if isinstance(env, VectorEnv):
+        return env
+    if isinstance(env, SB3View):
+        return env.vector
+    if isinstance(env, gymnasium.Env):
+        return GymVectorEnv([env])
+    if isinstance(env, gymnasium.vector.VectorEnv):
+        return _FromGymnasium(env)
+    if isinstance(env, VecEnv):
+        return _FromSB3(env)
+    raise TypeError(
+        f"env is a {type(env).__name__}; give a gymnasium.Env, a gymnasium.vector.VectorEnv, "
+        "a Stable-Baselines3 VecEnv or what envs.make_vec returns."
+    )
+
+
+class _Foreign(VectorEnv):
+    """Somebody else's vector environment: it steps all of its environments together and takes no snapshots."""
+
+    env: Any
+
+    def _require_all(self, ids: Ids, options: dict[str, Any] | None = None) -> None:
+        if self._reset_ids(ids, options) is not None:
+            raise ValueError(
+                f"{type(self.env).__name__} steps and resets all of its environments together; "
+                "leave ids out, or make the environments with envs.make_vec."
+            )
+
+    def snapshot(self, ids: Ids = None) -> dict[str, Tensor]:
+        raise SnapshotError(
+            f"{type(self.env).__name__} cannot be snapshot, because its state is out of reach; "
+            "make the environments with envs.make_vec for exact resumes."
+        )
+
+    def restore(self, snapshot: dict[str, Tensor], ids: Ids = None) -> Tensor:
+        raise SnapshotError(f"{type(self.env).__name__} cannot be restored; make the environments with envs.make_vec.")
+
+    def close_extras(self, **kwargs: Any) -> None:
+        self.env.close()
+
+
+class _FromGymnasium(_Foreign):
+    """A gymnasium.vector.VectorEnv with SAME_STEP autoreset."""
+
+    def __init__(self, env: gymnasium.vector.VectorEnv) -> None:
+        if env.metadata.get("autoreset_mode") is not AutoresetMode.SAME_STEP:
+            env_id = env.spec.id if env.spec is not None else "..."
+            raise ValueError(
+                f"{env} has autoreset mode {env.metadata.get('autoreset_mode')}; make it in same-step mode: "
+                f'gym.make_vec("{env_id}", num_envs={env.num_envs}, vectorization_mode="sync", '
+                'vector_kwargs={"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP}).'
+            )
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self.env = env
+        self.spec = env.spec
+        self.render_mode = env.render_mode
+
+    def reset(
+        self, *, seed: Seeds = None, ids: Ids = None, options: dict[str, Any] | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        self._require_all(ids, options)
+        if seed is not None and not isinstance(seed, int):
+            seeds = seeds_per_env(seed, self.num_envs, self.num_envs, None)
+            seed = None if seeds is None else seeds.tolist()
+        observation, info = self.env.reset(seed=seed, options=options)
+        return _tensor(observation), info
+
+    def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        self._require_all(ids)
+        *arrays, info = self.env.step(self._check_actions(actions, self.num_envs))
+        observation, reward, terminated, truncated = map(_tensor, arrays)
+        ended = terminated | truncated
+        if ended.any():
+            if "final_obs" not in info:
+                raise ValueError(f"{self.env} ended an episode without info['final_obs']; same-step mode gives it.")
+            final = observation.clone()
+            for i in ended.nonzero().flatten().tolist():
+                final[i] = _tensor(info["final_obs"][i])
+            info = {**info, "final_obs": final, "_final_obs": ended}
+        return observation, reward, terminated, truncated, info
+
+    def render(self) -> tuple[Any, ...] | None:
+        return self.env.render()
+
+
+class _FromSB3(_Foreign):
+    """A Stable-Baselines3 VecEnv."""
+
+    def __init__(self, env: VecEnv) -> None:
+        wrapper: VecEnv = env
+        while isinstance(wrapper, VecEnvWrapper):
+            if isinstance(wrapper, VecNormalize) and wrapper.norm_obs:
+                raise ValueError(
+                    "this VecNormalize normalizes observations, which here is part of the policy; "
+                    "make it with norm_obs=False (norm_reward may stay)."
+                )
+            wrapper = wrapper.venv
+        super().__init__(env.num_envs, env.observation_space, env.action_space)
+        self.env = env
+        self.spec = env.get_attr("spec")[0] if env.has_attr("spec") else None
+        self.render_mode = env.render_mode
+
+    def reset(
+        self, *, seed: Seeds = None, ids: Ids = None, options: dict[str, Any] | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        self._require_all(ids, options)
+        if seed is not None:
+            if not isinstance(seed, (int, np.integer)):
+                raise ValueError(f"seed is {seed!r}; a Stable-Baselines3 VecEnv takes one int for all of them.")
+            self.env.seed(int(seed))
+        if options:
+            self.env.set_options(options)
+        return _tensor(self.env.reset()), {}
+
+    def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        self._require_all(ids)
+        observations, rewards, dones, infos = self.env.step(self._check_actions(actions, self.num_envs))
+        observation, reward, ended = map(_tensor, (observations, rewards, dones))
+        timed_out = torch.tensor([bool(info.get("TimeLimit.truncated", False)) for info in infos])
+        batched: dict[str, Any] = {}
+        for i, info in enumerate(infos):
+            own = {key: value for key, value in info.items() if key not in _SB3_KEYS}
+            if own:
+                self._add_info(batched, {"final_info": own} if dones[i] else own, i)
+        if ended.any():
+            final = observation.clone()
+            for i in ended.nonzero().flatten().tolist():
+                final[i] = _tensor(infos[i]["terminal_observation"])
+            batched |= {"final_obs": final, "_final_obs": ended}
+        return observation, reward, ended & ~timed_out, ended & timed_out, batched
+
+    def render(self) -> tuple[Any, ...] | None:
+        return tuple(self.env.get_images())
+
+
+_SB3_KEYS = frozenset({"terminal_observation", "TimeLimit.truncated"})
+
+
+def _tensor(values: Any) -> Tensor:
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))

@@ -1,0 +1,235 @@
+"""The environment contract: many environments stepped together, on tensors.
+
+Everything that an agent knows of a world is `VectorEnv`. It is Gymnasium's vector interface with tensors in place of
+arrays, plus what policy search needs: stepping and resetting a subset, and exact snapshots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+Ids = Sequence[int] | np.ndarray | Tensor | None
+Seeds = int | Sequence[int] | np.ndarray | None
+
+
+class VectorEnv(gymnasium.vector.VectorEnv):
+    """Many environments of one kind, stepped together.
+
+    Shapes: n is the number of environments in a call, num_envs or len(ids); O and A are the shapes of one observation
+    and one action. Observations [n, *O] and rewards [n] keep the physics' dtype; terminated [n] and truncated [n] are
+    boolean and never merged: only terminated stops bootstrapping. Tensors that a call returns are valid until the next
+    call.
+
+    Args:
+        num_envs: number of environments, at least 1.
+        observation_space: the space of one observation, a Box.
+        action_space: the space of one action: Box, Discrete, MultiDiscrete or MultiBinary.
+        autoreset: SAME_STEP (an environment that ends is reset within the step: the returned observation is the first
+            of the next episode, the last one stands in info["final_obs"]) or DISABLED (the caller resets by ids).
+        device: where returned tensors live.
+    """
+
+    blowups: int = 0
+    """Simulations that diverged so far; each ended its episode as terminated."""
+
+    made_from: dict[str, Any] = {}  # noqa: RUF012
+    """What `make_vec` made it from: "env_id" and "kwargs", where an id was given; else empty."""
+
+    def __init__(
+        self,
+        num_envs: int,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space,
+        *,
+        autoreset: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.num_envs = check_num_envs(num_envs)
+        check_spaces(observation_space, action_space)
+        self.single_observation_space = observation_space
+        self.single_action_space = action_space
+        self.observation_space = batch_space(observation_space, num_envs)
+        self.action_space = batch_space(action_space, num_envs)
+        self.autoreset = parse_autoreset(autoreset)
+        self.metadata = {"autoreset_mode": self.autoreset}
+        self.device = torch.device(device)
+
+    def reset(
+        self, *, seed: Seeds = None, ids: Ids = None, options: dict[str, Any] | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Start new episodes in the environments ids (all: None).
+
+        Args:
+            seed: an int (environment i gets seed + i), one int per environment of the call, or None: each goes on to
+                the next episode of its own stream. The same seed gives the same episodes here; it does not promise
+                Gymnasium's random stream.
+            ids: [n] distinct indices, or None.
+            options: passed to environments that take them; `{"reset_mask": bool [num_envs]}` is Gymnasium's way to say
+                ids.
+
+        Returns:
+            Observations [n, *O] and an info dict.
+        """
+        raise NotImplementedError
+
+    def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Advance the environments ids (all: None) by one step.
+
+        Args:
+            actions: [n, *A], a tensor or an array.
+            ids: [n] distinct indices, or None.
+
+        Returns:
+            observation [n, *O], reward [n], terminated [n], truncated [n], info. Under SAME_STEP, and only in a step in
+            which an episode ended, info["final_obs"] [n, *O] holds the observation that the step led to (equal to
+            the returned one in environments that go on) and info["_final_obs"] [n] says which environments ended.
+
+        Raises:
+            ValueError: the actions' shape is wrong or they are not finite, or, under DISABLED, an environment that
+                has ended is stepped.
+        """
+        raise NotImplementedError
+
+    def snapshot(self, ids: Ids = None) -> dict[str, Tensor]:
+        """The exact state of the environments ids: physics, elapsed steps, random streams. Rows follow ids.
+
+        Raises:
+            SnapshotError: this environment cannot be put back exactly; the message says why.
+        """
+        raise NotImplementedError
+
+    def restore(self, snapshot: dict[str, Tensor], ids: Ids = None) -> Tensor:
+        """Put the environments ids into the snapshot's rows; what follows repeats bit for bit.
+
+        Returns:
+            The observations [n, *O] that were current when the snapshot was taken.
+        """
+        raise NotImplementedError
+
+    def _select(self, ids: Ids) -> np.ndarray | None:
+        """ids as an int64 array, checked; None stays None (all environments, in order)."""
+        if ids is None:
+            return None
+        index = np.asarray(ids)
+        if index.dtype == np.bool_ or index.ndim != 1 or (index.size and not np.issubdtype(index.dtype, np.integer)):
+            raise ValueError(f"ids is {ids!r}; give a list of environment indices, or None for all of them.")
+        index = index.astype(np.int64)
+        if index.size and (index.min() < 0 or index.max() >= self.num_envs):
+            raise ValueError(f"ids holds {index.min()} to {index.max()}; indices go from 0 to {self.num_envs - 1}.")
+        if len(np.unique(index)) != len(index):
+            raise ValueError(f"ids {index.tolist()} names an environment twice; name each once.")
+        return index
+
+    def _reset_ids(self, ids: Ids, options: dict[str, Any] | None) -> np.ndarray | None:
+        """The environments that a reset concerns, said by ids or, as in Gymnasium, by options["reset_mask"]."""
+        if options is None or "reset_mask" not in options:
+            return self._select(ids)
+        mask = np.asarray(options["reset_mask"])
+        if mask.dtype != np.bool_ or mask.shape != (self.num_envs,):
+            raise ValueError(f"reset_mask is {mask.dtype} {mask.shape}; give booleans of shape ({self.num_envs},).")
+        return np.flatnonzero(mask)
+
+    def _check_actions(self, actions: Any, n: int) -> np.ndarray:
+        """actions as an array in the action space's dtype, its shape and values checked: [n, *A]."""
+        array = actions.detach().cpu().numpy() if isinstance(actions, Tensor) else np.asarray(actions)
+        expected = (n, *(self.single_action_space.shape or ()))
+        if array.shape != expected:
+            raise ValueError(
+                f"actions have shape {array.shape}; this environment takes {expected}: one row per stepped environment."
+            )
+        dtype = np.dtype(self.single_action_space.dtype)
+        if not np.can_cast(array.dtype, dtype, "same_kind"):
+            raise ValueError(f"actions are {array.dtype}; this environment takes {dtype}.")
+        array = array.astype(dtype, copy=False)
+        if not np.isfinite(array).all():
+            raise ValueError("actions hold NaN or infinity; the policy has diverged. Restart from the last checkpoint.")
+        return array
+
+
+class SnapshotError(RuntimeError):
+    """An environment cannot be snapshot or put back exactly."""
+
+
+class EpisodeStatistics:
+    """Returns and lengths of the episodes that run in N environments; float64 sums.
+
+    Args:
+        num_envs: N.
+    """
+
+    def __init__(self, num_envs: int, device: torch.device | str = "cpu") -> None:
+        self.returns = torch.zeros(num_envs, dtype=torch.float64, device=device)
+        self.lengths = torch.zeros(num_envs, dtype=torch.int64, device=device)
+
+    def update(self, reward: Tensor, ended: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Count one step of every environment: reward [N], ended [N] (terminated or truncated).
+
+        Returns:
+            The returns and lengths of the episodes that ended in this step, in the environments' order, or None.
+        """
+        self.returns += reward
+        self.lengths += 1
+        if not bool(ended.any()):
+            return None
+        finished = self.returns[ended].clone(), self.lengths[ended].clone()
+        self.returns[ended] = 0.0
+        self.lengths[ended] = 0
+        return finished
+
+
+def parse_autoreset(mode: AutoresetMode | str) -> AutoresetMode:
+    """SAME_STEP or DISABLED from Gymnasium's enum or its name in any case; others raise ValueError."""
+    allowed = {"same_step": AutoresetMode.SAME_STEP, "disabled": AutoresetMode.DISABLED}
+    found = mode if isinstance(mode, AutoresetMode) else allowed.get(str(mode).lower())
+    if found is None or found not in allowed.values():
+        raise ValueError(
+            f"autoreset is {mode!r}; use 'same_step' or 'disabled' "
+            "(next-step autoreset puts fake transitions into the data)."
+        )
+    return found
+
+
+def check_spaces(observation_space: gymnasium.Space, action_space: gymnasium.Space) -> None:
+    """Raises ValueError unless observations are a Box and actions a Box, Discrete, MultiDiscrete or MultiBinary."""
+    if not isinstance(observation_space, spaces.Box):
+        raise ValueError(
+            f"the observation space is {observation_space}; policies take a Box: give make_vec a callable that returns "
+            "the environment in gymnasium.wrappers.FlattenObservation."
+        )
+    allowed = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    if not isinstance(action_space, allowed):
+        raise ValueError(
+            f"the action space is {action_space}; policies act in a Box, Discrete, MultiDiscrete or MultiBinary space: "
+            "give make_vec a callable that returns the environment in a gymnasium.ActionWrapper to one of these."
+        )
+
+
+def check_num_envs(num_envs: int) -> int:
+    """num_envs if it is a positive int, else ValueError."""
+    if isinstance(num_envs, bool) or not isinstance(num_envs, (int, np.integer)) or num_envs < 1:
+        raise ValueError(f"num_envs is {num_envs!r}; give an integer of at least 1.")
+    return int(num_envs)
+
+
+def seeds_per_env(seed: Seeds, n: int, total: int, index: np.ndarray | None) -> np.ndarray | None:
+    """One seed per environment of a reset call: int s gives environment i the seed s + i."""
+    if seed is None:
+        return None
+    if isinstance(seed, (int, np.integer)):
+        seeds = int(seed) + (np.arange(total, dtype=np.int64) if index is None else index)
+    else:
+        seeds = np.asarray(seed, dtype=np.int64)
+    if seeds.shape != (n,):
+        raise ValueError(f"seed has shape {seeds.shape}; give one int, or one per environment of the call: {n}.")
+    if (seeds < 0).any():
+        raise ValueError(f"seed holds {seeds.min()}; seeds are not negative.")
+    return seeds

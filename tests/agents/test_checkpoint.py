@@ -1,0 +1,170 @@
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from agents import checkpoint
+from agents.checkpoint import CheckpointError, read, write
+
+TENSORS = {
+    "float64": torch.linspace(0, 1, 7, dtype=torch.float64),
+    "int64": torch.tensor([-(2**63), 2**63 - 1]),
+    "uint64": torch.tensor([2**64 - 1], dtype=torch.uint64),
+    "bool": torch.tensor([[True, False]]),
+    "bfloat16": torch.ones(3, dtype=torch.bfloat16),
+    "scalar": torch.tensor(3.5),
+    "empty": torch.zeros(0, 4),
+    "strided": torch.arange(6.0).reshape(2, 3).T,
+    "nan": torch.tensor([float("nan"), float("inf")]),
+}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "last.zip"
+    write(path, {"algorithm": "npg", "num_timesteps": 10**12}, TENSORS)
+    return path
+
+
+def rewrite(path: Path, **members: bytes) -> None:
+    """Replace members of the archive at path, leaving its own checksums valid."""
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    content |= {name.replace("__", "."): data for name, data in members.items()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+
+
+def test_round_trip_is_exact(saved: Path) -> None:
+    manifest, tensors = read(saved)
+    assert manifest["algorithm"] == "npg"
+    assert manifest["num_timesteps"] == 10**12
+    assert manifest["versions"]["torch"]
+    assert tensors.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert tensors[name].dtype == tensor.dtype, name
+        assert tensors[name].shape == tensor.shape, name
+        assert checkpoint.digest(tensors[name]) == checkpoint.digest(tensor), name
+
+
+def test_tensors_that_share_memory_are_stored_apart(tmp_path: Path) -> None:
+    whole = torch.arange(4.0)
+    write(tmp_path / "a.zip", {}, {"whole": whole, "part": whole[1:3]})
+    assert read(tmp_path / "a.zip")[1]["part"].tolist() == [1.0, 2.0]
+
+
+def test_the_archive_is_stored_and_holds_two_plain_members(saved: Path) -> None:
+    with zipfile.ZipFile(saved) as archive:
+        assert archive.namelist() == ["manifest.json", "tensors.safetensors"]
+        assert {member.compress_type for member in archive.infolist()} == {zipfile.ZIP_STORED}
+
+
+def test_a_digest_tells_dtype_and_shape_apart() -> None:
+    zeros = [torch.zeros(2, 3), torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int32)]
+    assert len({checkpoint.digest(tensor) for tensor in zeros}) == 3
+
+
+def test_writing_again_replaces_and_leaves_no_temporary_file(saved: Path) -> None:
+    write(saved, {"algorithm": "ppo"}, {})
+    assert read(saved)[0]["algorithm"] == "ppo"
+    assert [file.name for file in saved.parent.iterdir()] == ["last.zip"]
+
+
+def test_a_failed_write_leaves_the_earlier_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = saved.read_bytes()
+
+    def save(tensors: dict[str, torch.Tensor]) -> bytes:
+        return original({name: tensor + 1 for name, tensor in tensors.items()})
+
+    original = safetensors.torch.save
+    monkeypatch.setattr(safetensors.torch, "save", save)
+    with pytest.raises(CheckpointError, match="sha256"):
+        write(saved, {}, {"x": torch.zeros(3)})
+    assert saved.read_bytes() == before
+    assert [file.name for file in saved.parent.iterdir()] == ["last.zip"]
+
+
+def test_a_manifest_that_is_not_json_leaves_the_earlier_file(saved: Path) -> None:
+    before = saved.read_bytes()
+    with pytest.raises(TypeError):
+        write(saved, {"policy": object()}, {})
+    assert saved.read_bytes() == before
+    assert [file.name for file in saved.parent.iterdir()] == ["last.zip"]
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no checkpoint file at .*nothing\.zip"):
+        read(tmp_path / "nothing.zip")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", pickle.dumps({"a": 1})])
+def test_what_is_no_zip_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "last.zip"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged or not a geodesic-rl checkpoint"):
+        read(path)
+
+
+def test_a_truncated_file_is_refused(saved: Path) -> None:
+    saved.write_bytes(saved.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="damaged"):
+        read(saved)
+
+
+def test_a_flipped_byte_is_noticed(saved: Path) -> None:
+    data = bytearray(saved.read_bytes())
+    data[data.index(TENSORS["float64"].numpy().tobytes()) + 20] ^= 1
+    saved.write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        read(saved)
+
+
+def test_other_tensors_than_the_manifest_says_are_named(saved: Path) -> None:
+    other = {**TENSORS, "float64": torch.zeros(7, dtype=torch.float64)}
+    rewrite(saved, tensors__safetensors=safetensors.torch.save({n: t.contiguous() for n, t in other.items()}))
+    with pytest.raises(CheckpointError, match="float64 does not match the sha256"):
+        read(saved)
+
+
+def test_a_missing_tensor_is_named(saved: Path) -> None:
+    rewrite(saved, tensors__safetensors=safetensors.torch.save({"bool": TENSORS["bool"]}))
+    with pytest.raises(CheckpointError, match="bfloat16, empty, float64 do not match"):
+        read(saved)
+
+
+def test_a_stable_baselines3_save_is_recognized(tmp_path: Path) -> None:
+    path = tmp_path / "model.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("data", "policy.pth", "_stable_baselines3_version"):
+            archive.writestr(name, "")
+    with pytest.raises(CheckpointError, match="saved by Stable-Baselines3"):
+        read(path)
+
+
+def test_a_foreign_zip_is_refused_with_what_it_lacks(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "torch.zip")
+    with pytest.raises(CheckpointError, match=r"holds no manifest\.json and no tensors\.safetensors"):
+        read(tmp_path / "torch.zip")
+
+
+def test_a_foreign_manifest_is_refused(saved: Path) -> None:
+    rewrite(saved, manifest__json=b'{"name": "an extension"}')
+    with pytest.raises(CheckpointError, match="of another kind"):
+        read(saved)
+
+
+def test_a_newer_format_says_update(saved: Path) -> None:
+    manifest, _ = read(saved)
+    rewrite(saved, manifest__json=json.dumps({**manifest, "format_version": 99}).encode())
+    with pytest.raises(CheckpointError, match=r"format 99 .* update geodesic-rl"):
+        read(saved)
+
+
+def test_a_missing_folder_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="nowhere"):
+        write(tmp_path / "nowhere" / "last.zip", {}, {})
