@@ -19,5 +19,7 @@ def load(path: str | os.PathLike[str], env: Any = None, **kwargs: Any) -> Agent:
     """The agent that a checkpoint holds, whatever its algorithm; arguments as for `Agent.load`."""
     name = read(path)[0]["algorithm"]
     if name not in REGISTRY:
-        raise CheckpointError(f"{path} holds an agent of the algorithm {name!r}; this version has {', '.join(REGISTRY)}.")
+        raise CheckpointError(
+            f"{path} holds an agent of the algorithm {name!r}; this version has {', '.join(REGISTRY)}."
+        )
     return REGISTRY[name].load(path, env, **kwargs)

@@ -6,10 +6,8 @@ import copy
 import dataclasses
 import inspect
 import os
-import pathlib
 import time
 from abc import abstractmethod
-from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
@@ -21,19 +19,18 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.common.utils import check_for_correct_spaces, get_system_info
 from torch import Tensor
 
-from agents import checkpoint, noise
+from agents import checkpoint, noise, saving
 from agents.config import AgentConfig, near, preset_values
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.distributions import Head
 from agents.rollout.buffer import FieldSpec, RolloutBuffer
 from agents.rollout.collect import Step, collect
-from agents.spaces import decode, encode
 from envs import make_vec
 from envs.sb3 import LazyInfos, SB3View, as_vector
-from envs.vector import EpisodeStatistics, SnapshotError, VectorEnv
+from envs.vector import EpisodeStatistics, VectorEnv
 
 POLICY_KWARGS = ("net_arch", "activation_fn", "log_std_init", "normalize_observations")
 
@@ -41,9 +38,9 @@ POLICY_KWARGS = ("net_arch", "activation_fn", "log_std_init", "normalize_observa
 class Agent(BaseAlgorithm):
     """A Stable-Baselines3 algorithm with its own training loop.
 
-    learn, callbacks, the logger, predict, evaluate_policy and EvalCallback work as in Stable-Baselines3. Hyperparameters
-    are the fields of `Config`, given as keyword arguments. An iteration collects n_steps from every environment and then
-    calls `train`, which an algorithm defines.
+    learn, callbacks, the logger, predict, evaluate_policy and EvalCallback work as in Stable-Baselines3.
+    Hyperparameters are the fields of `Config`, given as keyword arguments. An iteration collects n_steps from every
+    environment and then calls `train`, which an algorithm defines.
 
     Args:
         policy: "MlpPolicy", or a subclass of ActorCriticPolicy.
@@ -68,7 +65,7 @@ class Agent(BaseAlgorithm):
 
     config: AgentConfig
     policy: ActorCriticPolicy
-    env: SB3View | None  # type: ignore[assignment]
+    env: SB3View | None
     buffer: RolloutBuffer
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -116,8 +113,8 @@ class Agent(BaseAlgorithm):
         self.config = config
         self.iteration = 0
         self.last_metrics: dict[str, float] = {}
-        self._stream_seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
-        self._observations: Tensor | None = None
+        self.stream_seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        self.observations: Tensor | None = None
         if env is not None:
             self._setup_model()
 
@@ -154,7 +151,7 @@ class Agent(BaseAlgorithm):
         fields = self._buffer_fields()
         pin = self.device.type == "cuda" and not same_device
         self.buffer = RolloutBuffer(self.config.n_steps, vector.num_envs, fields, vector.device, pin_memory=pin)
-        self._episodes = EpisodeStatistics(vector.num_envs, vector.device)
+        self.running_episodes = EpisodeStatistics(vector.num_envs, vector.device)
 
     def _buffer_fields(self) -> dict[str, FieldSpec]:
         """What the algorithm keeps of each step."""
@@ -168,7 +165,7 @@ class Agent(BaseAlgorithm):
         }
 
     @staticmethod
-    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> SB3View:  # type: ignore[override]
+    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> SB3View:
         return env if isinstance(env, SB3View) else SB3View(as_vector(env))
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
@@ -179,9 +176,9 @@ class Agent(BaseAlgorithm):
         self.config = dataclasses.replace(self.config, num_envs=view.num_envs)
         self._connect(view)
         if force_reset:
-            self._last_obs = self._observations = None
+            self._last_obs = self.observations = None
 
-    def _setup_learn(  # type: ignore[override]
+    def _setup_learn(
         self,
         total_timesteps: int,
         callback: MaybeCallback = None,
@@ -193,11 +190,11 @@ class Agent(BaseAlgorithm):
             raise ValueError(f"This {type(self).__name__} has no environment to learn in; call set_env first.")
         if reset_num_timesteps:
             self.iteration = 0
-        begins = reset_num_timesteps or self._observations is None
+        begins = reset_num_timesteps or self.observations is None
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if begins:
-            self._observations = torch.as_tensor(self._last_obs, device=self.env.vector.device)
-            self._episodes = EpisodeStatistics(self.n_envs, self.env.vector.device)
+            self.observations = torch.as_tensor(self._last_obs, device=self.env.vector.device)
+            self.running_episodes = EpisodeStatistics(self.n_envs, self.env.vector.device)
         return result
 
     # Learning --------------------------------------------------------------------------------------------------------
@@ -257,11 +254,11 @@ class Agent(BaseAlgorithm):
     def _collect(self, listener: BaseCallback, total_timesteps: int) -> bool:
         """Fill the buffer; False if a callback asked to stop."""
         assert self.env is not None
-        assert self._observations is not None
+        assert self.observations is not None
         head = self.policy.actor.head
         draw = noise.normal if head.kind == "gaussian" else noise.uniform
         block = draw(
-            self._stream_seed, "action", self.iteration, (self.config.n_steps, self.n_envs, *head.noise_shape)
+            self.stream_seed, "action", self.iteration, (self.config.n_steps, self.n_envs, *head.noise_shape)
         ).to(self.env.vector.device)
 
         def act(t: int, observations: Tensor) -> tuple[Tensor, Tensor]:
@@ -271,7 +268,7 @@ class Agent(BaseAlgorithm):
         def on_step(step: Step) -> bool:
             self.num_timesteps += self.n_envs
             ended = step.terminated | step.truncated
-            finished = self._episodes.update(step.rewards, ended)
+            finished = self.running_episodes.update(step.rewards, ended)
             ended_array = ended.cpu().numpy()
             episodes: dict[int, dict[str, Any]] = {}
             if finished is not None:
@@ -304,11 +301,11 @@ class Agent(BaseAlgorithm):
 
         listener.on_rollout_start()
         with torch.no_grad():
-            observations = collect(self.env.vector, act, self.buffer, self._observations, on_step)
+            observations = collect(self.env.vector, act, self.buffer, self.observations, on_step)
         if observations is None:
-            self._observations = None
+            self.observations = None
             return False
-        self._observations = observations
+        self.observations = observations
         listener.on_rollout_end()
         return True
 
@@ -352,12 +349,12 @@ class Agent(BaseAlgorithm):
 
     # Saving ----------------------------------------------------------------------------------------------------------
 
-    def _tensors(self) -> dict[str, Tensor]:
-        """Tensors of an exact resume beside the policy and the environment; algorithms add theirs."""
+    def own_tensors(self) -> dict[str, Tensor]:
+        """What an exact resume needs beside policy and environments; an algorithm that has more says so here."""
         return {}
 
-    def _load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `_tensors` gave."""
+    def load_own_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `own_tensors` gave."""
 
     def save(self, path: str | os.PathLike[str], exclude: Any = None, include: Any = None) -> None:  # type: ignore[override]
         """Write a checkpoint from which training goes on exactly; see `agents.checkpoint`.
@@ -368,50 +365,7 @@ class Agent(BaseAlgorithm):
         Raises:
             OSError: the file cannot be written; an earlier one is untouched.
         """
-        tensors = {f"policy.{name}": tensor for name, tensor in self.policy.state_dict().items()}
-        tensors |= {f"{self.name}.{name}": tensor for name, tensor in self._tensors().items()}
-        manifest: dict[str, Any] = {
-            "algorithm": self.name,
-            "env_id": None,
-            "env_kwargs": {},
-            "policy_class": self.policy_class.__name__,
-            "policy_kwargs": {**self.policy_kwargs, **self._activation_key()},
-            "config": dataclasses.asdict(self.config),
-            "observation_space": encode(self.observation_space),
-            "action_space": encode(self.action_space),
-            "seed": self.seed,
-            "stream_seed": self._stream_seed,
-            "num_timesteps": self.num_timesteps,
-            "total_timesteps": self._total_timesteps,
-            "iteration": self.iteration,
-            "episodes": self._episode_num,
-            "episode_infos": list(self.ep_info_buffer or ()),
-            "stats_window_size": self._stats_window_size,
-            "metrics": {key: value for key, value in self.last_metrics.items() if isinstance(value, (int, float))},
-            "env_snapshot": None,
-        }
-        if self.env is not None:
-            vector = self.env.vector
-            manifest |= {"env_id": vector.made_from.get("env_id"), "env_kwargs": vector.made_from.get("kwargs", {})}
-            manifest["blowups"] = vector.blowups
-            if self._observations is not None:
-                try:
-                    snapshot = vector.snapshot()
-                except SnapshotError as error:
-                    manifest["env_snapshot"] = str(error)
-                else:
-                    manifest["env_snapshot"] = "exact"
-                    tensors |= {f"env.{name}": tensor for name, tensor in snapshot.items()}
-                    tensors["episode.returns"] = self._episodes.returns
-                    tensors["episode.lengths"] = self._episodes.lengths
-        target = pathlib.Path(path)
-        checkpoint.write(target if target.suffix else target.with_suffix(".zip"), manifest, tensors)
-
-    def _activation_key(self) -> dict[str, str]:
-        from agents.policy.networks import activation_key
-
-        given = self.policy_kwargs.get("activation_fn")
-        return {} if given is None else {"activation_fn": activation_key(given)}
+        checkpoint.write(saving.with_suffix(path), *saving.pack(self))
 
     @classmethod
     def load(  # type: ignore[override]
@@ -432,6 +386,7 @@ class Agent(BaseAlgorithm):
                 they are as many as were saved and can be put back, they are put into the stored state.
             device: where the policy trains.
             custom_objects: {"policy_class": class} for an agent that was made with a policy class of one's own.
+            print_system_info: as in SB3.
             force_reset: begin new episodes. Differs from SB3, where that is the default.
             **hyperparameters: in place of the stored ones.
 
@@ -439,16 +394,17 @@ class Agent(BaseAlgorithm):
             CheckpointError: the file is missing, damaged, or another algorithm's.
             ValueError: env has other spaces.
         """
-        source = pathlib.Path(path)
-        manifest, tensors = checkpoint.read(source if source.suffix else source.with_suffix(".zip"))
+        if print_system_info:
+            get_system_info()
+        path = saving.with_suffix(path)
+        manifest, tensors = checkpoint.read(path)
         if manifest["algorithm"] != cls.name:
             raise checkpoint.CheckpointError(
-                f"{source} holds a {manifest['algorithm']} agent; load it with that class, or use agents.load."
+                f"{path} holds an agent of the algorithm {manifest['algorithm']!r}; load it with agents.load."
             )
-        policy_class = (custom_objects or {}).get("policy_class") or _stored_policy_class(cls, manifest, source)
         config = cls.Config.of(hyperparameters, base=cls.Config.of(manifest["config"]))
         agent = cls(
-            policy_class,
+            (custom_objects or {}).get("policy_class") or saving.policy_class(cls, manifest),
             None,
             policy_kwargs=manifest["policy_kwargs"],
             seed=manifest["seed"],
@@ -456,34 +412,12 @@ class Agent(BaseAlgorithm):
             stats_window_size=manifest["stats_window_size"],
             **dataclasses.asdict(config),
         )
-        agent.observation_space, agent.action_space = (
-            decode(manifest[name]) for name in ("observation_space", "action_space")
-        )
-        agent._stream_seed = manifest["stream_seed"]
-        agent.num_timesteps, agent.iteration = manifest["num_timesteps"], manifest["iteration"]
-        agent._total_timesteps, agent._episode_num = manifest["total_timesteps"], manifest["episodes"]
-        agent.ep_info_buffer = deque(manifest["episode_infos"], maxlen=agent._stats_window_size)
-        agent.ep_success_buffer = deque(maxlen=agent._stats_window_size)
-        agent.last_metrics = manifest["metrics"]
-        agent._setup_model()
-        agent.policy.load_state_dict(_with_prefix(tensors, "policy."))
-        agent._load_tensors(_with_prefix(tensors, f"{cls.name}."))
+        saving.unpack(agent, manifest, tensors)
         if env is not None:
             agent.set_env(env)
-            if manifest["env_snapshot"] == "exact" and not force_reset:
-                agent._restore_env(manifest, tensors)
+            if not force_reset:
+                saving.restore_environments(agent, manifest, tensors)
         return agent
-
-    def _restore_env(self, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        assert self.env is not None
-        vector = self.env.vector
-        if vector.num_envs != len(tensors["episode.returns"]):
-            return
-        self._observations = vector.restore(_with_prefix(tensors, "env."))
-        self._last_obs = self._observations.cpu().numpy()
-        vector.blowups = manifest["blowups"]
-        self._episodes.returns.copy_(tensors["episode.returns"])
-        self._episodes.lengths.copy_(tensors["episode.lengths"])
 
     def set_parameters(
         self, load_path_or_dict: Any, exact_match: bool = True, device: torch.device | str = "auto"
@@ -491,14 +425,14 @@ class Agent(BaseAlgorithm):
         """Load the policy's parameters from a checkpoint of ours, or from {"policy": state_dict}."""
         if not isinstance(load_path_or_dict, dict):
             _, tensors = checkpoint.read(load_path_or_dict)
-            load_path_or_dict = {"policy": _with_prefix(tensors, "policy.")}
+            load_path_or_dict = {"policy": saving.with_prefix(tensors, "policy.")}
         super().set_parameters(load_path_or_dict, exact_match, device)
         if self.env is not None and self._acting is not self.policy:
             self._acting.load_state_dict(self.policy.state_dict())
 
 
 def _as_view(env: Any, config: AgentConfig, wanted: int | None) -> SB3View:
-    """env as the view that agents train on, checked: same-step autoreset, a supported action space, wanted environments."""
+    """env as the view that agents train on; its autoreset, spaces and (if given) number of environments are checked."""
     if isinstance(env, str):
         env = make_vec(env, config.num_envs)
     elif wanted is not None and (n := as_vector(env).num_envs) != wanted:
@@ -514,17 +448,3 @@ def _as_view(env: Any, config: AgentConfig, wanted: int | None) -> SB3View:
         )
     Head.of(vector.single_action_space)
     return view
-
-
-def _stored_policy_class(cls: type[Agent], manifest: dict[str, Any], source: pathlib.Path) -> type[BasePolicy]:
-    for policy_class in cls.policy_aliases.values():
-        if policy_class.__name__ == manifest["policy_class"]:
-            return policy_class
-    raise checkpoint.CheckpointError(
-        f"{source} was made with the policy class {manifest['policy_class']}; "
-        "give it again: load(path, custom_objects={'policy_class': ...})."
-    )
-
-
-def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -90,7 +90,7 @@ def _type_name(expected: Any) -> str:
 
 
 def near(name: str, known: list[str]) -> str:
-    """", did you mean 'x'?" for a name that is near known ones, else ""."""
+    """How a sentence about an unknown name ends: with the near ones, or with all that are known."""
     matches = difflib.get_close_matches(name, known)
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else f"; it has {', '.join(known)}"
 

@@ -110,8 +110,8 @@ class NPG(Agent):
         """Advantages and value targets of the batch, [n] each, from normalised observations s [n, O]."""
         c, policy = self.config, self.policy
         values = policy.critic(s).view(batch.n_steps, batch.num_envs)
-        assert self._observations is not None
-        last = policy.critic(policy.normalize(self._observations.to(self.device)))
+        assert self.observations is not None
+        last = policy.critic(policy.normalize(self.observations.to(self.device)))
         steps, ids, observations = batch.final_observations()
         final = policy.critic(policy.normalize(observations))
         A, returns = gae(
@@ -125,7 +125,9 @@ class NPG(Agent):
         )
         if c.normalize_advantage:
             spread = A.std(correction=0)
-            A = (A - A.mean()) / torch.where(spread > 0, spread, 1.0)
+            # Advantages that differ by rounding only say nothing: they are equal.
+            differ = spread > 4 * torch.finfo(A.dtype).eps * A.abs().max()
+            A = torch.where(differ, (A - A.mean()) / spread, 0.0)
         return A.flatten(), returns.flatten()
 
     def _take(self, step: NaturalGradient, s: Tensor, old: Distribution) -> float:

@@ -19,7 +19,7 @@ def encode(space: spaces.Space) -> dict[str, Any]:
         case spaces.MultiDiscrete():
             return {"kind": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
         case spaces.MultiBinary():
-            return {"kind": "MultiBinary", "n": int(space.n)}
+            return {"kind": "MultiBinary", "n": np.asarray(space.n).tolist()}
     raise ValueError(f"The space {space} cannot be stored; use a Box, Discrete, MultiDiscrete or MultiBinary space.")
 
 

@@ -41,13 +41,15 @@ class SB3View(VecEnv):
         return self.vector.spec
 
     def reset(self) -> np.ndarray:
+        if any(options != self._options[0] for options in self._options):
+            raise ValueError("set_options was given differing options; give one dict for all environments.")
         # Both sides count environments up from one seed.
         observation, info = self.vector.reset(seed=self._seeds[0], options=self._options[0] or None)
         self._reset_seeds()
         self._reset_options()
         self._statistics = EpisodeStatistics(self.num_envs, self.vector.device)
         self.reset_infos = [_row(info, i) for i in range(self.num_envs)]
-        return np.array(observation.cpu())
+        return _array(observation)
 
     def step_async(self, actions: np.ndarray) -> None:
         self._pending = actions
@@ -56,15 +58,15 @@ class SB3View(VecEnv):
         observation, reward, terminated, truncated, info = self.vector.step(self._pending)
         done = terminated | truncated
         finished = self._statistics.update(reward, done)
-        ended, final = np.array(done.cpu()), None
+        ended, final = _array(done), None
         if finished is not None:
-            final = np.array(info.get("final_obs", observation).cpu())
+            final = _array(info.get("final_obs", observation))
             if self.vector.autoreset is AutoresetMode.DISABLED:
                 ids = np.flatnonzero(ended)
                 observation = observation.clone()
                 observation[done] = self.vector.reset(ids=ids)[0]
-        infos = LazyInfos(info, ended, (truncated & ~terminated).cpu().numpy(), final, self._episodes(ended, finished))
-        return np.array(observation.cpu()), reward.to(torch.float32).cpu().numpy().copy(), ended, infos
+        infos = LazyInfos(info, ended, _array(truncated & ~terminated), final, self._episodes(ended, finished))
+        return _array(observation), _array(reward.to(torch.float32)), ended, infos
 
     def _episodes(self, ended: np.ndarray, finished: tuple[Tensor, Tensor] | None) -> dict[int, dict[str, Any]]:
         if finished is None:
@@ -174,6 +176,11 @@ def _row(info: dict[str, Any], i: int) -> dict[str, Any]:
         else:
             row[key] = value[i]
     return row
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """A copy on the host: the vector environment may reuse its tensors in the next step."""
+    return tensor.cpu().numpy().copy()
 
 
 def as_vector(env: Any) -> VectorEnv:

@@ -25,7 +25,7 @@ class ReturnScale(nn.Module):
     Args:
         decay: what an update leaves of the past's weight, in (0, 1]; 1 is cumulative.
 
-    Source: Chan, Golub & LeVeque 1983, equation 1.5, https://doi.org/10.1080/00031305.1983.10483115.
+    Source: Chan, Golub & LeVeque 1983 (the pairwise update), https://doi.org/10.1080/00031305.1983.10483115.
     """
 
     count: Tensor
@@ -104,7 +104,7 @@ class Critic(nn.Module):
         self.scale.update(targets)
         new_mean, new_std = self.scale.mean, self.scale.std
         output.weight.copy_(output.weight * (old_std / new_std))
-        output.bias.copy_((old_std * output.bias + old_mean - new_mean) / new_std)
+        output.bias.copy_((old_std * output.bias.double() + old_mean - new_mean) / new_std)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def gauss_newton(
         ValueError: steps is below 1.
 
     Source: Nocedal & Wright 2006, Numerical Optimization, section 10.3; Martens 2010, "Deep learning via Hessian-free
-    optimization", sections 4.1 and 4.5.
+    optimization", section 4.1 (damping).
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; give at least 1.")

@@ -161,7 +161,7 @@ def step_size(quadratic: Tensor | float, target_kl: float) -> float:
         ValueError: the quadratic is not positive and finite (a zero direction has no length to choose), or target_kl is
             negative.
 
-    Source: Rajeswaran et al. 2017, equation 7, https://arxiv.org/abs/1703.02660.
+    Source: Rajeswaran et al. 2017 (the normalized step size), https://arxiv.org/abs/1703.02660.
     """
     quadratic = float(quadratic)
     if not 0 < quadratic < math.inf:

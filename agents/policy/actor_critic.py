@@ -71,7 +71,8 @@ class ActorCriticPolicy(BasePolicy):
         self.normalize_observations = normalize_observations
         self.normalizer = ObservationNormalizer(size)
         self.actor = Actor(size, Head.of(action_space), net_arch, activation, log_std_init)
-        self.critic = Critic(mlp(size, net_arch, 1, activation, output_gain=1.0))
+        # Values begin at zero, whatever the units of reward.
+        self.critic = Critic(mlp(size, net_arch, 1, activation, output_gain=0.0))
         if isinstance(action_space, spaces.Box):
             self.register_buffer("_low", torch.as_tensor(action_space.low), persistent=False)
             self.register_buffer("_high", torch.as_tensor(action_space.high), persistent=False)
@@ -116,4 +117,6 @@ class ActorCriticPolicy(BasePolicy):
 
     @classmethod
     def load(cls, path: str, device: torch.device | str = "auto") -> NoReturn:
-        raise NotImplementedError("Load the agent, e.g. NPG.load(path), and use its .policy; nothing is unpickled here.")
+        raise NotImplementedError(
+            "Load the agent, e.g. NPG.load(path), and use its .policy; nothing is unpickled here."
+        )

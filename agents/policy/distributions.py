@@ -1,7 +1,7 @@
 """Action distributions: what a network's outputs mean for each kind of action space.
 
-A distribution is built from outputs [n, K] and, for Gaussians, a log standard deviation. Sampling is a plain function of
-noise that the caller draws, so that equal noise gives equal actions wherever it is computed.
+A distribution is built from outputs [n, K] and, for Gaussians, a log standard deviation. Sampling is a plain function
+of noise that the caller draws, so that equal noise gives equal actions wherever it is computed.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
+from torch.nn import functional
 
 
 class Distribution(Protocol):
@@ -117,15 +117,17 @@ class Bernoullis:
     logits: Tensor
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        return -F.binary_cross_entropy_with_logits(self.logits, actions.to(self.logits.dtype), reduction="none").sum(-1)
+        return -functional.binary_cross_entropy_with_logits(
+            self.logits, actions.to(self.logits.dtype), reduction="none"
+        ).sum(-1)
 
     def entropy(self) -> Tensor:
         p = torch.sigmoid(self.logits)
-        return F.binary_cross_entropy_with_logits(self.logits, p, reduction="none").sum(-1)
+        return functional.binary_cross_entropy_with_logits(self.logits, p, reduction="none").sum(-1)
 
     def kl(self, other: Bernoullis) -> Tensor:
         p = torch.sigmoid(self.logits)
-        cross = F.binary_cross_entropy_with_logits(other.logits, p, reduction="none")
+        cross = functional.binary_cross_entropy_with_logits(other.logits, p, reduction="none")
         return cross.sum(-1) - self.entropy()
 
     def mode(self) -> Tensor:
@@ -198,5 +200,8 @@ class Head:
         if self.kind == "bernoulli":
             return Bernoullis(outputs)
         width = max(self.choices)
-        logits = [F.pad(part, (0, width - part.shape[-1]), value=-torch.inf) for part in outputs.split(self.choices, -1)]
+        logits = [
+            functional.pad(part, (0, width - part.shape[-1]), value=-torch.inf)
+            for part in outputs.split(self.choices, -1)
+        ]
         return Categoricals(torch.log_softmax(torch.stack(logits, -2), -1), self.shape)

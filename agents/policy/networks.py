@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -26,10 +27,10 @@ def activation_key(activation: str | type[nn.Module]) -> str:
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str, output_gain: float) -> nn.Sequential:
-    """Linear layers with an activation between them; orthogonal weights (gain sqrt 2, output_gain last), zero biases."""
+    """Linear layers with an activation between them; weights orthogonal (gain √2, the last output_gain), biases 0."""
     sizes = [inputs, *hidden, outputs]
     layers: list[nn.Module] = []
-    for i, (size_in, size_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (size_in, size_out) in enumerate(pairwise(sizes)):
         last = i == len(hidden)
         layer = nn.Linear(size_in, size_out)
         nn.init.orthogonal_(layer.weight, output_gain if last else 2**0.5)

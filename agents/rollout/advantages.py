@@ -1,4 +1,4 @@
-"""Generalised advantage estimation over a rollout of many environments."""
+"""Generalized advantage estimation over a rollout of many environments."""
 
 from __future__ import annotations
 

@@ -14,13 +14,12 @@ import torch
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from agents import REGISTRY, checkpoint
-from agents.base import Agent
+from agents import checkpoint, load
 from agents.run import report
 from agents.run.errors import RunError, UsageError
 from agents.run.evaluation import BLOCK, Evaluation, evaluate
 from agents.run.folder import RunFolder
-from agents.run.options import Flag
+from agents.run.options import Flag, check_device
 from envs import make_vec
 
 
@@ -58,6 +57,7 @@ class Assessment:
         for name, least in {"episodes": 1, "seed": 0, "threads": 1}.items():
             if getattr(self, name) < least:
                 raise UsageError(f"--{name} is {getattr(self, name)}; give at least {least}.")
+        check_device(self.device)
         for option in ("json", "plot", "video"):
             _check_output(option, getattr(self, option))
 
@@ -75,8 +75,12 @@ def assess(asked: Assessment) -> int:
     torch.set_num_threads(asked.threads)
     file = _checkpoint_file(asked)
     manifest, _ = checkpoint.read(file)
-    agent = _load(file, manifest, asked.device)
+    agent = load(file, device=asked.device)
     env_id, env_kwargs = manifest["env_id"], manifest["env_kwargs"]
+    if env_id is None:
+        raise RunError(
+            f"{file} does not name its environment, which had no id; evaluate it in Python, with agents.load."
+        )
     num_envs = min(BLOCK, asked.episodes)
     env = make_vec(env_id, num_envs, backend=asked.backend, autoreset="disabled", **env_kwargs)
     with contextlib.closing(env):
@@ -117,13 +121,6 @@ def _checkpoint_file(asked: Assessment) -> Path:
         return target
     folder = RunFolder.open(target)
     return folder.best if asked.best else folder.last
-
-
-def _load(file: Path, manifest: dict[str, Any], device: str) -> Agent:
-    name = manifest["algorithm"]
-    if name not in REGISTRY:
-        raise RunError(f"{file} was saved by the algorithm {name!r}; this version has {', '.join(REGISTRY)}.")
-    return REGISTRY[name].load(file, device=device)
 
 
 def _record(asked: Assessment, file: Path, manifest: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:

@@ -94,7 +94,8 @@ def _subcommands(arguments: Sequence[str]) -> Any:
         unchecked = _without_checks(algorithm.Config)
         default = Start(RunOptions(env=tyro.MISSING), unchecked(**dataclasses.asdict(config)))
         summary = (sys.modules[algorithm.__module__].__doc__ or name).splitlines()[0]
-        starts.append(Annotated[Start[unchecked], subcommand(name, default=default, description=summary)])
+        command = subcommand(name, default=default, description=summary)
+        starts.append(Annotated[Start[unchecked], command])  # type: ignore[valid-type]
     return Union[(*starts, Annotated[Resume, subcommand("resume")])]
 
 

@@ -60,7 +60,8 @@ class RunFolder:
         """
         folder = cls(_new_path(config))
         try:
-            folder.last.parent.mkdir(parents=True)
+            folder.path.mkdir(parents=True)
+            folder.last.parent.mkdir()
             folder.write_config(config)
             folder.command.write_text(command + "\n")
             (folder.path / "versions.json").write_text(json.dumps(_versions(), indent=1) + "\n")

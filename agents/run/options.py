@@ -63,6 +63,19 @@ class RunOptions:
         return dict(map(_parse_pair, self.env_kwargs))
 
 
+def check_device(name: str) -> None:
+    """Raise UsageError unless PyTorch can compute on the device; SB3 would quietly take the CPU for a missing GPU."""
+    import torch
+
+    if name == "auto":
+        return
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device is {name!r}, which is not possible here ({reason}); use cpu or auto.") from error
+
+
 def _parse_pair(pair: str) -> tuple[str, Any]:
     key, equals, text = pair.partition("=")
     if not (key.isidentifier() and equals):

@@ -90,7 +90,7 @@ class Progress:
             f"evaluated {_figure(self._evaluation, ',.1f')}",
             f"KL {_figure(self._metrics.get('train/kl'), '.4f')}",
             f"{rate:,.0f} steps/s",
-            f"{_clock(elapsed)} + {'?' if left is None else _clock(left)}",
+            f"{_clock(elapsed)}, {'?' if left is None else _clock(left)} left",
         ]
         return "  ".join(figures)
 

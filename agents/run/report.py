@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from agents.run.evaluation import Evaluation
 from agents.run.folder import RunFolder, read_rows
@@ -21,35 +22,35 @@ EVALUATION_COLOR, TRAINING_COLOR = "#1f5fa8", "#9a9a9a"
 
 
 def hyperparameter_table(config: Mapping[str, Any], origins: Mapping[str, str]) -> Table:
-    """Every hyperparameter with its value and origin, in two columns of three."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    """Every hyperparameter with its value and origin, side by side in two halves."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for _ in range(2):
         table.add_column("hyperparameter")
-        table.add_column("value", justify="right", overflow="fold")
+        table.add_column("value", justify="right")
         table.add_column("from")
     cells = [(name, _value(value), origins[name]) for name, value in config.items()]
     half = -(-len(cells) // 2)
-    for left, right in zip(cells[:half], [*cells[half:], ("", "", "")], strict=False):
-        table.add_row(*(f"[{ORIGIN_STYLES.get(cell[2], 'none')}]{text}" for cell in (left, right) for text in cell))
+    for pair in zip_longest(cells[:half], cells[half:], fillvalue=("", "", "")):
+        table.add_row(*(Text(text, style=ORIGIN_STYLES.get(cell[2], "")) for cell in pair for text in cell))
     return table
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
     """The statistics of an evaluation."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for heading in ("episodes", "mean return", "95 % interval", "IQM", "lowest", "highest", "mean length", "steps"):
-        table.add_column(heading, justify="right")
     lower, upper = evaluation.interval
-    table.add_row(
-        f"{evaluation.episodes}",
-        f"{evaluation.mean:,.1f}",
-        f"{lower:,.1f} to {upper:,.1f}",
-        f"{evaluation.iqm:,.1f}",
-        f"{evaluation.returns.min():,.1f}",
-        f"{evaluation.returns.max():,.1f}",
-        f"{evaluation.lengths.mean():,.1f}",
-        f"{evaluation.steps:,}",
-    )
+    columns = {
+        "episodes": f"{evaluation.episodes:,}",
+        "mean return": f"{evaluation.mean:,.1f}",
+        "95 % interval": f"{lower:,.1f} to {upper:,.1f}",
+        "IQM": f"{evaluation.iqm:,.1f}",
+        "min": f"{evaluation.returns.min():,.1f}",
+        "max": f"{evaluation.returns.max():,.1f}",
+        "mean length": f"{evaluation.lengths.mean():,.1f}",
+    }
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in columns:
+        table.add_column(heading, justify="right")
+    table.add_row(*columns.values())
     return table
 
 
@@ -77,7 +78,7 @@ def plot_curve(folder: RunFolder, title: str) -> None:
     axes.set_ylabel("return")
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(_steps_formatter())
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(frameon=False)
     figure.savefig(folder.curve, dpi=150)
 
 

@@ -21,7 +21,7 @@ from agents.run.errors import UsageError
 from agents.run.evaluation import BLOCK, Evaluation, evaluate
 from agents.run.folder import EVALUATION_COLUMNS, RunConfig, RunFolder, append_row, keep_rows, read_rows
 from agents.run.log import STEPS, log_evaluation, record_hyperparameters, run_logger
-from agents.run.options import RunOptions
+from agents.run.options import RunOptions, check_device
 from agents.run.progress import Progress
 from agents.run.signals import StopRequest
 from envs import VectorEnv, make_vec
@@ -45,6 +45,7 @@ def start(algorithm: str, run: RunOptions, config: AgentConfig, origins: dict[st
         RunError: the run's folder exists or cannot be written.
     """
     run.check()
+    check_device(run.device)
     run = dataclasses.replace(run, eval_every=run.eval_every or math.ceil(run.steps / EVALUATIONS))
     values = dataclasses.asdict(config)
     torch.set_num_threads(run.threads)
@@ -65,6 +66,7 @@ def resume(path: str, steps: int | None, device: str, threads: int, quiet: bool,
     Raises:
         RunError: there is no run to go on with, or another process is training in it.
     """
+    check_device(device)
     folder = RunFolder.open(path)
     settings = folder.read_config()
     run = dataclasses.replace(settings.run, steps=steps or settings.run.steps, threads=threads, quiet=quiet)
@@ -172,7 +174,7 @@ class _Training:
         if agent.num_timesteps:
             show(f"goes on after {agent.num_timesteps:,} of {self.options.steps:,} environment steps")
         else:
-            show(report.hyperparameter_table(self.settings.config, self.settings.origins))
+            show("", report.hyperparameter_table(self.settings.config, self.settings.origins), "")
         show(f"run folder: {self.folder.path}", soft_wrap=True)
 
     def _print_stop(self, number: signal.Signals) -> None:
@@ -183,11 +185,11 @@ class _Training:
     def _print_summary(self, final: Evaluation) -> None:
         show, folder = self.console.print, shlex.quote(str(self.folder.path))
         show(f"\n{self.title}: final policy, deterministic, after {self.agent.num_timesteps:,} environment steps")
-        show(report.evaluation_table(final))
+        show(report.evaluation_table(final), "")
         lines = {
             "policy": self.folder.last,
             "curve": self.folder.curve,
-            "curves live": f"tensorboard --logdir {folder}",
+            "live curves": f"tensorboard --logdir {folder}",
             "evaluate": f"python evaluate.py {folder} --episodes 100",
         }
         for name, text in lines.items():

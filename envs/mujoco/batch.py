@@ -63,7 +63,7 @@ class MujocoVectorEnv(VectorEnv):
     ) -> None:
         self.task, self._render_kwargs = _make_task(env_id, kwargs)
         self.spec = gymnasium.spec(env_id)
-        self.max_episode_steps = max_episode_steps or self.spec.max_episode_steps
+        self.max_episode_steps: int = max_episode_steps or self.spec.max_episode_steps or 1000
         self.model = _load_model(self.task.xml_file)
         fields = self.task.fields()
         physics_type = ThreadedPhysics if "cfrc_ext" in fields else BatchPhysics
@@ -98,7 +98,7 @@ class MujocoVectorEnv(VectorEnv):
         """Seconds of simulated time per step."""
         return float(self._period)
 
-    def reset(  # type: ignore[override]
+    def reset(
         self, *, seed: Seeds = None, ids: Ids = None, options: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
         index = self._reset_ids(ids, options)
@@ -126,7 +126,9 @@ class MujocoVectorEnv(VectorEnv):
         qpos, qvel = np.asarray(qpos, dtype=np.float64), np.asarray(qvel, dtype=np.float64)
         expected = (len(rows), self.model.nq), (len(rows), self.model.nv)
         if (qpos.shape, qvel.shape) != expected:
-            raise ValueError(f"qpos and qvel have shapes {qpos.shape} and {qvel.shape}; give {expected[0]}, {expected[1]}.")
+            raise ValueError(
+                f"qpos and qvel have shapes {qpos.shape} and {qvel.shape}; give {expected[0]}, {expected[1]}."
+            )
         self._place(rows, qpos, qvel)
         return torch.from_numpy(self._observation[rows])
 
@@ -144,7 +146,7 @@ class MujocoVectorEnv(VectorEnv):
         self._elapsed[rows] = 0
         self._ended[rows] = False
 
-    def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:  # type: ignore[override]
+    def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         index = self._select(ids)
         rows = slice(None) if index is None else index
         actions = self._check_actions(actions, self.num_envs if index is None else len(index))

@@ -1,4 +1,4 @@
-"""Counter-based random numbers for resets: a number is a hash of (seed, episode, position), for a whole batch at once."""
+"""Counter-based random numbers for resets: a number is a hash of (seed, episode, position), drawn batch-wise."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class BatchPhysics(Physics):
             self.batch.step(np.sort(ids), nstep=substeps)
         if not self._diverged.any():
             return None
-        diverged = self._diverged.any(axis=1)
+        diverged: np.ndarray = np.logical_or.reduce(self._diverged, axis=1)
         self._diverged[:] = 0
         return diverged if ids is None else diverged[ids]
 
@@ -109,14 +109,14 @@ class ThreadedPhysics(Physics):
         self._data = [mujoco.MjData(model) for _ in range(num)]
         self._ctrl = [data.ctrl for data in self._data]
         sources = [[getattr(data, name) for name in fields] for data in self._data]
-        self._arrays = {
-            name: np.zeros((num, *source.shape)) for name, source in zip(fields, sources[0], strict=True)
-        }
+        self._arrays = {name: np.zeros((num, *source.shape)) for name, source in zip(fields, sources[0], strict=True)}
         self._warnings = np.zeros((num, int(mujoco.mjtWarning.mjNWARNING)), dtype=np.int32)
         self._diverged = self._warnings[:, _FIRST_DIVERGED : _LAST_DIVERGED + 1]
         self._copies = [
-            [*zip((array[i] for array in self._arrays.values()), sources[i], strict=True),
-             (self._warnings[i], data.warning.number)]
+            [
+                *zip((array[i] for array in self._arrays.values()), sources[i], strict=True),
+                (self._warnings[i], data.warning.number),
+            ]
             for i, data in enumerate(self._data)
         ]
         self._pool = ThreadPoolExecutor(max(1, self.num_threads - 1), "physics")
@@ -144,7 +144,7 @@ class ThreadedPhysics(Physics):
             helper.result()
         if not self._diverged.any():
             return None
-        diverged = self._diverged.any(axis=1)
+        diverged: np.ndarray = np.logical_or.reduce(self._diverged, axis=1)
         for i in np.flatnonzero(diverged):
             self._data[i].warning.number[:] = 0
             self._warnings[i] = 0

@@ -65,11 +65,11 @@ class Task:
         raise NotImplementedError
 
     def reward(
-        self, xp: Any, s: State, model: mujoco.MjModel, action: Array, velocity: Array | None
+        self, xp: Any, s: State, model: mujoco.MjModel, action: Array, velocity: Array
     ) -> tuple[Array, Array | None, dict[str, Array]]:
         """Rewards [n], terminated [n] (None: this task never terminates) and the reward's terms.
 
-        action is [n, A]; velocity is the change of `position` per second, [n, ...].
+        action is [n, A]; velocity is the change of `position` per second, [n, ...] (None where that is None).
         """
         raise NotImplementedError
 
@@ -114,7 +114,7 @@ class _Runner(Task):
         return xp.concat((s.qpos[:, skip:], s.qvel), axis=1)
 
     def reward(
-        self, xp: Any, s: State, model: mujoco.MjModel, action: Array, velocity: Array | None
+        self, xp: Any, s: State, model: mujoco.MjModel, action: Array, velocity: Array
     ) -> tuple[Array, Array | None, dict[str, Array]]:
         forward = self.forward_reward_weight * velocity
         control = _control_cost(xp, self.ctrl_cost_weight, action)
@@ -138,6 +138,9 @@ class Swimmer(_Runner):
     xml_file: str = "swimmer.xml"
     frame_skip: int = 4
     ctrl_cost_weight: float = 1e-4
+
+    def initial_state(self, xp: Any, noise: Noise, qpos: Array, qvel: Array) -> tuple[Array, Array]:
+        return _uniform_around(noise, qpos, qvel, self.reset_noise_scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +166,7 @@ class _PlanarLegged(_Runner):
         return xp.concat((s.qpos[:, skip:], xp.clip(s.qvel, -10.0, 10.0)), axis=1)
 
     def reward(
-        self, xp: Any, s: State, model: mujoco.MjModel, action: Array, velocity: Array | None
+        self, xp: Any, s: State, model: mujoco.MjModel, action: Array, velocity: Array
     ) -> tuple[Array, Array | None, dict[str, Array]]:
         healthy = self.healthy(xp, s)
         forward = self.forward_reward_weight * velocity
@@ -241,9 +244,8 @@ class Ant(Task):
         return xp.concat(parts, axis=1)
 
     def reward(
-        self, xp: Any, s: State, model: mujoco.MjModel, action: Array, velocity: Array | None
+        self, xp: Any, s: State, model: mujoco.MjModel, action: Array, velocity: Array
     ) -> tuple[Array, Array | None, dict[str, Array]]:
-        assert velocity is not None
         low, high = self.healthy_z_range
         z = s.qpos[:, 2]
         healthy = xp.all(xp.isfinite(s.qpos), axis=1) & xp.all(xp.isfinite(s.qvel), axis=1) & (low <= z) & (z <= high)
@@ -327,9 +329,8 @@ class Humanoid(_HumanoidBody):
         return xp.einsum("b,nbj->nj", model.body_mass, s.xipos)[:, :2] / model.body_mass.sum()
 
     def reward(
-        self, xp: Any, s: State, model: mujoco.MjModel, action: Array, velocity: Array | None
+        self, xp: Any, s: State, model: mujoco.MjModel, action: Array, velocity: Array
     ) -> tuple[Array, Array | None, dict[str, Array]]:
-        assert velocity is not None
         low, high = self.healthy_z_range
         z = s.qpos[:, 2]
         healthy = (low < z) & (z < high)
@@ -356,7 +357,7 @@ class HumanoidStandup(_HumanoidBody):
     impact_cost_range: Range = (-float("inf"), 10.0)
 
     def reward(
-        self, xp: Any, s: State, model: mujoco.MjModel, action: Array, velocity: Array | None
+        self, xp: Any, s: State, model: mujoco.MjModel, action: Array, velocity: Array
     ) -> tuple[Array, Array | None, dict[str, Array]]:
         # Gymnasium takes uph_cost_weight and does not use it; so it is here.
         upward = (s.qpos[:, 2] - 0.0) / model.opt.timestep
@@ -377,7 +378,7 @@ class InvertedPendulum(Task):
         return xp.concat((s.qpos, s.qvel), axis=1)
 
     def reward(
-        self, xp: Any, s: State, model: mujoco.MjModel, action: Array, velocity: Array | None
+        self, xp: Any, s: State, model: mujoco.MjModel, action: Array, velocity: Array
     ) -> tuple[Array, Array | None, dict[str, Array]]:
         finite = xp.all(xp.isfinite(s.qpos), axis=1) & xp.all(xp.isfinite(s.qvel), axis=1)
         upright = finite & (xp.abs(s.qpos[:, 1]) <= 0.2)
@@ -411,7 +412,7 @@ class InvertedDoublePendulum(Task):
         )
 
     def reward(
-        self, xp: Any, s: State, model: mujoco.MjModel, action: Array, velocity: Array | None
+        self, xp: Any, s: State, model: mujoco.MjModel, action: Array, velocity: Array
     ) -> tuple[Array, Array | None, dict[str, Array]]:
         x, y = s.site_xpos[:, 0, 0], s.site_xpos[:, 0, 2]
         v1, v2 = s.qvel[:, 1], s.qvel[:, 2]
@@ -444,7 +445,7 @@ class Reacher(Task):
         return xp.concat((xp.cos(angles), xp.sin(angles), s.qpos[:, 2:], s.qvel[:, :2], to_target), axis=1)
 
     def reward(
-        self, xp: Any, s: State, model: mujoco.MjModel, action: Array, velocity: Array | None
+        self, xp: Any, s: State, model: mujoco.MjModel, action: Array, velocity: Array
     ) -> tuple[Array, Array | None, dict[str, Array]]:
         distance = _norm(xp, self._to_target(s, model)) * self.reward_dist_weight
         control = _control_cost(xp, self.reward_control_weight, action)
@@ -477,7 +478,7 @@ class Pusher(Task):
         return xp.concat((s.qpos[:, :7], s.qvel[:, :7], *self._points(s, model)), axis=1)
 
     def reward(
-        self, xp: Any, s: State, model: mujoco.MjModel, action: Array, velocity: Array | None
+        self, xp: Any, s: State, model: mujoco.MjModel, action: Array, velocity: Array
     ) -> tuple[Array, Array | None, dict[str, Array]]:
         tip, cylinder, goal = self._points(s, model)
         near = _norm(xp, cylinder - tip) * self.reward_near_weight

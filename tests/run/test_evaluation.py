@@ -24,7 +24,13 @@ class Walk(gymnasium.Env):
     def step(self, action):
         self.t += 1
         over = self.t == self.length
-        return self.start + self.t, float(action[0]) * self.t, over and self.length % 2 == 0, over and self.length % 2 == 1, {}
+        return (
+            self.start + self.t,
+            float(action[0]) * self.t,
+            over and self.length % 2 == 0,
+            over and self.length % 2 == 1,
+            {},
+        )
 
 
 class Scripted:

@@ -1,0 +1,51 @@
+# Every target makes the virtual environment that it needs.
+# make PYTHON=python3.12 VENV=/somewhere/else ... takes another Python or place.
+
+PYTHON = python3
+VENV = .venv
+ALGORITHM = npg
+ENV = Hopper-v5
+STEPS = 1_000_000
+SEED = 0
+
+INSTALLED = $(VENV)/installed
+PIP = $(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt
+RUN = $(VENV)/bin/python
+
+.PHONY: help .venv train test lint bench clean
+
+help:
+	@echo "make train   train $(ALGORITHM) on $(ENV); ALGORITHM=, ENV=, STEPS= and SEED= change it"
+	@echo "make test    run the tests"
+	@echo "make lint    check style, format and types"
+	@echo "make bench   run every benchmark; takes long"
+	@echo "make .venv   only make the virtual environment"
+	@echo "make clean   remove the virtual environment and what tools leave; runs stay"
+
+.venv: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) -e ".[dev,video]"
+	@touch $@
+
+train: $(INSTALLED)
+	$(RUN) train.py $(ALGORITHM) --env $(ENV) --steps $(STEPS) --seed $(SEED)
+
+test: $(INSTALLED)
+	$(RUN) -m pytest -q
+
+lint: $(INSTALLED)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+bench: $(INSTALLED)
+	set -e; for script in $(wildcard benchmarks/*.py); do echo "$$script"; $(RUN) $$script; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,161 @@
+"""The natural policy gradient agent: its update against the definition, its units, its degenerate cases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agents import NPG
+from agents.direction.scores import dense_scores, parameter_vector
+from agents.npg import KL_TOLERANCE, NPGConfig
+from envs import make_vec
+from envs.probes import ContinuousAction
+
+
+def make(env: Any = "InvertedPendulum-v5", **changed: Any) -> NPG:
+    """An agent of four environments."""
+    settings = {"n_steps": 32, "num_envs": 4, "net_arch": (8,)} | changed
+    return NPG("MlpPolicy", env, seed=0, device="cpu", **settings)
+
+
+def collect(agent: NPG) -> None:
+    """One iteration's rollout without its update."""
+    agent.train = lambda: None  # type: ignore[method-assign]
+    next(agent.iterations(1))
+    del agent.train
+
+
+@pytest.mark.parametrize("env_id", ["InvertedPendulum-v5", "CartPole-v1"])
+def test_the_update_is_the_damped_natural_gradient_of_the_definition(env_id: str) -> None:
+    """θ' - θ is parallel to (F + λ I)⁻¹ g, with F and g from per-sample scores by torch.func in float64."""
+    agent = make(env_id, cg_max_steps=200, cg_tolerance=1e-6)
+    collect(agent)
+    policy, batch = agent.policy, agent.buffer
+    s, a = policy.normalize(batch.flat("observations")), batch.flat("actions")
+    advantages, _ = agent._advantages(batch, s)
+    actor = policy.actor
+    before = parameter_vector(actor).double()
+    matrix = dense_scores(actor.double(), lambda m, s, a: m(s).log_prob(a), s.double(), a).matrix
+    actor.float()
+    n, p = matrix.shape
+    fisher = matrix.T @ matrix / n
+    damped = fisher + agent.config.cg_damping * fisher.trace() / p * torch.eye(p, dtype=torch.float64)
+    w = torch.linalg.solve(damped, matrix.T @ advantages.double() / n)
+    old = actor(s)
+    agent.train()
+    step = parameter_vector(actor).double() - before
+    assert torch.cosine_similarity(step, w, dim=0).item() == pytest.approx(1.0, abs=1e-4)
+    kl = old.kl(actor(s)).mean().item()
+    assert kl == pytest.approx(agent.config.target_kl, rel=KL_TOLERANCE)
+
+
+@pytest.mark.parametrize("target_kl", [1e-3, 0.02, 0.1])
+def test_every_update_has_the_asked_kl(target_kl: float) -> None:
+    agent = make(target_kl=target_kl)
+    for _ in agent.iterations(128 * 10):
+        assert agent.last_metrics["train/kl"] == pytest.approx(target_kl, rel=1.5 * KL_TOLERANCE)
+    assert agent.rejected_updates == 0
+
+
+@pytest.mark.parametrize("factor", [1 / 1024, 64.0])
+def test_results_do_not_depend_on_the_units_of_reward(factor: float) -> None:
+    def learned(forward_reward_weight: float, ctrl_cost_weight: float) -> torch.Tensor:
+        weights = {"forward_reward_weight": forward_reward_weight, "ctrl_cost_weight": ctrl_cost_weight}
+        agent = make(make_vec("HalfCheetah-v5", 4, **weights)).learn(128 * 6)
+        return parameter_vector(agent.policy.actor)
+
+    assert torch.equal(learned(1.0, 0.125), learned(factor, 0.125 * factor))
+
+
+class ConstantReward(ContinuousAction):
+    def act(self, action: Any) -> tuple[float, bool]:
+        return 1.0, True
+
+
+def test_without_advantages_the_policy_stays_as_it_is() -> None:
+    agent = make(make_vec(ConstantReward, 4))
+    before = parameter_vector(agent.policy.actor)
+    agent.learn(128 * 5)
+    # The critic errs by the same everywhere, so advantages are equal but for rounding.
+    assert torch.equal(before, parameter_vector(agent.policy.actor))
+    assert agent.rejected_updates == 0
+
+
+def test_the_floor_of_the_standard_deviation_holds() -> None:
+    agent = make("probes/ContinuousAction-v0", target_kl=0.1, log_std_min=-0.5).learn(128 * 40)
+    assert agent.policy.actor.log_std is not None
+    assert agent.policy.actor.log_std.bias.item() == pytest.approx(-0.5, abs=1e-6)
+    free = make("probes/ContinuousAction-v0", target_kl=0.1).learn(128 * 40)
+    assert free.policy.actor.log_std is not None
+    assert free.policy.actor.log_std.bias.item() < -0.6
+
+
+def test_a_direction_that_is_not_finite_leaves_the_policy_and_is_counted() -> None:
+    agent = make()
+    collect(agent)
+    before = parameter_vector(agent.policy.actor)
+    agent.buffer["actions"].fill_(float("inf"))
+    agent.train()
+    assert agent.rejected_updates == 1
+    assert torch.equal(parameter_vector(agent.policy.actor), before)
+
+
+def test_truncation_bootstraps_from_the_observation_that_the_episode_ended_in() -> None:
+    """With lambda 0 an advantage is r + gamma V(s') - V(s), and s' at the cut is not the next episode's first."""
+    agent = make(make_vec("Swimmer-v5", 4, max_episode_steps=2), n_steps=3, gae_lambda=0.0, normalize_advantage=False)
+    collect(agent)
+    batch, policy = agent.buffer, agent.policy
+    s = policy.normalize(batch.flat("observations"))
+    advantages, _ = agent._advantages(batch, s)
+    steps, ids, final = batch.final_observations()
+    assert steps.tolist() == [1, 1, 1, 1]
+    assert ids.tolist() == [0, 1, 2, 3]
+    assert not torch.equal(final, batch["observations"][2])
+    values = policy.critic(s).view(3, 4)
+    expected = batch["rewards"][1] + agent.config.gamma * policy.critic(policy.normalize(final)) - values[1]
+    torch.testing.assert_close(advantages.view(3, 4)[1], expected.float())
+
+
+def test_the_default_configuration_learns_the_inverted_pendulum() -> None:
+    agent = NPG("MlpPolicy", "InvertedPendulum-v5", seed=0, device="cpu").learn(60_000)
+    returns = [sum_of_rewards(agent, seed) for seed in range(3)]
+    assert min(returns) > 900
+
+
+def sum_of_rewards(agent: NPG, seed: int) -> float:
+    env = make_vec("InvertedPendulum-v5", 1, autoreset="disabled")
+    observation, _ = env.reset(seed=seed)
+    total, ended = 0.0, False
+    while not ended:
+        observation, reward, terminated, truncated, _ = env.step(agent.act(observation, deterministic=True))
+        total += reward.item()
+        ended = bool(terminated | truncated)
+    return total
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("target_kl", 0.0),
+        ("gae_lambda", 1.5),
+        ("cg_max_steps", 0),
+        ("cg_damping", -1.0),
+        ("critic_steps", 0),
+        ("gamma", 1.1),
+        ("net_arch", (0,)),
+    ],
+)
+def test_impossible_hyperparameters_are_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{name} is .*; give"):
+        NPGConfig.of({name: value})
+
+
+def test_integers_and_lists_are_taken_where_numbers_and_tuples_are_declared() -> None:
+    config = NPGConfig.of({"gamma": 1, "net_arch": [32, 32]})
+    assert config.gamma == 1.0
+    assert isinstance(config.gamma, float)
+    assert config.net_arch == (32, 32)
+    np.testing.assert_equal(NPGConfig.of({"log_std_min": None}).log_std_min, None)

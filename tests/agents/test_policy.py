@@ -1,0 +1,166 @@
+"""Action distributions, observation normalisation and the policy around them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import distributions as reference
+
+from agents.policy.actor_critic import ActorCriticPolicy
+from agents.policy.distributions import Bernoullis, Categoricals, DiagonalGaussian, Head
+from agents.policy.networks import mlp
+from agents.policy.normalizer import ObservationNormalizer
+
+N = 7
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def test_gaussian_equals_torch() -> None:
+    mean, log_std, other_mean, other_log_std, a = (random(N, 3) for _ in range(5))
+    ours, other = DiagonalGaussian(mean, log_std), DiagonalGaussian(other_mean, other_log_std)
+    theirs, their_other = reference.Normal(mean, log_std.exp()), reference.Normal(other_mean, other_log_std.exp())
+    torch.testing.assert_close(ours.log_prob(a), theirs.log_prob(a).sum(-1))
+    torch.testing.assert_close(ours.entropy(), theirs.entropy().sum(-1))
+    torch.testing.assert_close(ours.kl(other), reference.kl_divergence(theirs, their_other).sum(-1))
+    torch.testing.assert_close(ours.mode(), mean)
+    torch.testing.assert_close(ours.sample(a), mean + log_std.exp() * a)
+
+
+def test_categoricals_equal_torch_and_ignore_choices_that_an_action_does_not_have() -> None:
+    head = Head.of(spaces.MultiDiscrete([3, 4]))
+    outputs, other_outputs = random(N, 7), random(N, 7)
+    ours, other = head.distribution(outputs), head.distribution(other_outputs)
+    parts = [reference.Categorical(logits=x) for x in outputs.split((3, 4), -1)]
+    others = [reference.Categorical(logits=x) for x in other_outputs.split((3, 4), -1)]
+    a = torch.stack([part.sample() for part in parts], -1)
+    expected = sum(part.log_prob(a[:, i]) for i, part in enumerate(parts))
+    torch.testing.assert_close(ours.log_prob(a), expected)
+    torch.testing.assert_close(ours.entropy(), sum(part.entropy() for part in parts))
+    kl = sum(reference.kl_divergence(p, q) for p, q in zip(parts, others, strict=True))
+    torch.testing.assert_close(ours.kl(other), kl)
+    torch.testing.assert_close(ours.mode(), torch.stack([part.probs.argmax(-1) for part in parts], -1))
+
+
+def test_bernoullis_equal_torch() -> None:
+    logits, other_logits = random(N, 4), random(N, 4)
+    theirs, their_other = reference.Bernoulli(logits=logits), reference.Bernoulli(logits=other_logits)
+    a = theirs.sample()
+    ours = Bernoullis(logits)
+    torch.testing.assert_close(ours.log_prob(a.long()), theirs.log_prob(a).sum(-1))
+    torch.testing.assert_close(ours.entropy(), theirs.entropy().sum(-1))
+    torch.testing.assert_close(ours.kl(Bernoullis(other_logits)), reference.kl_divergence(theirs, their_other).sum(-1))
+    torch.testing.assert_close(ours.mode(), theirs.probs.round().long())
+
+
+def test_sampling_has_the_distributions_frequencies() -> None:
+    n = 40_000
+    probabilities = torch.tensor([0.5, 0.2, 0.3])
+    categorical = Categoricals(probabilities.log().expand(n, 1, 3), ())
+    found = torch.bincount(categorical.sample(torch.rand(n, 1)), minlength=3) / n
+    torch.testing.assert_close(found, probabilities, atol=0.01, rtol=0)
+    bits = Bernoullis(torch.logit(torch.tensor([0.1, 0.8])).expand(n, 2)).sample(torch.rand(n, 2))
+    torch.testing.assert_close(bits.float().mean(0), torch.tensor([0.1, 0.8]), atol=0.01, rtol=0)
+
+
+def test_sampling_never_leaves_the_choices() -> None:
+    nearly_one = torch.full((1, 1), 1.0 - 2**-24)
+    head = Head.of(spaces.MultiDiscrete([2, 3]))
+    sampled = head.distribution(torch.zeros(1, 5)).sample(nearly_one.expand(1, 2))
+    assert sampled.tolist() == [[1, 2]]
+    assert head.distribution(torch.zeros(1, 5)).sample(torch.zeros(1, 2)).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("space", "outputs", "action_shape"),
+    [
+        (spaces.Box(-1, 1, (3,)), 3, (3,)),
+        (spaces.Box(-1, 1, (2, 2)), 4, (4,)),
+        (spaces.Discrete(5), 5, ()),
+        (spaces.MultiDiscrete([2, 3]), 5, (2,)),
+        (spaces.MultiBinary(4), 4, (4,)),
+    ],
+    ids=str,
+)
+def test_heads_fit_their_spaces(space: spaces.Space, outputs: int, action_shape: tuple[int, ...]) -> None:
+    head = Head.of(space)
+    assert head.outputs == outputs
+    policy = ActorCriticPolicy(spaces.Box(-1, 1, (6,)), space)
+    observations = torch.zeros(N, 6)
+    noise = torch.rand(N, *head.noise_shape)
+    with torch.no_grad():
+        actions = policy.sample(observations, noise)
+    assert actions.shape == (N, *action_shape)
+    assert actions.dtype == head.action_dtype
+    assert policy.distribution(observations).log_prob(actions).shape == (N,)
+    environment_actions = policy.to_environment(actions * 10 if head.kind == "gaussian" else actions)
+    assert all(space.contains(row.numpy().astype(space.dtype)) for row in environment_actions)
+    predicted, _ = policy.predict(np.zeros((N, 6), dtype=np.float32))
+    assert predicted.shape == (N, *space.shape)
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Discrete(3, start=1), spaces.Box(0, 9, (2,), np.int64), spaces.Text(3)], ids=str
+)
+def test_other_action_spaces_are_refused(space: spaces.Space) -> None:
+    with pytest.raises(ValueError, match="is not supported"):
+        Head.of(space)
+
+
+def test_normalizer_has_the_moments_of_all_batches_and_is_the_identity_before() -> None:
+    normalizer = ObservationNormalizer(3)
+    batches = [random(size, 3) * 4 + 100 for size in (5, 1, 64)]
+    observations = torch.randn(4, 3)
+    torch.testing.assert_close(normalizer(observations), observations)
+    for batch in batches:
+        normalizer.update(batch)
+    everything = torch.cat(batches)
+    expected = (everything - everything.mean(0)) / everything.std(0, correction=0)
+    torch.testing.assert_close(normalizer(everything.float()), expected.float(), atol=1e-4, rtol=1e-4)
+
+
+def test_normalizer_bounds_what_it_has_never_seen_vary() -> None:
+    normalizer = ObservationNormalizer(2)
+    normalizer.update(torch.tensor([[1.0, 5.0]]).expand(10, 2))
+    assert normalizer(torch.tensor([[1.0, 5.0], [2.0, 4.0]])).tolist() == [[0.0, 0.0], [10.0, -10.0]]
+
+
+def test_normalizer_is_saved_with_the_policy_and_frozen_while_acting() -> None:
+    box = spaces.Box(-1, 1, (3,))
+    policy, loaded = ActorCriticPolicy(box, box), ActorCriticPolicy(box, box)
+    policy.update_normalizer(torch.randn(50, 3) * 7)
+    before = policy.normalizer.count.clone()
+    policy.predict(np.zeros((2, 3)))
+    assert torch.equal(policy.normalizer.count, before)
+    loaded.load_state_dict(policy.state_dict())
+    observations = torch.randn(4, 3)
+    assert torch.equal(loaded.normalize(observations), policy.normalize(observations))
+    plain = ActorCriticPolicy(box, box, normalize_observations=False)
+    plain.update_normalizer(torch.randn(50, 3) * 7)
+    assert torch.equal(plain.normalize(observations), observations)
+
+
+def test_networks_start_orthogonal_with_the_last_layer_small() -> None:
+    first, _, second, _, last = mlp(8, (16, 16), 2, "tanh", output_gain=0.01)
+    torch.testing.assert_close(first.weight.T @ first.weight, 2 * torch.eye(8))
+    torch.testing.assert_close(second.weight.T @ second.weight, 2 * torch.eye(16))
+    torch.testing.assert_close(last.weight @ last.weight.T, 1e-4 * torch.eye(2))
+    with pytest.raises(ValueError, match="activation is 'sine'"):
+        ActorCriticPolicy(spaces.Box(-1, 1, (2,)), spaces.Discrete(2), activation_fn="sine")
+
+
+def test_a_policy_alone_is_neither_saved_nor_loaded() -> None:
+    policy = ActorCriticPolicy(spaces.Box(-1, 1, (2,)), spaces.Discrete(2))
+    with pytest.raises(NotImplementedError, match="Save the agent"):
+        policy.save("x.zip")
+    with pytest.raises(NotImplementedError, match="nothing is unpickled"):
+        ActorCriticPolicy.load("x.zip")

@@ -1,0 +1,334 @@
+"""What every registered algorithm does: learns the probes, repeats itself, saves, resumes, and meets every environment.
+
+An algorithm that comes new adds its settings for these small problems to SETTINGS, and nothing else.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+import agents
+from agents import REGISTRY, Agent, CheckpointError
+from envs import GymVectorEnv, make_vec
+from envs.sb3 import SB3View
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "npg": {"n_steps": 16, "num_envs": 8, "net_arch": (16,), "target_kl": 0.05, "gamma": 0.9},
+}
+VALUES = {
+    "OneStepReward": {0.0: 1.0},
+    "ObservationReward": {-1.0: -1.0, 1.0: 1.0},
+    "TwoStepReward": {0.0: 0.9, 1.0: 1.0},
+    "Endless": {0.0: 10.0},
+}
+BEST_ACTIONS: dict[str, tuple[float, Any, float]] = {
+    "DiscreteAction": (0.0, 1, 0.0),
+    "ContinuousAction": (0.0, 0.5, 0.1),
+    "ObservationAction": (-1.0, -0.5, 0.1),
+    "Survival": (0.3, 1, 0.0),
+    "MultiDiscreteBandit": (0.0, (2, 1), 0.0),
+    "MultiBinaryBandit": (0.0, (1, 0, 1), 0.0),
+}
+
+
+@pytest.fixture(params=REGISTRY, name="algorithm")
+def _algorithm(request: pytest.FixtureRequest) -> type[Agent]:
+    return REGISTRY[request.param]
+
+
+def make(algorithm: type[Agent], env: Any, seed: int | None = 0, **changed: Any) -> Agent:
+    settings = SETTINGS[algorithm.name] | changed
+    if not isinstance(env, str):
+        settings.pop("num_envs")
+    return algorithm("MlpPolicy", env, seed=seed, device="cpu", **settings)
+
+
+def parameters(agent: Agent) -> torch.Tensor:
+    return torch.cat([tensor.double().flatten() for tensor in agent.policy.state_dict().values()])
+
+
+@pytest.mark.parametrize("probe", VALUES)
+def test_the_critic_learns_known_values(algorithm: type[Agent], probe: str) -> None:
+    agent = make(algorithm, f"probes/{probe}-v0").learn(16 * 8 * 40)
+    for observation, value in VALUES[probe].items():
+        s = agent.policy.normalize(torch.tensor([[observation]]))
+        assert agent.policy.critic(s).item() == pytest.approx(value, abs=0.05)
+
+
+@pytest.mark.parametrize("probe", BEST_ACTIONS)
+def test_the_policy_learns_the_best_action(algorithm: type[Agent], probe: str) -> None:
+    agent = make(algorithm, f"probes/{probe}-v0").learn(16 * 8 * 80)
+    observation, action, tolerance = BEST_ACTIONS[probe]
+    found, _ = agent.predict(np.array([observation], dtype=np.float32), deterministic=True)
+    np.testing.assert_allclose(found.squeeze(), action, atol=tolerance)
+
+
+def test_equal_seeds_agree_bit_for_bit_and_unequal_ones_diverge(algorithm: type[Agent]) -> None:
+    first, second, other = (make(algorithm, "InvertedPendulum-v5", seed).learn(512) for seed in (3, 3, 4))
+    assert torch.equal(parameters(first), parameters(second))
+    assert first.episode_returns == second.episode_returns
+    assert not torch.equal(parameters(first), parameters(other))
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "CartPole-v1"])
+def test_resuming_is_exact(algorithm: type[Agent], env_id: str, tmp_path: Path) -> None:
+    whole = make(algorithm, env_id).learn(128 * 6)
+    half = make(algorithm, env_id).learn(128 * 3)
+    half.save(tmp_path / "half")
+    resumed = algorithm.load(tmp_path / "half.zip", make_vec(env_id, 8), device="cpu")
+    assert (resumed.num_timesteps, resumed.iteration) == (128 * 3, 3)
+    resumed.learn(128 * 3, reset_num_timesteps=False)
+    assert torch.equal(parameters(resumed), parameters(whole))
+    assert resumed.num_timesteps == whole.num_timesteps
+    assert resumed.episode_returns == whole.episode_returns
+    half.learn(128 * 3, reset_num_timesteps=False)
+    assert torch.equal(parameters(half), parameters(whole))
+
+
+def test_iterations_can_be_left_at_any_point(algorithm: type[Agent]) -> None:
+    whole = make(algorithm, "InvertedPendulum-v5").learn(128 * 4)
+    agent = make(algorithm, "InvertedPendulum-v5")
+    for iteration in agent.iterations(128 * 4):
+        if iteration == 2:
+            break
+    agent.learn(128 * 2, reset_num_timesteps=False)
+    assert torch.equal(parameters(agent), parameters(whole))
+
+
+def test_a_saved_agent_predicts_the_same_without_an_environment(algorithm: type[Agent], tmp_path: Path) -> None:
+    agent = make(algorithm, "InvertedPendulum-v5", policy_kwargs={"activation_fn": torch.nn.ReLU}).learn(256)
+    agent.save(tmp_path / "agent.zip")
+    for loaded in (algorithm.load(tmp_path / "agent.zip"), agents.load(tmp_path / "agent.zip", device="cpu")):
+        observations = np.random.default_rng(0).normal(size=(5, 4))
+        np.testing.assert_array_equal(
+            loaded.predict(observations, deterministic=True)[0], agent.predict(observations, deterministic=True)[0]
+        )
+        assert loaded.config == agent.config
+        with pytest.raises(ValueError, match="set_env"):
+            loaded.learn(10)
+
+
+def test_loading_into_more_environments_begins_new_episodes(algorithm: type[Agent], tmp_path: Path) -> None:
+    make(algorithm, "InvertedPendulum-v5").learn(256).save(tmp_path / "agent.zip")
+    agent = algorithm.load(tmp_path / "agent.zip", make_vec("InvertedPendulum-v5", 3))
+    agent.learn(48, reset_num_timesteps=False)
+    assert agent.num_timesteps == 256 + 48
+
+
+def test_environments_that_cannot_be_put_back_are_saved_without(algorithm: type[Agent], tmp_path: Path) -> None:
+    env = DummyVecEnv([lambda: gymnasium.make("CartPole-v1")] * 2)
+    agent = make(algorithm, env).learn(64)
+    agent.save(tmp_path / "agent.zip")
+    manifest, _ = agents.read(tmp_path / "agent.zip")
+    assert manifest["env_snapshot"] != "exact"
+    algorithm.load(tmp_path / "agent.zip", env).learn(32, reset_num_timesteps=False)
+
+
+ACCEPTED = {
+    "id": lambda: "CartPole-v1",
+    "gymnasium environment": lambda: gymnasium.make("CartPole-v1"),
+    "same-step vector environment": lambda: gymnasium.make_vec(
+        "CartPole-v1",
+        2,
+        vectorization_mode="sync",
+        vector_kwargs={"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP},
+    ),
+    "SB3 VecEnv": lambda: DummyVecEnv([lambda: gymnasium.make("CartPole-v1")] * 2),
+    "VecNormalize of rewards": lambda: VecNormalize(
+        DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]), norm_obs=False
+    ),
+    "VectorEnv": lambda: make_vec("CartPole-v1", 3),
+    "view": lambda: SB3View(make_vec("CartPole-v1", 3)),
+    "callable": lambda: make_vec(lambda: gymnasium.make("Pendulum-v1"), 2),
+    "flattened dict": lambda: gymnasium.wrappers.FlattenObservation(DictEnv()),
+}
+
+
+@pytest.mark.parametrize("kind", ACCEPTED)
+def test_every_kind_of_environment_trains(algorithm: type[Agent], kind: str) -> None:
+    agent = make(algorithm, ACCEPTED[kind]()).learn(33)
+    assert agent.num_timesteps >= 33
+    assert agent.iteration >= 1
+    assert isinstance(agent.env, SB3View)
+
+
+class DictEnv(gymnasium.Env):
+    observation_space = gymnasium.spaces.Dict(
+        {"x": gymnasium.spaces.Box(-1, 1, (2,)), "k": gymnasium.spaces.Discrete(3)}
+    )
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        return {"x": np.zeros(2, dtype=np.float32), "k": 1}, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        return {"x": np.zeros(2, dtype=np.float32), "k": 1}, 1.0, True, False, {}
+
+
+class UnboundedActions(DictEnv):
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+    action_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
+
+
+class NotANumber(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        return np.zeros(1, dtype=np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        return np.full(1, np.nan, dtype=np.float32), 1.0, False, False, {}
+
+
+REFUSED = {
+    "next-step autoreset": (lambda: gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="sync"), "SAME_STEP"),
+    "dict observations": (DictEnv, "FlattenObservation"),
+    "normalized observations": (
+        lambda: VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")])),
+        "norm_obs=False",
+    ),
+    "disabled autoreset": (lambda: make_vec("CartPole-v1", 2, autoreset="disabled"), "same_step"),
+    "unbounded actions": (UnboundedActions, "infinite bounds"),
+    "unknown id": (lambda: "Hoper-v5", "Hopper-v5"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_trained_on_is_refused_with_a_remedy(algorithm: type[Agent], kind: str) -> None:
+    env, remedy = REFUSED[kind]
+    with pytest.raises(ValueError, match=remedy):
+        make(algorithm, env())
+
+
+def test_a_number_that_is_none_stops_training_with_a_sentence(algorithm: type[Agent]) -> None:
+    agent = make(algorithm, NotANumber())
+    before = parameters(agent)
+    with pytest.raises(ValueError, match=r"NaN|finite"):
+        agent.learn(100)
+    assert torch.equal(parameters(agent), before)
+
+
+def test_bad_hyperparameters_are_named(algorithm: type[Agent]) -> None:
+    with pytest.raises(ValueError, match=r"gama.*did you mean 'gamma'"):
+        algorithm("MlpPolicy", "CartPole-v1", gama=0.9)
+    with pytest.raises(ValueError, match="n_steps is 0"):
+        algorithm("MlpPolicy", "CartPole-v1", n_steps=0)
+    with pytest.raises(ValueError, match="gamma is 'high'"):
+        algorithm("MlpPolicy", "CartPole-v1", gamma="high")
+    with pytest.raises(ValueError, match="num_envs is 3 but env holds 2"):
+        algorithm("MlpPolicy", make_vec("CartPole-v1", 2), num_envs=3)
+    with pytest.raises(ValueError, match="There is no policy 'MlpPolcy'"):
+        algorithm("MlpPolcy", "CartPole-v1")
+    with pytest.raises(ValueError, match="policy_kwargs has no 'net_arc'"):
+        algorithm("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arc": [8]})
+    with pytest.raises(ValueError, match="seed is -1"):
+        algorithm("MlpPolicy", "CartPole-v1", seed=-1)
+
+
+def test_the_signature_names_every_hyperparameter(algorithm: type[Agent]) -> None:
+    names = inspect.signature(algorithm).parameters
+    assert set(algorithm.Config.names()) <= set(names)
+    assert {"policy", "env", "seed", "device", "tensorboard_log", "policy_kwargs"} <= set(names)
+
+
+def test_another_files_agents_are_refused(algorithm: type[Agent], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint file"):
+        algorithm.load(tmp_path / "missing.zip")
+    (tmp_path / "noise.zip").write_bytes(b"noise")
+    with pytest.raises(CheckpointError, match=r"noise\.zip"):
+        algorithm.load(tmp_path / "noise.zip")
+
+
+class Recorder(BaseCallback):
+    """Keeps what a callback sees, and stops after some steps."""
+
+    def __init__(self, stop_after: int) -> None:
+        super().__init__()
+        self.stop_after = stop_after
+        self.seen: list[tuple[int, int, list[dict]]] = []
+
+    def _on_step(self) -> bool:
+        infos = [info for info in self.locals["infos"] if "episode" in info]
+        assert self.locals["rewards"].shape == self.locals["dones"].shape == (self.training_env.num_envs,)
+        assert self.locals["total_timesteps"] == 1000
+        self.seen.append((self.num_timesteps, int(self.locals["dones"].sum()), infos))
+        return self.num_timesteps < self.stop_after
+
+
+def test_callbacks_see_what_they_see_in_sb3_and_can_stop(algorithm: type[Agent]) -> None:
+    recorder = Recorder(stop_after=400)
+    agent = make(algorithm, "InvertedPendulum-v5").learn(1000, callback=recorder)
+    assert [steps for steps, _, _ in recorder.seen] == list(range(8, 401, 8))
+    assert agent.num_timesteps == 400
+    episodes = [info["episode"] for _, _, infos in recorder.seen for info in infos]
+    assert len(episodes) == sum(ended for _, ended, _ in recorder.seen) > 0
+    # InvertedPendulum rewards every step but the one that ends an episode.
+    assert all(episode["r"] == episode["l"] - 1 for episode in episodes)
+    assert agent.episode_returns == [episode["r"] for episode in episodes]
+
+
+def test_evaluation_and_checkpoint_callbacks_of_sb3_work(algorithm: type[Agent], tmp_path: Path) -> None:
+    evaluate = EvalCallback(
+        SB3View(make_vec("InvertedPendulum-v5", 2)),
+        eval_freq=16,
+        n_eval_episodes=2,
+        best_model_save_path=str(tmp_path),
+        verbose=0,
+    )
+    keep = CheckpointCallback(16, str(tmp_path), name_prefix="kept")
+    agent = make(algorithm, "InvertedPendulum-v5").learn(512, callback=[evaluate, keep])
+    assert evaluate.best_mean_reward > 0
+    assert algorithm.load(tmp_path / "best_model.zip").num_timesteps > 0
+    assert (tmp_path / "kept_128_steps.zip").is_file()
+    mean, _ = evaluate_policy(agent, SB3View(make_vec("InvertedPendulum-v5", 2)), n_eval_episodes=4)
+    assert mean > 0
+
+
+def test_metrics_are_logged_under_sb3_keys(algorithm: type[Agent]) -> None:
+    agent = make(algorithm, "InvertedPendulum-v5").learn(512)
+    keys = {"rollout/ep_rew_mean", "rollout/ep_len_mean", "time/fps", "time/total_timesteps", "time/iterations"}
+    assert keys <= agent.last_metrics.keys()
+    assert agent.last_metrics["time/total_timesteps"] == 512
+    assert agent.last_metrics["rollout/ep_rew_mean"] == pytest.approx(np.mean(agent.episode_returns))
+
+
+def test_act_is_predict_on_tensors(algorithm: type[Agent]) -> None:
+    agent = make(algorithm, "Hopper-v5").learn(128)
+    observations = torch.randn(6, 11, dtype=torch.float64)
+    actions = agent.act(observations, deterministic=True)
+    assert actions.shape == (6, 3)
+    np.testing.assert_array_equal(actions.numpy(), agent.predict(observations.numpy(), deterministic=True)[0])
+    sampled = agent.act(torch.zeros(500, 11))
+    assert sampled.abs().max() <= 1.0
+    assert sampled.std() > 0.1
+
+
+def test_set_env_goes_on_elsewhere(algorithm: type[Agent]) -> None:
+    agent = make(algorithm, "CartPole-v1").learn(128)
+    agent.set_env(GymVectorEnv([gymnasium.make("CartPole-v1")]))
+    agent.learn(32, reset_num_timesteps=False)
+    assert agent.num_timesteps == 128 + 32
+    with pytest.raises(ValueError, match="spaces do not match"):
+        agent.set_env(make_vec("Pendulum-v1", 2))
+
+
+def test_parameters_can_be_set_from_a_file_or_a_dict(algorithm: type[Agent], tmp_path: Path) -> None:
+    source, target = (make(algorithm, "InvertedPendulum-v5", seed) for seed in (1, 2))
+    source.learn(128).save(tmp_path / "source.zip")
+    target.set_parameters(tmp_path / "source.zip")
+    assert torch.equal(parameters(source), parameters(target))
+    other = make(algorithm, "InvertedPendulum-v5", 3)
+    other.set_parameters(source.get_parameters())
+    assert torch.equal(parameters(source), parameters(other))

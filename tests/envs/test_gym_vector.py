@@ -1,0 +1,287 @@
+"""What is GymVectorEnv's own: seeds, replayed snapshots, infos, spaces, bad environments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
+
+from envs import GymVectorEnv, SnapshotError, gymnasium_backend, make_vec
+
+
+class Scripted(gymnasium.Env):
+    """Observes its step count and the reset's options; says what it was given."""
+
+    def __init__(self, action_space: spaces.Space | None = None, shape: tuple[int, ...] = (2,)) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, shape, np.float32)
+        self.action_space = spaces.Discrete(2) if action_space is None else action_space
+        self.given: list[Any] = []
+        self.seeds: list[Any] = []
+        self.options: Any = None
+        self.reward: float = 1.0
+        self.value: float = 0.0
+        self.closed = False
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.seeds.append(seed)
+        self.options = options
+        self.value, self.count = 0.0, 0
+        return self.observe(), {"start": True}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.given.append(action)
+        self.value += 1
+        self.count += 1
+        return self.observe(), self.reward, self.count == 3, False, {"count": self.count, "name": "x"}
+
+    def observe(self) -> np.ndarray:
+        return np.full(self.observation_space.shape, self.value, np.float32)
+
+    def render(self) -> Any:
+        return np.zeros((4, 4, 3), np.uint8)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Unseeded(Scripted):
+    """Draws on randomness that reset(seed) does not set."""
+
+    random = np.random.default_rng(0)
+
+    def observe(self) -> np.ndarray:
+        return self.random.random(2, np.float32)
+
+
+def test_episode_seeds_depend_on_seed_and_episode_alone() -> None:
+    envs = [Scripted(), Scripted()]
+    vector = GymVectorEnv(envs, seed=3)
+    vector.reset()
+    for _ in range(6):
+        vector.step([0, 0])
+    seen = [env.seeds for env in envs]
+    assert len({*seen[0], *seen[1]}) == 6
+    assert all(isinstance(seed, int) and 0 <= seed < 2**32 for seeds in seen for seed in seeds)
+
+    alone = Scripted()
+    vector = GymVectorEnv([alone], seed=4)
+    vector.reset()
+    vector.reset()
+    assert alone.seeds == seen[1][:2]
+
+
+def test_without_a_seed_runs_differ() -> None:
+    starts = [make_vec("CartPole-v1", 1).reset()[0] for _ in range(2)]
+    assert not torch.equal(*starts)
+
+
+def test_unseeded_run_continues_from_its_snapshot() -> None:
+    env = make_vec("CartPole-v1", 2)
+    env.reset()
+    snapshot = env.snapshot()
+    expected = [env.reset()[0] for _ in range(3)]
+    other = make_vec("CartPole-v1", 2)
+    other.restore(snapshot)
+    assert all(torch.equal(other.reset()[0], observation) for observation in expected)
+
+
+@pytest.mark.parametrize(
+    ("space", "action", "kind", "dtype"),
+    [
+        (spaces.Discrete(3), [2], int, None),
+        (spaces.MultiDiscrete([2, 3]), [[1, 2]], np.ndarray, np.int64),
+        (spaces.MultiBinary(3), [[1, 0, 1]], np.ndarray, np.int8),
+        (spaces.Box(-1, 1, (2,), np.float32), [[0.5, -0.5]], np.ndarray, np.float32),
+        (spaces.Box(-1, 1, (2, 2), np.float64), [[[0.5, -0.5], [1.0, 0.0]]], np.ndarray, np.float64),
+    ],
+)
+def test_environments_get_actions_of_their_own_kind(space: spaces.Space, action: Any, kind: type, dtype: Any) -> None:
+    env = Scripted(space)
+    vector = GymVectorEnv([env])
+    vector.reset()
+    for given in (torch.tensor(action), np.array(action), action):
+        vector.step(given)
+    for given in env.given:
+        assert type(given) is kind
+        assert dtype is None or given.dtype == dtype
+        assert space.contains(given)
+        np.testing.assert_array_equal(given, action[0])
+
+
+def test_fractions_are_no_discrete_actions() -> None:
+    vector = GymVectorEnv([Scripted()])
+    vector.reset()
+    with pytest.raises(ValueError, match="float64; this environment takes int64"):
+        vector.step([0.7])
+
+
+def test_an_environment_may_change_its_action() -> None:
+    class Doubling(Scripted):
+        def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+            result = super().step(action.copy())
+            action *= 2
+            return result
+
+    vector = GymVectorEnv([Doubling(spaces.Box(-1, 1, (1,), np.float32))])
+    vector.reset()
+    action = torch.tensor([[0.5]])
+    vector.step(action)
+    assert action.item() == 0.5
+    snapshot = vector.snapshot()
+    assert snapshot["actions"].item() == 0.5
+    vector.restore(snapshot)
+    assert vector.snapshot()["actions"].item() == 0.5
+
+
+def test_a_caller_may_reuse_its_actions() -> None:
+    vector = GymVectorEnv([Scripted(spaces.Box(-1, 1, (1,), np.float32))])
+    vector.reset()
+    action = torch.tensor([[0.5]])
+    vector.step(action)
+    action.zero_()
+    assert vector.snapshot()["actions"].item() == 0.5
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 4)])
+def test_observations_of_any_shape(shape: tuple[int, ...]) -> None:
+    vector = GymVectorEnv([Scripted(shape=shape), Scripted(shape=shape)])
+    assert vector.reset()[0].shape == (2, *shape)
+    assert vector.step([0, 0])[0].shape == (2, *shape)
+    vector.restore(vector.snapshot())
+
+
+def test_infos_are_gymnasiums() -> None:
+    vector = GymVectorEnv([Scripted(), Scripted()])
+    assert vector.reset()[1]["start"].tolist() == [True, True]
+    vector.step([0], ids=[1])
+    vector.step([0, 0])
+    *_, info = vector.step([0, 0])
+    assert info["_count"].tolist() == [True, False]
+    assert info["count"].tolist() == [2, 0]
+    assert info["_start"].tolist() == [False, True]
+    assert info["final_info"]["count"].tolist() == [0, 3]
+    assert info["_final_info"].tolist() == [False, True]
+    assert info["final_info"]["name"].tolist() == [None, "x"]
+
+
+def test_infos_of_a_subset_have_its_rows() -> None:
+    vector = GymVectorEnv([Scripted() for _ in range(4)])
+    vector.reset()
+    vector.step([0], ids=[3])
+    *_, info = vector.step([0, 0], ids=[3, 1])
+    assert info["count"].tolist() == [2, 1]
+    *_, info = vector.step([0, 0], ids=[3, 1])
+    assert info["final_info"]["count"].tolist() == [3, 0]
+
+
+def test_returned_tensors_are_not_the_environments_memory() -> None:
+    vector = GymVectorEnv([Scripted()])
+    vector.reset()[0].fill_(9)
+    vector.step([0])[0].fill_(9)
+    snapshot = vector.snapshot()
+    assert snapshot["observation"].tolist() == [[1, 1]]
+    vector.restore(snapshot)
+
+
+def test_options_reach_the_environments() -> None:
+    envs = [Scripted(), Scripted()]
+    vector = GymVectorEnv(envs)
+    vector.reset(options={"level": 2})
+    assert [env.options for env in envs] == [{"level": 2}] * 2
+    vector.reset(options={"level": 3, "reset_mask": np.array([False, True])})
+    assert [env.options for env in envs] == [{"level": 2}, {"level": 3}]
+    vector.reset(options={"reset_mask": np.array([True, False])})
+    assert [env.options for env in envs] == [None, {"level": 3}]
+    vector.snapshot(ids=[0])
+    with pytest.raises(SnapshotError, match=r"environment 1 .* options"):
+        vector.snapshot()
+
+
+def test_snapshot_before_the_first_reset_is_refused() -> None:
+    with pytest.raises(SnapshotError, match="not been reset"):
+        GymVectorEnv([Scripted()]).snapshot()
+
+
+def test_snapshots_of_long_episodes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gymnasium_backend, "MAX_RECORDED_STEPS", 5)
+    vector = GymVectorEnv([TimeLimit(gymnasium.make("Pendulum-v1"), 20)])
+    vector.reset(seed=0)
+    for _ in range(5):
+        vector.step([[0.0]])
+    vector.snapshot()
+    vector.step([[0.0]])
+    with pytest.raises(SnapshotError, match="6 steps long"):
+        vector.snapshot()
+    vector.reset()
+    vector.snapshot()
+
+
+def test_replay_that_differs_is_said() -> None:
+    vector = GymVectorEnv([Unseeded()])
+    vector.reset()
+    vector.step([0])
+    with pytest.raises(SnapshotError, match=r"environment 0 .* cannot be put back exactly"):
+        vector.restore(vector.snapshot())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_non_finite_numbers_are_refused(bad: float) -> None:
+    envs = [Scripted(), Scripted()]
+    vector = GymVectorEnv(envs)
+    vector.reset()
+    vector.step([0, 0])
+    envs[1].reward = bad
+    with pytest.raises(ValueError, match=r"environment 1 .*reward .*at step 2 "):
+        vector.step([0, 0])
+    envs[1].reward = 1.0
+    vector.reset()
+    envs[1].value = bad
+    with pytest.raises(ValueError, match=r"environment 1 .*observation .*at step 1 "):
+        vector.step([0], ids=[1])
+
+
+def test_observation_that_contradicts_its_space_is_refused() -> None:
+    env = Scripted()
+    env.observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    env.observe = lambda: np.zeros(1, np.float32)
+    with pytest.raises(ValueError, match=r"shape \(1,\).*\(2,\)"):
+        GymVectorEnv([env]).reset()
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Discrete(3), spaces.Dict(a=spaces.Discrete(2)), spaces.Tuple([spaces.Discrete(2)])]
+)
+def test_observations_other_than_boxes_are_refused(space: spaces.Space) -> None:
+    env = Scripted()
+    env.observation_space = space
+    with pytest.raises(ValueError, match="FlattenObservation"):
+        GymVectorEnv([env])
+
+
+def test_unsupported_actions_are_refused() -> None:
+    with pytest.raises(ValueError, match="ActionWrapper"):
+        GymVectorEnv([Scripted(spaces.Text(3))])
+
+
+def test_environments_must_be_of_one_kind_and_distinct() -> None:
+    env = Scripted()
+    with pytest.raises(ValueError, match="twice"):
+        GymVectorEnv([env, env])
+    with pytest.raises(ValueError, match="environment 1 has other spaces"):
+        GymVectorEnv([env, Scripted(shape=(3,))])
+
+
+def test_render_and_close() -> None:
+    envs = [Scripted(), Scripted()]
+    vector = GymVectorEnv(envs)
+    vector.reset()
+    frames = vector.render()
+    assert isinstance(frames, tuple)
+    assert [frame.shape for frame in frames] == [(4, 4, 3)] * 2
+    vector.close()
+    assert all(env.closed for env in envs)

@@ -1,0 +1,100 @@
+"""make_vec: what it makes, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import gymnasium
+import pytest
+import torch
+from gymnasium.wrappers import FlattenObservation
+
+from envs import GymVectorEnv, make_vec
+from envs.mujoco import MujocoVectorEnv
+
+
+@pytest.mark.parametrize(
+    ("env_id", "backend", "kind"),
+    [
+        ("Hopper-v5", "auto", MujocoVectorEnv),
+        ("Hopper-v5", "mujoco", MujocoVectorEnv),
+        ("Hopper-v5", "gymnasium", GymVectorEnv),
+        ("CartPole-v1", "auto", GymVectorEnv),
+        ("gymnasium:CartPole-v1", "auto", GymVectorEnv),
+        (lambda: gymnasium.make("CartPole-v1"), "auto", GymVectorEnv),
+    ],
+)
+def test_backends(env_id: Any, backend: str, kind: type) -> None:
+    env = make_vec(env_id, 2, backend=backend)
+    assert type(env) is kind
+    assert env.num_envs == 2
+
+
+def test_arguments_reach_the_environments() -> None:
+    env = make_vec("Pendulum-v1", 2, g=1.0)
+    assert isinstance(env, GymVectorEnv)
+    assert [one.unwrapped.g for one in env.envs] == [1.0, 1.0]
+    assert make_vec("Hopper-v5", 2, max_episode_steps=7).max_episode_steps == 7
+
+
+def test_a_callable_may_flatten_observations() -> None:
+    assert make_vec(lambda: FlattenObservation(gymnasium.make("FrozenLake-v1")), 2).reset()[0].shape == (2, 16)
+    with pytest.raises(ValueError, match="FlattenObservation"):
+        make_vec("FrozenLake-v1", 2)
+
+
+def test_seed_fixes_the_first_reset() -> None:
+    starts = [make_vec("CartPole-v1", 2, seed=seed).reset()[0] for seed in (1, 1, 3)]
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"env_id": "Hoper-v5"}, "'Hoper-v5'.*Did you mean 'Hopper-v5'"),
+        ({"env_id": "probes/OneStep-v0"}, "Did you mean 'probes/OneStepReward-v0'"),
+        ({"env_id": "qqqqqq"}, "'qqqqqq'.*callable.$"),
+        ({"backend": "mojoco"}, "'mojoco'.*Did you mean 'mujoco'"),
+        ({"backend": "mujoco"}, "'CartPole-v1'.*backend='auto'"),
+        ({"device": "cuda"}, "'cuda'.*to the agent"),
+        ({"autoreset": "next_step"}, "next_step"),
+        ({"num_envs": 0}, "num_envs is 0"),
+        ({"lenght": 3}, r"CartPole-v1.*\['lenght'\].*unexpected keyword"),
+        ({"env_id": lambda: gymnasium.make("CartPole-v1"), "lenght": 3}, "lenght"),
+        ({"env_id": "Hopper-v5", "lenght": 3}, "lenght"),
+    ],
+)
+def test_mistakes_are_explained(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_vec(**{"env_id": "CartPole-v1", "num_envs": 2, **arguments})
+
+
+def test_what_is_not_an_environment_is_refused() -> None:
+    with pytest.raises(TypeError, match="callable"):
+        make_vec(3, 2)
+    with pytest.raises(TypeError, match="returned a dict"):
+        make_vec(dict, 2)
+    one = gymnasium.make("CartPole-v1")
+    with pytest.raises(ValueError, match="twice"):
+        make_vec(lambda: one, 2)
+
+
+def test_a_missing_package_is_named() -> None:
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        make_vec("no_such_package:Env-v0", 1)
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_probes_need_no_import() -> None:
+    assert run("from envs import make_vec; print(make_vec('probes/Endless-v0', 2).num_envs)") == "2"
+
+
+def test_importing_envs_is_light() -> None:
+    code = "import sys, envs; print([m for m in ('mujoco', 'stable_baselines3', 'envs.probes') if m in sys.modules])"
+    assert run(code) == "[]"

@@ -1,0 +1,243 @@
+"""The batched MuJoCo tasks against Gymnasium's own environments, bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from envs import make_vec
+from envs.mujoco import TASKS, MujocoVectorEnv
+from envs.mujoco.noise import ResetNoise
+
+COMMON = {"exclude_current_positions_from_observation": False, "frame_skip": 3}
+HUMANOID = {
+    **COMMON,
+    "ctrl_cost_weight": 0.3,
+    "reset_noise_scale": 0.05,
+    "include_cinert_in_observation": False,
+    "include_qfrc_actuator_in_observation": False,
+}
+CHANGED = {
+    "Ant-v5": {
+        **COMMON,
+        "forward_reward_weight": 2.0,
+        "ctrl_cost_weight": 0.2,
+        "contact_cost_weight": 3e-3,
+        "healthy_reward": 0.7,
+        "main_body": "front_left_leg",
+        "healthy_z_range": (0.3, 0.9),
+        "contact_force_range": (-0.5, 0.3),
+        "reset_noise_scale": 0.05,
+        "include_cfrc_ext_in_observation": False,
+    },
+    "HalfCheetah-v5": {**COMMON, "forward_reward_weight": 1.5, "ctrl_cost_weight": 0.3, "reset_noise_scale": 0.2},
+    "Hopper-v5": {
+        **COMMON,
+        "forward_reward_weight": 1.5,
+        "ctrl_cost_weight": 0.02,
+        "healthy_reward": 0.5,
+        "healthy_state_range": (-8.0, 8.0),
+        "healthy_z_range": (0.9, 1.5),
+        "healthy_angle_range": (-0.1, 0.3),
+        "reset_noise_scale": 0.01,
+    },
+    "Humanoid-v5": {
+        **HUMANOID,
+        "forward_reward_weight": 1.0,
+        "contact_cost_weight": 1e-4,
+        "contact_cost_range": (0.01, 0.5),
+        "healthy_reward": 2.0,
+        "healthy_z_range": (1.1, 1.9),
+    },
+    "HumanoidStandup-v5": {
+        **HUMANOID,
+        "include_cfrc_ext_in_observation": False,
+        "include_cvel_in_observation": False,
+        "uph_cost_weight": 2.0,
+        "impact_cost_weight": 1e-5,
+        "impact_cost_range": (0.1, 2.0),
+    },
+    "InvertedDoublePendulum-v5": {"frame_skip": 2, "healthy_reward": 3.0, "reset_noise_scale": 0.2},
+    "InvertedPendulum-v5": {"frame_skip": 4, "reset_noise_scale": 0.05},
+    "Pusher-v5": {"frame_skip": 3, "reward_near_weight": 0.3, "reward_dist_weight": 2.0, "reward_control_weight": 0.5},
+    "Reacher-v5": {"frame_skip": 3, "reward_dist_weight": 2.0, "reward_control_weight": 0.3},
+    "Swimmer-v5": {**COMMON, "forward_reward_weight": 2.0, "ctrl_cost_weight": 0.01, "reset_noise_scale": 0.3},
+    "Walker2d-v5": {
+        **COMMON,
+        "forward_reward_weight": 1.5,
+        "ctrl_cost_weight": 0.02,
+        "healthy_reward": 0.5,
+        "healthy_z_range": (0.9, 1.4),
+        "healthy_angle_range": (-0.5, 0.4),
+        "reset_noise_scale": 0.02,
+    },
+}
+UNTERMINATED = {
+    name: {"terminate_when_unhealthy": False} for name in ("Ant-v5", "Hopper-v5", "Humanoid-v5", "Walker2d-v5")
+}
+CASES = [(env_id, {}) for env_id in TASKS] + list(CHANGED.items()) + list(UNTERMINATED.items())
+
+
+@pytest.mark.parametrize(("env_id", "kwargs"), CASES, ids=[f"{e}-{'-'.join(k) or 'default'}"[:60] for e, k in CASES])
+def test_equals_gymnasium_bit_for_bit(env_id: str, kwargs: dict) -> None:
+    n, steps = 2, 1000 if env_id not in UNTERMINATED or "terminate_when_unhealthy" not in kwargs else 200
+    gyms = [gymnasium.make(env_id, **kwargs) for _ in range(n)]
+    batch = MujocoVectorEnv(env_id, n, autoreset="disabled", **kwargs)
+    assert batch.single_observation_space == gyms[0].observation_space
+    assert batch.single_action_space == gyms[0].action_space
+
+    def restart(i: int, seed: int | None = None) -> None:
+        observation, _ = gyms[i].reset(seed=seed)
+        data = gyms[i].unwrapped.data
+        ours = batch.set_state(data.qpos[None], data.qvel[None], ids=[i])
+        np.testing.assert_array_equal(ours[0].numpy(), observation)
+
+    for i in range(n):
+        restart(i, seed=i)
+    space = gyms[0].action_space
+    space.seed(0)
+    ends = 0
+    for _ in range(steps):
+        actions = np.stack([space.sample() for _ in range(n)])
+        observations, rewards, terminated, truncated, _ = batch.step(actions)
+        for i in range(n):
+            observation, reward, ended, cut, _ = gyms[i].step(actions[i])
+            np.testing.assert_array_equal(observations[i].numpy(), observation)
+            assert (rewards[i].item(), bool(terminated[i]), bool(truncated[i])) == (reward, bool(ended), cut)
+            if ended or cut:
+                ends += 1
+                restart(i)
+    assert ends > 0 or steps < 1000
+
+
+def test_every_keyword_argument_of_gymnasium_is_taken_and_changed_here() -> None:
+    import inspect
+
+    for env_id, task in TASKS.items():
+        module, name = gymnasium.spec(env_id).entry_point.split(":")
+        theirs = inspect.signature(getattr(__import__(module, fromlist=[name]), name).__init__).parameters
+        names = {p for p in theirs if p not in ("self", "kwargs", "default_camera_config")}
+        ours = {field.name: field.default for field in dataclasses.fields(task)}
+        assert names == set(ours)
+        assert all(theirs[p].default == ours[p] for p in names)
+        changed = {*CHANGED[env_id], *UNTERMINATED.get(env_id, ()), "xml_file"}
+        assert names - changed <= {"include_cfrc_ext_in_observation", "include_cvel_in_observation"}
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "Ant-v5"])
+def test_threads_and_batch_size_make_no_difference(env_id: str) -> None:
+    def rollout(num_envs: int, num_threads: int) -> torch.Tensor:
+        env = MujocoVectorEnv(env_id, num_envs, num_threads=num_threads)
+        env.reset(seed=3)
+        generator = np.random.default_rng(0)
+        space = env.single_action_space
+        rows = []
+        for _ in range(60):
+            actions = generator.uniform(space.low, space.high, (5, *space.shape)).astype(np.float32)
+            rows.append(env.step(np.resize(actions, (num_envs, *space.shape)))[0][:5].clone())
+        return torch.stack(rows)
+
+    expected = rollout(5, 1)
+    assert torch.equal(rollout(5, 2), expected)
+    assert torch.equal(rollout(5, 4), expected)
+    assert torch.equal(rollout(10, 2), expected)
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "Ant-v5"])
+def test_a_simulation_that_diverges_terminates_is_counted_and_goes_on(env_id: str) -> None:
+    env = MujocoVectorEnv(env_id, 3, autoreset="disabled")
+    env.reset(seed=0)
+    state = env.snapshot()
+    last = state["observation"][1].clone()
+    # A velocity beyond MuJoCo's limit of 1e10 diverges in the next step.
+    env.set_state(env.model.qpos0[None], np.full((1, env.model.nv), 1e12), ids=[1])
+    before = env.snapshot()["observation"][1].clone()
+    actions = np.zeros((3, env.model.nu), dtype=np.float32)
+    observation, reward, terminated, truncated, info = env.step(actions)
+    assert terminated.tolist() == [False, True, False]
+    assert not truncated.any()
+    assert reward[1] == 0.0
+    assert torch.equal(observation[1], before)
+    assert torch.isfinite(observation[[0, 2]]).all()
+    assert env.blowups == 1
+    assert info["diverged"].tolist() == [False, True, False]
+    again, _ = env.reset(seed=[1], ids=[1])
+    assert torch.equal(again[0], last)
+    assert not env.step(actions)[2].any()
+    assert env.blowups == 1
+
+
+def test_bad_input_is_named() -> None:
+    env = make_vec("Hopper-v5", 2)
+    with pytest.raises(ValueError, match="never begun"):
+        env.step(np.zeros((2, 3), dtype=np.float32))
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="NaN"):
+        env.step(np.full((2, 3), np.nan, dtype=np.float32))
+    with pytest.raises(ValueError, match="qpos and qvel have shapes"):
+        env.set_state(np.zeros((2, 5)), np.zeros((2, 6)))
+    with pytest.raises(ValueError, match="takes no argument 'reset_noise'"):
+        make_vec("Hopper-v5", 2, reset_noise=0.1)
+
+
+def test_time_limit_can_be_changed() -> None:
+    env = make_vec("Swimmer-v5", 1, max_episode_steps=3)
+    env.reset(seed=0)
+    cuts = [bool(env.step(np.zeros((1, 2), dtype=np.float32))[3][0]) for _ in range(6)]
+    assert cuts == [False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize("env_id", TASKS)
+def test_reset_states_have_gymnasiums_distribution(env_id: str) -> None:
+    """Mean and standard deviation of every coordinate of 400 reset states agree within six standard errors."""
+    n = 400
+    env = MujocoVectorEnv(env_id, n)
+    env.reset(seed=0)
+    ours = env._physics.integration_state(np.arange(n))[:, 1 : 1 + env.model.nq + env.model.nv]
+    theirs_env = gymnasium.make(env_id).unwrapped
+    theirs_env.reset(seed=0)
+    theirs = []
+    for _ in range(n):
+        theirs_env.reset()
+        theirs.append(np.concatenate((theirs_env.data.qpos, theirs_env.data.qvel)))
+    reference_states = np.array(theirs)
+    spread = reference_states.std(axis=0)
+    atol = 6 * spread.max() * math.sqrt(2 / n)
+    np.testing.assert_allclose(ours.mean(0), reference_states.mean(0), rtol=0, atol=atol)
+    np.testing.assert_allclose(ours.std(0), spread, rtol=6 / math.sqrt(n), atol=1e-12)
+
+
+def test_reset_noise_is_uniform_normal_and_independent() -> None:
+    n = 20_000
+    noise = ResetNoise(np.arange(n), np.zeros(n, dtype=np.int64))
+    uniform, normal = noise.uniform(-1.0, 3.0, 4), noise.normal(4)
+    assert uniform.min() >= -1
+    assert uniform.max() < 3
+    np.testing.assert_allclose(uniform.mean(0), 1.0, atol=0.05)
+    np.testing.assert_allclose(uniform.var(0), 16 / 12, rtol=0.05)
+    np.testing.assert_allclose(normal.mean(0), 0.0, atol=0.05)
+    np.testing.assert_allclose(normal.var(0), 1.0, rtol=0.05)
+    columns = np.corrcoef(np.hstack((uniform, normal)).T)
+    np.testing.assert_allclose(columns, np.eye(8), atol=0.05)
+    neighbours = np.corrcoef(uniform[:-1, 0], uniform[1:, 0])[0, 1]
+    assert abs(neighbours) < 0.05
+    next_episode = ResetNoise(np.arange(n), np.ones(n, dtype=np.int64)).uniform(-1.0, 3.0, 4)
+    assert abs(np.corrcoef(uniform[:, 0], next_episode[:, 0])[0, 1]) < 0.05
+
+
+def test_rendering_draws_the_current_state() -> None:
+    env = make_vec("InvertedPendulum-v5", 2, render_mode="rgb_array", width=64, height=48)
+    env.reset(seed=0)
+    env.set_state(np.array([[0.0, 0.0], [0.5, 0.1]]), np.zeros((2, 2)))
+    try:
+        frames = env.render()
+    except Exception as error:  # whatever this machine's OpenGL raises
+        pytest.skip(f"this machine cannot render: {error}")
+    assert [frame.shape for frame in frames] == [(48, 64, 3)] * 2
+    assert (frames[0] != frames[1]).any()
+    env.close()

@@ -1,0 +1,159 @@
+import dataclasses
+
+import pytest
+
+from agents import NPG
+from agents.run import cli, training
+from agents.run.errors import UsageError
+from agents.run.options import RunOptions
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """Arguments of training.start, in place of training; Hopper's preset is {"gamma": 0.995, "n_steps": 32}."""
+    calls: list[tuple] = []
+    preset = {"gamma": 0.995, "n_steps": 32}
+
+    def values(algorithm: str, env_id: str) -> dict:
+        return preset if env_id == "Hopper-v5" else {}
+
+    def start(*arguments: object) -> int:
+        calls.append(arguments)
+        return 0
+
+    monkeypatch.setattr("agents.config.preset_values", values)
+    monkeypatch.setattr("agents.base.preset_values", values)
+    monkeypatch.setattr(cli, "preset_values", values)
+    monkeypatch.setattr(training, "start", start)
+    return calls
+
+
+def train(*arguments: str) -> int:
+    return cli.train(["npg", *arguments])
+
+
+def test_defaults_then_preset_then_flags(started: list[tuple]) -> None:
+    assert train("--env", "Hopper-v5", "--n-steps", "8", "--target-kl", "0.5") == 0
+    algorithm, run, config, origins, command = started[0]
+    assert algorithm == "npg"
+    assert (config.gamma, config.n_steps, config.target_kl) == (0.995, 8, 0.5)
+    assert config == NPG.Config(gamma=0.995, n_steps=8, target_kl=0.5)
+    assert (origins["gamma"], origins["n_steps"], origins["target_kl"]) == ("preset", "flag", "flag")
+    assert origins["gae_lambda"] == "default"
+    assert origins.keys() == {field.name for field in dataclasses.fields(NPG.Config)}
+    assert run == RunOptions(env="Hopper-v5")
+    assert command == "python train.py npg --env Hopper-v5 --n-steps 8 --target-kl 0.5"
+
+
+def test_another_environment_has_no_preset(started: list[tuple]) -> None:
+    train("--env=Ant-v5")
+    assert started[0][2] == NPG.Config()
+    assert set(started[0][3].values()) == {"default"}
+
+
+@pytest.mark.parametrize("spelling", [["--env=Hopper-v5"], ["--env", "Hopper-v5"]])
+def test_the_preset_is_found_however_env_is_spelled(started: list[tuple], spelling: list[str]) -> None:
+    train("--steps", "1_000", *spelling)
+    assert started[0][2].gamma == 0.995
+    assert started[0][1].steps == 1000
+
+
+def test_a_flag_equal_to_the_default_is_a_flag(started: list[tuple]) -> None:
+    train("--env", "Ant-v5", "--target_kl=0.02", "--no-normalize-advantage")
+    origins = started[0][3]
+    assert (origins["target_kl"], origins["normalize_advantage"]) == ("flag", "flag")
+    assert not started[0][2].normalize_advantage
+
+
+def test_a_sequence_is_a_flag(started: list[tuple]) -> None:
+    train("--env", "Ant-v5", "--net-arch", "32", "16")
+    assert started[0][2].net_arch == (32, 16)
+
+
+def test_environment_arguments_are_yaml(started: list[tuple]) -> None:
+    pairs = [
+        "frame_skip=2",
+        "reset_noise_scale=1e-3",
+        "terminate_when_unhealthy=false",
+        "xml_file=a=b.xml",
+        "r=[1, 2.5]",
+    ]
+    train("--env", "Ant-v5", *(word for pair in pairs for word in ("--env-kwargs", pair)))
+    assert started[0][1].parsed_env_kwargs() == {
+        "frame_skip": 2,
+        "reset_noise_scale": 1e-3,
+        "terminate_when_unhealthy": False,
+        "xml_file": "a=b.xml",
+        "r": [1, 2.5],
+    }
+
+
+@pytest.mark.parametrize("pair", ["frame_skip", "=3", "a b=1", "a=[1"])
+def test_a_bad_environment_argument_is_shown(pair: str) -> None:
+    with pytest.raises(UsageError, match="--env-kwargs is"):
+        RunOptions(env="Ant-v5", env_kwargs=(pair,)).check()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("steps", 0), ("seed", -1), ("eval_every", 0), ("eval_episodes", 0), ("threads", 0), ("checkpoint_every", -1.0)],
+)
+def test_an_impossible_option_is_named(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} is {value}; give at least"):
+        RunOptions(**{"env": "Ant-v5", name: value}).check()
+
+
+def test_an_impossible_hyperparameter_is_one_sentence(started: list[tuple], capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--env", "Ant-v5", "--target-kl", "-1") == 2
+    assert capsys.readouterr().err == "train.py: error: target_kl is -1.0; give a number above 0.\n"
+    assert not started
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["npg", "--env", "Ant-v5", "--target_lk", "1"], "--target-kl"),
+        (["npg"], "--env"),
+        (["nqg", "--env", "Ant-v5"], "npg"),
+        ([], "npg"),
+        (["npg", "--env", "Ant-v5", "--steps", "many"], "--steps"),
+        (["resume"], "RUN"),
+    ],
+)
+def test_a_mistyped_command_exits_with_2_and_what_is_near(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.train(arguments)
+    assert exit_.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_help_shows_every_option_with_the_presets_values(
+    started: list[tuple], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        train("--env", "Hopper-v5", "--help")
+    text = capsys.readouterr().out
+    for field in (*dataclasses.fields(NPG.Config), *dataclasses.fields(RunOptions)):
+        assert f"--{field.name.replace('_', '-')}" in text
+    assert "(default: 0.995)" in text
+
+
+def test_unexpected_errors_keep_their_traceback(started: list[tuple], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> int:
+        raise KeyError("a defect")
+
+    monkeypatch.setattr(training, "start", broken)
+    with pytest.raises(KeyError):
+        train("--env", "Ant-v5")
+
+
+def test_debug_shows_the_traceback(started: list[tuple], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*arguments: object) -> int:
+        raise UsageError("no")
+
+    monkeypatch.setattr(training, "start", refused)
+    assert train("--env", "Ant-v5") == 2
+    with pytest.raises(UsageError):
+        train("--env", "Ant-v5", "--debug")

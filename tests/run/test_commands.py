@@ -1,0 +1,213 @@
+"""train.py and evaluate.py as people run them."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from agents import checkpoint
+from agents.run import cli
+
+ROOT = Path(__file__).parents[2]
+SIZES = {"num-envs": 4, "n-steps": 64, "net-arch": 16, "eval-episodes": 2, "checkpoint-every": 0, "target-kl": 0.01}
+SMALL = ["npg", "--env", "Hopper-v5", *(f"--{name}={size}" for name, size in SIZES.items())]
+
+
+def command(script: str, *arguments: object) -> list[str]:
+    return [sys.executable, script, *map(str, arguments)]
+
+
+def execute(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.run(
+        command(script, *arguments), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def interrupt(run: Path, number: signal.Signals, steps: int) -> subprocess.CompletedProcess[str]:
+    """Train to a first checkpoint, then send a signal."""
+    arguments = command("train.py", *SMALL, "--steps", steps, "--run-dir", run)
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (run / "checkpoints" / "last.zip").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def timeless(file: Path) -> list[dict[str, str]]:
+    """Rows without what a clock decides."""
+    return [{k: v for k, v in row.items() if "seconds" not in k and "time/" not in k} for row in rows(file)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 12 iterations that nothing interrupted."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    result = execute("train.py", *SMALL, "--steps", 3000, "--run-dir", run)
+    assert result.returncode == 0, result.stderr
+    (run / "stdout.txt").write_text(result.stdout)
+    return run
+
+
+def test_a_run_leaves_what_it_promises(finished: Path) -> None:
+    names = {str(file.relative_to(finished)) for file in finished.rglob("*") if file.is_file()}
+    assert names >= {
+        "config.yaml",
+        "command.txt",
+        "versions.json",
+        "checkpoints/last.zip",
+        "checkpoints/best.zip",
+        "evaluations.csv",
+        "progress.csv",
+        "curve.png",
+    }
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert checkpoint.read(finished / "checkpoints" / "last.zip")[0]["num_timesteps"] == 3072
+    evaluations = rows(finished / "evaluations.csv")
+    assert [evaluations[0]["steps"], evaluations[-1]["steps"]] == ["0", "3072"]
+    assert [evaluations[0]["episodes"], evaluations[-1]["episodes"]] == ["2", "32"]
+    assert (finished / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_prints_its_origins_its_result_and_what_to_type_next(finished: Path) -> None:
+    out = (finished / "stdout.txt").read_text()
+    assert re.search(r"target_kl +0\.01 +flag", out)
+    assert re.search(r"gamma +\S+ +(default|preset)", out)
+    assert "final policy, deterministic, after 3,072 environment steps" in out
+    assert f"python evaluate.py {finished}" in out
+    assert "\x1b" not in out
+
+
+def test_tensorboard_shows_training_and_evaluation(finished: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished)).Reload()
+    assert {"train/kl", "eval/mean_reward"} <= set(events.Tags()["scalars"])
+    assert events.Scalars("eval/mean_reward")[-1].step == 3072
+
+
+def test_resuming_a_finished_run_says_so(finished: Path) -> None:
+    before = (finished / "checkpoints" / "last.zip").read_bytes()
+    result = execute("train.py", "resume", finished)
+    assert result.returncode == 0
+    assert result.stdout == f"{finished} is finished with 3,072 steps; --steps with a larger number goes on.\n"
+    assert (finished / "checkpoints" / "last.zip").read_bytes() == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_is_saved_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    run = tmp_path / "run"
+    result = interrupt(run, number, steps=10_000_000)
+    assert result.returncode == code, result.stderr
+    assert result.stderr == ""
+    assert f"python train.py resume {run}" in result.stdout
+    done = checkpoint.read(run / "checkpoints" / "last.zip")[0]["num_timesteps"]
+    assert int(rows(run / "progress.csv")[-1]["time/total_timesteps"]) == done
+    assert f"after {done:,} environment steps" in result.stdout
+    assert (run / "curve.png").exists()
+
+
+def test_a_killed_run_goes_on_as_if_nothing_happened(finished: Path, tmp_path: Path) -> None:
+    killed = tmp_path / "run"
+    assert interrupt(killed, signal.SIGKILL, steps=3000).returncode == -signal.SIGKILL
+    with (killed / "progress.csv").open("a") as file:
+        file.write("torn,")
+    resumed = execute("train.py", "resume", killed, "--quiet")
+    assert resumed.returncode == 0, resumed.stderr
+    (_, a), (_, b) = (checkpoint.read(run / "checkpoints" / "last.zip") for run in (killed, finished))
+    assert {name: checkpoint.digest(x) for name, x in a.items()} == {
+        name: checkpoint.digest(x) for name, x in b.items()
+    }
+    for file in ("evaluations.csv", "progress.csv"):
+        assert timeless(killed / file) == timeless(finished / file)
+    assert (killed / "command.txt").read_text().count("\n") == 2
+
+
+def test_more_steps_extend_a_finished_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert cli.train([*SMALL, "--steps", "256", "--run-dir", str(run)]) == 0
+    assert cli.train(["resume", str(run), "--steps", "512"]) == 0
+    assert checkpoint.read(run / "checkpoints" / "last.zip")[0]["num_timesteps"] == 512
+    assert "steps: 512" in (run / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["npg", "--env", "Hoper-v5"], 2, r"'Hoper-v5'.*Did you mean.*'Hopper-v5'"),
+        (["npg", "--env", "Hopper-v5", "--env-kwargs", "gravity=1"], 2, "gravity"),
+        (["npg", "--env", "Hopper-v5", "--device", "warp9"], 2, "--device is 'warp9'"),
+        (["npg", "--env", "Hopper-v5", "--runs", "train.py"], 1, "cannot be written"),
+        (["resume", "nowhere"], 1, "no run folder at nowhere"),
+    ],
+)
+def test_what_cannot_run_is_one_sentence(
+    arguments: list[str], code: int, sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert cli.train(arguments) == code
+    out, err = capsys.readouterr()
+    assert re.fullmatch(rf"train\.py: error: .*{sentence}.*\n", err), err
+    assert out == ""
+
+
+def test_evaluation_writes_every_return_once(finished: Path, tmp_path: Path) -> None:
+    outputs = ("--json", tmp_path / "e.json", "--plot", tmp_path / "e.png")
+    result = execute("evaluate.py", finished, "--episodes", 5, "--seed", 7, *outputs)
+    assert result.returncode == 0, result.stderr
+    record = json.loads((tmp_path / "e.json").read_text())
+    assert (record["env_id"], record["algorithm"], record["num_timesteps"]) == ("Hopper-v5", "npg", 3072)
+    assert (record["seed"], record["episodes"], record["deterministic"]) == (7, 5, True)
+    assert len(record["returns"]) == len(record["lengths"]) == 5
+    assert record["mean"] == pytest.approx(sum(record["returns"]) / 5)
+    assert record["interval"][0] <= record["mean"] <= record["interval"][1]
+    assert f"{record['mean']:,.1f}" in result.stdout
+    assert len(record["sha256"]) == 64
+    assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
+
+    again = execute("evaluate.py", finished, "--json", tmp_path / "e.json")
+    assert again.returncode == 2
+    assert "exists and is not overwritten" in again.stderr
+    assert json.loads((tmp_path / "e.json").read_text()) == record
+
+
+def test_a_file_is_evaluated_like_its_run(finished: Path, tmp_path: Path) -> None:
+    for name, target in {"run": finished, "file": finished / "checkpoints" / "last.zip"}.items():
+        assert cli.evaluate([str(target), "--episodes", "3", "--json", str(tmp_path / name)]) == 0
+    a, b = (json.loads((tmp_path / name).read_text()) for name in ("run", "file"))
+    assert a["returns"] == b["returns"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["nowhere.zip"], 1, "no checkpoint file at nowhere.zip"),
+        (["train.py"], 1, "train.py is damaged or not a geodesic-rl checkpoint"),
+        (["train.py", "--best"], 2, "--best needs a run's folder"),
+        (["train.py", "--episodes", "0"], 2, "--episodes is 0; give at least 1"),
+        (["train.py", "--json", "nowhere/a.json"], 2, "there is no folder nowhere"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_sentence(
+    arguments: list[str], code: int, sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert cli.evaluate(arguments) == code
+    out, err = capsys.readouterr()
+    assert re.fullmatch(rf"evaluate\.py: error: .*{sentence}.*\n", err), err
+    assert out == ""

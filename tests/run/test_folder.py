@@ -1,0 +1,102 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from agents.run.errors import RunError
+from agents.run.folder import RunConfig, RunFolder, append_row, keep_rows, read_rows
+from agents.run.options import RunOptions
+
+
+def settings(tmp_path: Path, **options: object) -> RunConfig:
+    run = RunOptions(**{"env": "Ant-v5", "runs": str(tmp_path / "runs"), **options})  # type: ignore[arg-type]
+    return RunConfig("npg", run, {"gamma": 0.9, "net_arch": (64, 64)}, {"gamma": "flag", "net_arch": "default"})
+
+
+def test_a_new_folder_says_what_runs_in_it(tmp_path: Path) -> None:
+    folder = RunFolder.create(settings(tmp_path, seed=3, name="first"), "python train.py npg")
+    assert re.fullmatch(r"\d{8}-\d{6}-s3-first", folder.path.name)
+    assert folder.path.parent == tmp_path / "runs" / "Ant-v5" / "npg"
+    assert folder.command.read_text() == "python train.py npg\n"
+    versions = json.loads((folder.path / "versions.json").read_text())
+    assert versions["versions"]["torch"]
+    assert versions["cpus"] >= 1
+    assert folder.config.read_text().startswith("algorithm: npg\n")
+
+
+def test_the_configuration_reads_back_as_written(tmp_path: Path) -> None:
+    written = settings(tmp_path, env_kwargs=("frame_skip=2",), eval_every=7)
+    read = RunFolder.create(written, "").read_config()
+    assert read.run == written.run
+    assert read.config == {"gamma": 0.9, "net_arch": [64, 64]}
+    assert read.origins == written.origins
+
+
+def test_an_id_with_slashes_is_one_folder(tmp_path: Path) -> None:
+    folder = RunFolder.create(settings(tmp_path, env="package:probes/One-v0"), "")
+    assert folder.path.parent == tmp_path / "runs" / "package_probes_One-v0" / "npg"
+
+
+def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
+    run_dir = tmp_path / "mine"
+    RunFolder.create(settings(tmp_path, run_dir=str(run_dir)), "first")
+    with pytest.raises(RunError, match=r"exists and is not overwritten; .* train\.py resume"):
+        RunFolder.create(settings(tmp_path, run_dir=str(run_dir)), "second")
+    assert (run_dir / "command.txt").read_text() == "first\n"
+
+
+def test_a_folder_of_something_else_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="exists and is not overwritten"):
+        RunFolder.create(settings(tmp_path, run_dir=str(tmp_path)), "")
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(RunError, match="cannot be written"):
+        RunFolder.create(settings(tmp_path), "")
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no run folder at"):
+        RunFolder.open(tmp_path / "nothing")
+    with pytest.raises(RunError, match=r"holds no config\.yaml"):
+        RunFolder.open(tmp_path)
+    run = RunFolder.create(settings(tmp_path), "")
+    with pytest.raises(RunError, match="no checkpoint yet"):
+        RunFolder.open(run.path)
+
+
+@pytest.mark.parametrize("text", ["", "algorithm: npg", "run: {env: Ant-v5, spets: 3}", "[1", "run: {env_kwargs: 3}"])
+def test_a_foreign_configuration_is_refused(tmp_path: Path, text: str) -> None:
+    folder = RunFolder.create(settings(tmp_path), "")
+    folder.config.write_text(text)
+    with pytest.raises(RunError, match="cannot be read as a run's configuration"):
+        folder.read_config()
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = RunFolder.create(settings(tmp_path), "")
+    with folder.lock(), pytest.raises(RunError, match="Another process"):
+        folder.lock()
+    folder.lock().close()
+
+
+def test_rows_beyond_the_checkpoint_and_broken_ones_are_dropped(tmp_path: Path) -> None:
+    file = tmp_path / "progress.csv"
+    for steps in (1, 5, 9):
+        append_row(file, {"steps": steps, "text": "a, b"})
+    with file.open("a") as stream:
+        stream.write("3")
+    keep_rows(file, "steps", 5)
+    assert file.read_text() == 'steps,text\n1,"a, b"\n5,"a, b"\n'
+    append_row(file, {"steps": 6, "text": ""})
+    assert [row["steps"] for row in read_rows(file)] == ["1", "5", "6"]
+
+
+def test_no_rows_need_no_file(tmp_path: Path) -> None:
+    keep_rows(tmp_path / "none.csv", "steps", 5)
+    assert read_rows(tmp_path / "none.csv") == []
+    assert not (tmp_path / "none.csv").exists()

@@ -1,0 +1,48 @@
+"""The wheel holds the packages agents and envs with their presets, and nothing else."""
+
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel_members(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Names in a wheel that is built from a copy of the sources, as building leaves files beside them."""
+    source = tmp_path_factory.mktemp("source")
+    for folder in ("agents", "envs", "tests"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "train.py", "evaluate.py"):
+        shutil.copy(ROOT / name, source)
+    build = "import setuptools.build_meta as backend; backend.build_wheel('dist')"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True, timeout=120)
+    (wheel,) = (source / "dist").glob("*.whl")
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_the_wheel_holds_exactly_the_packages(wheel_members: set[str]) -> None:
+    sources = {
+        str(file.relative_to(ROOT))
+        for folder in ("agents", "envs")
+        for pattern in ("*.py", "*.yaml")
+        for file in (ROOT / folder).rglob(pattern)
+    }
+    assert {name for name in wheel_members if ".dist-info/" not in name} == sources
+
+
+def test_the_license_travels_along(wheel_members: set[str]) -> None:
+    assert any(name.endswith("licenses/LICENSE") for name in wheel_members)
+
+
+def test_every_dependency_has_a_tested_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()}
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    named = {dependency.split(">=")[0].lower() for group in groups for dependency in group}
+    assert named <= pinned
