@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections import deque
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from agents.checkpoint import CheckpointError
 from agents.policy.networks import activation_key
 from agents.spaces import decode, encode
-from envs.vector import SnapshotError
+from envs.vector import SnapshotError, VectorEnv
 
 if TYPE_CHECKING:
     from agents.base import Agent
@@ -102,11 +103,21 @@ def with_suffix(path: str | os.PathLike[str]) -> Path:
     return path if path.suffix else path.with_suffix(".zip")
 
 
+def _origin(vector: VectorEnv) -> dict[str, Any]:
+    """The id and arguments that make such environments again; no id where JSON cannot hold the arguments."""
+    env_id, kwargs = vector.made_from.get("env_id"), vector.made_from.get("kwargs", {})
+    try:
+        json.dumps(kwargs)
+    except TypeError:
+        return {"env_id": None, "env_kwargs": {}}
+    return {"env_id": env_id, "env_kwargs": kwargs}
+
+
 def _pack_environments(agent: Agent) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if agent.env is None:
         return {"env_id": None, "env_kwargs": {}, "env_snapshot": "there were none"}, {}
     vector = agent.env.vector
-    origin = {"env_id": vector.made_from.get("env_id"), "env_kwargs": vector.made_from.get("kwargs", {})}
+    origin = _origin(vector)
     if agent.observations is None:
         return {**origin, "env_snapshot": "no episode had begun"}, {}
     try:

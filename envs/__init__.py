@@ -56,6 +56,21 @@ def make_vec(
         env_id = _registered(env_id)
     elif not callable(env_id):
         raise TypeError(f"env_id is {env_id!r}; give an id or a callable that returns a gymnasium.Env.")
+    env = _make_vector(env_id, num_envs, backend, autoreset=autoreset, seed=seed, **kwargs)
+    if isinstance(env_id, str):
+        env.made_from = {"env_id": env_id, "kwargs": kwargs}
+    return env
+
+
+def _make_vector(
+    env_id: str | Callable[..., gymnasium.Env],
+    num_envs: int,
+    backend: str,
+    *,
+    autoreset: AutoresetMode | str,
+    seed: int | None,
+    **kwargs: Any,
+) -> VectorEnv:
     if isinstance(env_id, str) and backend != "gymnasium":
         from envs.mujoco import TASKS, MujocoVectorEnv
 

@@ -42,7 +42,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     """Simulations that diverged so far; each ended its episode as terminated."""
 
     made_from: dict[str, Any] = {}  # noqa: RUF012
-    """What `make_vec` made it from: "env_id" and "kwargs", where an id was given; else empty."""
+    """The "env_id" and "kwargs" that `make_vec` was given, or nothing if it was given no id."""
 
     def __init__(
         self,

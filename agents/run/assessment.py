@@ -73,6 +73,7 @@ def assess(asked: Assessment) -> int:
     if asked.video and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")
     torch.set_num_threads(asked.threads)
+    torch.manual_seed(asked.seed)  # sampled actions draw from it
     file = _checkpoint_file(asked)
     manifest, _ = checkpoint.read(file)
     agent = load(file, device=asked.device)
@@ -85,7 +86,7 @@ def assess(asked: Assessment) -> int:
     env = make_vec(env_id, num_envs, backend=asked.backend, autoreset="disabled", **env_kwargs)
     with contextlib.closing(env):
         evaluation = evaluate(agent, env, asked.episodes, asked.seed, deterministic=not asked.stochastic)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     actions = "sampled actions" if asked.stochastic else "deterministic actions"
     title = f"{manifest['algorithm']} on {env_id} after {manifest['num_timesteps']:,} environment steps, {actions}"
     console.print(title, style="bold", soft_wrap=True)

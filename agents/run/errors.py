@@ -30,11 +30,15 @@ def guarded(program: str, debug: bool, action: Callable[[], int]) -> int:
     """The exit code of action; an expected error becomes its sentence on stderr unless debug asks for the traceback."""
     try:
         return action()
-    except KeyboardInterrupt:
-        print(f"{program}: stopped at once.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        _print(f"{program}: stopped at once.", error)
         return 130
     except EXPECTED as error:
         if debug:
             raise
-        print("\n".join([f"{program}: error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+        _print(f"{program}: error: {error}", error)
         return error.exit_code if isinstance(error, RunError) else 1
+
+
+def _print(sentence: str, error: BaseException) -> None:
+    print("\n".join([sentence, *getattr(error, "__notes__", [])]), file=sys.stderr)

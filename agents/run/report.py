@@ -86,14 +86,9 @@ def plot_returns(evaluation: Evaluation, file: Path, title: str) -> None:
     """Draw the histogram of episode returns, every episode as a tick, with the mean and its interval."""
     figure, axes = _axes(title)
     axes.hist(evaluation.returns, bins="auto", color=EVALUATION_COLOR, alpha=0.35, linewidth=0)
+    ticks = [0.03] * evaluation.episodes
     axes.plot(
-        evaluation.returns,
-        [0.0] * evaluation.episodes,
-        "|",
-        color=EVALUATION_COLOR,
-        markersize=14,
-        transform=axes.get_xaxis_transform(),
-        clip_on=False,
+        evaluation.returns, ticks, "|", color=EVALUATION_COLOR, markersize=10, transform=axes.get_xaxis_transform()
     )
     axes.axvspan(*evaluation.interval, color=TRAINING_COLOR, alpha=0.3, linewidth=0, label="95 % interval of the mean")
     axes.axvline(evaluation.mean, color="black", linewidth=1.2, label=f"mean {evaluation.mean:,.1f}")

@@ -54,7 +54,8 @@ def start(algorithm: str, run: RunOptions, config: AgentConfig, origins: dict[st
         agent = REGISTRY[algorithm]("MlpPolicy", env, seed=run.seed, device=run.device, **values)
     settings = RunConfig(algorithm, run, values, origins)
     folder = RunFolder.create(settings, command)
-    return _Training(agent, folder, settings).run()
+    with folder.lock():
+        return _Training(agent, folder, settings).run()
 
 
 def resume(path: str, steps: int | None, device: str, threads: int, quiet: bool, command: str) -> int:
@@ -82,7 +83,8 @@ def resume(path: str, steps: int | None, device: str, threads: int, quiet: bool,
         torch.set_num_threads(threads)
         env = _make_env(run, settings.config["num_envs"], autoreset="same_step")
         agent = REGISTRY[settings.algorithm].load(folder.last, env=env, device=device)
-        folder.write_config(settings)
+        if steps is not None:
+            folder.write_config(settings)
         with folder.command.open("a") as file:
             file.write(command + "\n")
         return _Training(agent, folder, settings).run()
@@ -93,7 +95,7 @@ class _Training:
 
     def __init__(self, agent: Agent, folder: RunFolder, settings: RunConfig) -> None:
         self.agent, self.folder, self.settings, self.options = agent, folder, settings, settings.run
-        self.console = Console(highlight=False)
+        self.console = Console(highlight=False, markup=False)
         self.title = f"{settings.algorithm} on {self.options.env}"
         rows = read_rows(folder.evaluations)
         self._evaluated = _evaluated_steps(folder)
@@ -200,7 +202,7 @@ class _Training:
         """Say with an error where the last saved state is."""
         try:
             yield
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             if self.folder.last.is_file():
                 error.add_note(f"The last saved state of this run is in {self.folder.last}.")
             raise

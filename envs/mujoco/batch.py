@@ -150,8 +150,6 @@ class MujocoVectorEnv(VectorEnv):
         index = self._select(ids)
         rows = slice(None) if index is None else index
         actions = self._check_actions(actions, self.num_envs if index is None else len(index))
-        if not np.isfinite(actions).all():
-            raise ValueError("actions hold NaN or infinity; the policy has diverged. Restart from the last checkpoint.")
         if self._ended[rows].any():
             raise ValueError(
                 f"environments {np.flatnonzero(self._ended).tolist()} have ended or never begun; reset them first."

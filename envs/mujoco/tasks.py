@@ -90,6 +90,11 @@ def _control_cost(xp: Any, weight: float, action: Array) -> Array:
     return weight * xp.sum(xp.square(action), axis=-1)
 
 
+def _rows(xp: Any, array: Array) -> Array:
+    """[n, bodies, k] as [n, bodies * k]."""
+    return xp.reshape(array, (array.shape[0], array.shape[1] * array.shape[2]))
+
+
 def _norm(xp: Any, vector: Array) -> Array:
     return xp.sqrt(xp.vecdot(vector, vector))
 
@@ -240,7 +245,7 @@ class Ant(Task):
     def observe(self, xp: Any, s: State, model: mujoco.MjModel) -> Array:
         parts = [s.qpos[:, 2:] if self.exclude_current_positions_from_observation else s.qpos, s.qvel]
         if self.include_cfrc_ext_in_observation:
-            parts.append(xp.reshape(self._contact_forces(xp, s)[:, 1:], (s.qpos.shape[0], -1)))
+            parts.append(_rows(xp, self._contact_forces(xp, s)[:, 1:]))
         return xp.concat(parts, axis=1)
 
     def reward(
@@ -259,7 +264,7 @@ class Ant(Task):
             "control_cost": control,
         }
         if self.contact_cost_weight != 0:
-            forces = xp.reshape(self._contact_forces(xp, s), (s.qpos.shape[0], -1))
+            forces = _rows(xp, self._contact_forces(xp, s))
             terms["contact_cost"] = self.contact_cost_weight * xp.sum(xp.square(forces), axis=-1)
             costs = control + terms["contact_cost"]
         return (forward + survive) - costs, ~healthy if self.terminate_when_unhealthy else None, terms
@@ -290,21 +295,19 @@ class _HumanoidBody(Task):
         return ("qpos", "qvel", "ctrl", "cfrc_ext", *(name for name, included in optional.items() if included))
 
     def observe(self, xp: Any, s: State, model: mujoco.MjModel) -> Array:
-        n = s.qpos.shape[0]
         parts = [s.qpos[:, 2:] if self.exclude_current_positions_from_observation else s.qpos, s.qvel]
         if self.include_cinert_in_observation:
-            parts.append(xp.reshape(s.cinert[:, 1:], (n, -1)))
+            parts.append(_rows(xp, s.cinert[:, 1:]))
         if self.include_cvel_in_observation:
-            parts.append(xp.reshape(s.cvel[:, 1:], (n, -1)))
+            parts.append(_rows(xp, s.cvel[:, 1:]))
         if self.include_qfrc_actuator_in_observation:
             parts.append(s.qfrc_actuator[:, 6:])
         if self.include_cfrc_ext_in_observation:
-            parts.append(xp.reshape(s.cfrc_ext[:, 1:], (n, -1)))
+            parts.append(_rows(xp, s.cfrc_ext[:, 1:]))
         return xp.concat(parts, axis=1)
 
     def _impact_cost(self, xp: Any, s: State, weight: float, cost_range: Range) -> Array:
-        forces = xp.reshape(s.cfrc_ext, (s.qpos.shape[0], -1))
-        return xp.clip(weight * xp.sum(xp.square(forces), axis=-1), *cost_range)
+        return xp.clip(weight * xp.sum(xp.square(_rows(xp, s.cfrc_ext)), axis=-1), *cost_range)
 
     def initial_state(self, xp: Any, noise: Noise, qpos: Array, qvel: Array) -> tuple[Array, Array]:
         return _uniform_around(noise, qpos, qvel, self.reset_noise_scale)
