@@ -30,6 +30,8 @@ class NPGConfig(AgentConfig):
 
     target_kl: float = 0.02
     """Step size: mean KL(old || new) of an update, in nats."""
+    target_kl_end: float | None = None
+    """Step size at the end of training, in nats, reached in equal steps; None keeps target_kl throughout."""
     gae_lambda: float = 0.95
     """Lambda of generalized advantage estimation (Schulman et al. 2016)."""
     normalize_advantage: bool = True
@@ -52,6 +54,7 @@ class NPGConfig(AgentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("target_kl", self.target_kl > 0, "a number above 0")
+        self.require("target_kl_end", self.target_kl_end is None or self.target_kl_end > 0, "a number above 0, or None")
         self.require("gae_lambda", 0 <= self.gae_lambda <= 1, "a number from 0 to 1")
         self.require("cg_max_steps", self.cg_max_steps >= 1, "an integer of at least 1")
         self.require("cg_tolerance", self.cg_tolerance > 0, "a number above 0")
@@ -106,6 +109,12 @@ class NPG(Agent):
         self._record_update(s, step, kl, fit)
         policy.update_normalizer(batch.flat("observations"))
 
+    @property
+    def target_kl(self) -> float:
+        """The step size now, in nats."""
+        first, last = self.config.target_kl, self.config.target_kl_end
+        return first if last is None else last + (first - last) * max(self._current_progress_remaining, 0.0)
+
     def _advantages(self, batch: RolloutBuffer, s: Tensor) -> tuple[Tensor, Tensor]:
         """Advantages and value targets of the batch, [n] each, from normalised observations s [n, O]."""
         c, policy = self.config, self.policy
@@ -131,12 +140,12 @@ class NPG(Agent):
         return A.flatten(), returns.flatten()
 
     def _take(self, step: NaturalGradient, s: Tensor, old: Distribution) -> float:
-        """θ ← θ + β w with the β at which the mean KL(old || new) is target_kl; returns that KL.
+        """θ ← θ + β w with the β at which the mean KL(old || new) is the target; returns that KL.
 
         The quadratic form gives the first β; the KL grows nearly as its square, so a few corrections hit the target.
         Where there is no usable direction, or no finite KL, θ stays and the update counts as rejected.
         """
-        actor, target = self.policy.actor, self.config.target_kl
+        actor, target = self.policy.actor, self.target_kl
         if not (0 < step.quadratic < math.inf):
             # Without advantages there is nothing to learn from; anything else is a failed solve.
             self.rejected_updates += step.solution.status != "zero_rhs"

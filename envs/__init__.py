@@ -52,11 +52,10 @@ def make_vec(
             f"device is {str(device)!r}; these environments run and act on the CPU. "
             f"Leave device out here and pass device={str(device)!r} to the agent, which trains there."
         )
-    if isinstance(env_id, str):
-        env_id = _registered(env_id)
-    elif not callable(env_id):
+    if not isinstance(env_id, str) and not callable(env_id):
         raise TypeError(f"env_id is {env_id!r}; give an id or a callable that returns a gymnasium.Env.")
-    env = _make_vector(env_id, num_envs, backend, autoreset=autoreset, seed=seed, **kwargs)
+    registered = _registered(env_id) if isinstance(env_id, str) else env_id
+    env = _make_vector(registered, num_envs, backend, autoreset=autoreset, seed=seed, **kwargs)
     if isinstance(env_id, str):
         env.made_from = {"env_id": env_id, "kwargs": kwargs}
     return env

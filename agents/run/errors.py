@@ -23,7 +23,16 @@ class UsageError(RunError):
     exit_code = 2
 
 
-EXPECTED = (RunError, CheckpointError, SnapshotError, ValueError, ArithmeticError, OSError, gymnasium.error.Error)
+EXPECTED = (
+    RunError,
+    CheckpointError,
+    SnapshotError,
+    ValueError,
+    FloatingPointError,
+    OSError,
+    ModuleNotFoundError,  # of an environment's id, as in package:Id-v0
+    gymnasium.error.Error,
+)
 
 
 def guarded(program: str, debug: bool, action: Callable[[], int]) -> int:

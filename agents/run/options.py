@@ -32,7 +32,7 @@ class RunOptions:
     """Argument of the environment, e.g. reset_noise_scale=0.01. May be given again."""
     eval_every: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: a 20th of --steps)")] = None
     """Environment steps between evaluations."""
-    eval_episodes: int = 16
+    eval_episodes: int = 8
     """Episodes of one evaluation, with deterministic actions."""
     checkpoint_every: float = 30.0
     """Seconds between checkpoints."""

@@ -26,14 +26,25 @@ class Progress:
         title: what runs.
         total: environment steps to reach.
         done: environment steps made before, by the run that this one goes on from.
+        evaluation: mean return of its last evaluation, or None.
         stop: is shown as soon as it is asked for.
+        quiet: show nothing.
     """
 
-    def __init__(self, console: Console, title: str, total: int, done: int, stop: StopRequest, quiet: bool) -> None:
+    def __init__(
+        self,
+        console: Console,
+        title: str,
+        total: int,
+        done: int,
+        evaluation: float | None,
+        stop: StopRequest,
+        quiet: bool,
+    ) -> None:
         self.console, self.title, self.total, self.quiet, self.stop = console, title, total, quiet, stop
         self.steps = self._first = done
         self._metrics: Mapping[str, float] = {}
-        self._evaluation: float | None = None
+        self._evaluation = evaluation
         self._begun = time.monotonic()
         self._printed_at, self._printed_steps = self._begun, done
         self._bar = Bar(
@@ -83,7 +94,7 @@ class Progress:
 
     def _figures(self) -> str:
         elapsed = time.monotonic() - self._begun
-        rate = (self.steps - self._first) / elapsed
+        rate = (self.steps - self._first) / elapsed if elapsed else 0.0
         left = max(0, self.total - self.steps) / rate if rate else None
         figures = [
             f"return {_figure(self._metrics.get('rollout/ep_rew_mean'), ',.1f')}",

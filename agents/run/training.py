@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from rich.console import Console
 
-from agents import REGISTRY, checkpoint
+from agents import REGISTRY, checkpoint, load
 from agents.base import Agent
 from agents.config import AgentConfig
 from agents.run import report
@@ -70,11 +70,13 @@ def resume(path: str, steps: int | None, device: str, threads: int, quiet: bool,
     check_device(device)
     folder = RunFolder.open(path)
     settings = folder.read_config()
-    run = dataclasses.replace(settings.run, steps=steps or settings.run.steps, threads=threads, quiet=quiet)
+    steps = settings.run.steps if steps is None else steps
+    run = dataclasses.replace(settings.run, steps=steps, threads=threads, quiet=quiet)
     run.check()
     settings = dataclasses.replace(settings, run=run)
     with folder.lock():
-        done = checkpoint.read(folder.last)[0]["num_timesteps"]
+        manifest, _ = checkpoint.read(folder.last)
+        done = manifest["num_timesteps"]
         keep_rows(folder.evaluations, "steps", done)
         keep_rows(folder.progress, STEPS, done)
         if done >= run.steps and _evaluated_steps(folder) == done:
@@ -82,11 +84,12 @@ def resume(path: str, steps: int | None, device: str, threads: int, quiet: bool,
             return 0
         torch.set_num_threads(threads)
         env = _make_env(run, settings.config["num_envs"], autoreset="same_step")
-        agent = REGISTRY[settings.algorithm].load(folder.last, env=env, device=device)
-        if steps is not None:
-            folder.write_config(settings)
+        agent = load(folder.last, env=env, device=device)
+        folder.write_config(settings)
         with folder.command.open("a") as file:
             file.write(command + "\n")
+        if manifest["env_snapshot"] != "exact":
+            print(f"New episodes begin: {manifest['env_snapshot']}")
         return _Training(agent, folder, settings).run()
 
 
@@ -100,6 +103,7 @@ class _Training:
         rows = read_rows(folder.evaluations)
         self._evaluated = _evaluated_steps(folder)
         self._best = max((float(row["mean"]) for row in rows), default=-math.inf)
+        self._mean = float(rows[-1]["mean"]) if rows else None
         self._seconds_before = float(rows[-1]["seconds"]) if rows else 0.0
         self._begun = time.monotonic()
 
@@ -109,10 +113,11 @@ class _Training:
         agent.set_logger(run_logger(self.folder, agent.num_timesteps))
         if agent.num_timesteps == 0:
             record_hyperparameters(agent.logger, self.settings.algorithm, self.settings.config)
+        final = None
         with (
             contextlib.closing(_make_env(run, BLOCK, autoreset="disabled")) as env,
             StopRequest() as stop,
-            Progress(self.console, self.title, run.steps, agent.num_timesteps, stop, run.quiet) as progress,
+            Progress(self.console, self.title, run.steps, agent.num_timesteps, self._mean, stop, run.quiet) as progress,
             self._noting_the_last_state(),
         ):
             self._train(env, stop, progress)
@@ -121,11 +126,12 @@ class _Training:
                 final = self._evaluate(env, progress, FINAL_EPISODES, run.seed + FINAL_SEED)
         agent.logger.close()
         report.plot_curve(self.folder, f"{self.title}, seed {run.seed}")
-        if stop.signal is not None:
-            self._print_stop(stop.signal)
-            return stop.exit_code
-        self._print_summary(final)
-        return 0
+        if final is not None:
+            self._print_summary(final)
+            return 0
+        assert stop.signal is not None
+        self._print_stop(stop.signal)
+        return stop.exit_code
 
     def _train(self, env: VectorEnv, stop: StopRequest, progress: Progress) -> None:
         """Iterate until the asked steps are made or a stop is asked for."""
@@ -224,5 +230,5 @@ def _usage_errors() -> Iterator[None]:
     """Nothing has run yet, so what is wrong is what was typed."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, ModuleNotFoundError) as error:
         raise UsageError(str(error)) from error

@@ -60,6 +60,12 @@ def test_every_update_has_the_asked_kl(target_kl: float) -> None:
     assert agent.rejected_updates == 0
 
 
+def test_the_kl_falls_to_its_end_in_equal_steps() -> None:
+    agent = make(target_kl=0.05, target_kl_end=0.01)
+    kls = [agent.last_metrics["train/kl"] for _ in agent.iterations(128 * 4)]
+    assert kls == pytest.approx([0.04, 0.03, 0.02, 0.01], rel=1.5 * KL_TOLERANCE)
+
+
 @pytest.mark.parametrize("factor", [1 / 1024, 64.0])
 def test_results_do_not_depend_on_the_units_of_reward(factor: float) -> None:
     def learned(forward_reward_weight: float, ctrl_cost_weight: float) -> torch.Tensor:
@@ -140,6 +146,7 @@ def sum_of_rewards(agent: NPG, seed: int) -> float:
     ("name", "value"),
     [
         ("target_kl", 0.0),
+        ("target_kl_end", 0.0),
         ("gae_lambda", 1.5),
         ("cg_max_steps", 0),
         ("cg_damping", -1.0),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,9 @@ def execute(script: str, *arguments: object) -> subprocess.CompletedProcess[str]
     )
 
 
-def interrupt(run: Path, number: signal.Signals, steps: int) -> subprocess.CompletedProcess[str]:
+def interrupt(
+    run: Path, number: signal.Signals, steps: int, meanwhile: Callable[[], object] = lambda: None
+) -> subprocess.CompletedProcess[str]:
     """Train to a first checkpoint, then send a signal."""
     arguments = command("train.py", *SMALL, "--steps", steps, "--run-dir", run)
     process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -39,6 +42,7 @@ def interrupt(run: Path, number: signal.Signals, steps: int) -> subprocess.Compl
     while not (run / "checkpoints" / "last.zip").exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
+    meanwhile()
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
@@ -110,9 +114,12 @@ def test_resuming_a_finished_run_says_so(finished: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_run_is_saved_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_a_stopped_run_is_saved_and_says_how_to_go_on(
+    tmp_path: Path, number: signal.Signals, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
-    result = interrupt(run, number, steps=10_000_000)
+    result = interrupt(run, number, 10_000_000, meanwhile=lambda: cli.train(["resume", str(run)]))
+    assert "Another process is training" in capsys.readouterr().err
     assert result.returncode == code, result.stderr
     assert result.stderr == ""
     assert f"python train.py resume {run}" in result.stdout
@@ -141,19 +148,59 @@ def test_a_killed_run_goes_on_as_if_nothing_happened(finished: Path, tmp_path: P
 def test_more_steps_extend_a_finished_run(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert cli.train([*SMALL, "--steps", "256", "--run-dir", str(run)]) == 0
+    assert cli.train(["resume", str(run), "--steps", "0"]) == 2
     assert cli.train(["resume", str(run), "--steps", "512"]) == 0
     assert checkpoint.read(run / "checkpoints" / "last.zip")[0]["num_timesteps"] == 512
     assert "steps: 512" in (run / "config.yaml").read_text()
+
+
+NAN = """
+import gymnasium
+import numpy as np
+
+class Nan(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,))
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+    steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.steps += 1
+        reward = np.nan if self.steps == 200 else 1.0
+        return np.zeros(2, np.float32), reward, self.steps % 5 == 0, False, {}
+
+gymnasium.register("Nan-v0", Nan)
+"""
+
+
+def test_an_environment_that_breaks_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nanenv.py").write_text(NAN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    run = tmp_path / "run"
+    sizes = [f"--{name}={size}" for name, size in SIZES.items()]
+    result = execute("train.py", "npg", "--env", "nanenv:Nan-v0", *sizes, "--steps", 2000, "--run-dir", run)
+    assert result.returncode == 1
+    sentence, note = result.stderr.splitlines()
+    assert re.match(r"train\.py: error: .*NaN", sentence)
+    assert note == f"The last saved state of this run is in {run}/checkpoints/last.zip."
+    manifest, _ = checkpoint.read(run / "checkpoints" / "last.zip")
+    assert manifest["num_timesteps"] == 3 * 64 * 4
+    assert manifest["env_id"] == "nanenv:Nan-v0"
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
         (["npg", "--env", "Hoper-v5"], 2, r"'Hoper-v5'.*Did you mean.*'Hopper-v5'"),
+        (["npg", "--env", "nowhere:Hopper-v5"], 2, "No module named 'nowhere'"),
         (["npg", "--env", "Hopper-v5", "--env-kwargs", "gravity=1"], 2, "gravity"),
         (["npg", "--env", "Hopper-v5", "--device", "warp9"], 2, "--device is 'warp9'"),
         (["npg", "--env", "Hopper-v5", "--runs", "train.py"], 1, "cannot be written"),
         (["resume", "nowhere"], 1, "no run folder at nowhere"),
+        (["resume", "tests"], 1, "tests is not a run folder"),
     ],
 )
 def test_what_cannot_run_is_one_sentence(

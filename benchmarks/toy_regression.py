@@ -1,0 +1,111 @@
+"""Toy 2-D regression: truncation prefers learning rates that are small at once; PES and NRES find the good schedule.
+
+T = 100, K = 10, N = 100, σ = 0.3 (truncated ES also 1.0), Adam 1e-2 with β₁ = 0.99, from θ = (-4, -4), as in Vicol,
+Metz & Sohl-Dickstein 2021, figure 5. Reported is the loss of a whole episode at θ; ES makes a tenth of the updates, so that all
+make the same steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from functools import partial
+
+import torch
+from common import context, write
+from search import ascend, loss_of, panels, save
+
+from agents.direction.evolution import Scheme
+from agents.direction.unrolls import ToyRegression
+
+TASK = ToyRegression()
+THETA = torch.tensor([-4.0, -4.0], dtype=torch.float64)
+RUNS = [
+    ("PES", "pes", 0.3, True),
+    ("PES in lockstep", "pes", 0.3, False),
+    ("PES + analytic", "pes_analytic", 0.3, True),
+    ("NRES", "nres", 0.3, True),
+    ("GPES, M = 5", "gpes", 0.3, True),
+    ("ES", "es", 0.3, True),
+    ("truncated ES", "truncated_es", 0.3, True),
+    ("truncated ES, σ = 1", "truncated_es", 1.0, True),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--updates", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    rows = []
+    for name, method, sigma, staggered in RUNS:
+        whole = method == "es"
+        scheme = Scheme.of(
+            method,
+            particles=100,
+            window=100 if whole else 10,
+            horizon=100,
+            resample_every=5 if method == "gpes" else None,
+            staggered=staggered,
+        )
+        adam = partial(torch.optim.Adam, lr=1e-2, betas=(0.99, 0.999))
+        for seed in range(arguments.seeds):
+            begin, steps, curve, path = time.perf_counter(), 0, [(0, loss_of(TASK, THETA, 100))], [THETA.tolist()]
+            updates = arguments.updates // (10 if whole else 1)
+            for update, theta, result in ascend(TASK, scheme, THETA, sigma, adam, updates, seed):
+                steps += int(result.steps.sum())
+                if update % (5 if whole else 50) == 0:
+                    curve.append((update * (10 if whole else 1), loss_of(TASK, theta, 100)))
+                    path.append(theta.tolist())
+            halfway = dict(curve).get(arguments.updates // 2)
+            rows.append(
+                {
+                    "method": name,
+                    "seed": seed,
+                    "sigma": sigma,
+                    "seconds": round(time.perf_counter() - begin, 2),
+                    "inner_steps": steps,
+                    "halfway_loss": halfway,
+                    "final_loss": curve[-1][1],
+                    "curve": curve,
+                    "theta": path,
+                }
+            )
+            print(
+                f"{name:22} seed {seed}  halfway {halfway:7.1f}  final {curve[-1][1]:7.1f}  "
+                f"θ = ({path[-1][0]:.2f}, {path[-1][1]:.2f})  {steps:,} inner steps  {rows[-1]['seconds']:.1f} s",
+                flush=True,
+            )
+    print(write("toy_regression", {**context(), "grid_best": grid_best(), "rows": rows}))
+    plot(rows)
+
+
+def grid(points: int = 101) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rates and the losses of their grid."""
+    values = torch.linspace(-6, 4, points, dtype=torch.float64)
+    theta = torch.cartesian_prod(values, values)
+    keys = torch.zeros(len(theta), dtype=torch.int64)
+    return values, -TASK.unroll(theta, TASK.init(keys, keys), 100)[1].view(points, points)
+
+
+def grid_best() -> float:
+    return grid()[1].min().item()
+
+
+def plot(rows: list[dict]) -> None:
+    figure, (curves, plane) = panels(2)
+    values, losses = grid()
+    plane.contourf(values, values, losses.T.log10(), levels=20, cmap="Greys")
+    names = [run[0] for run in RUNS]
+    for row in rows:
+        color, label = f"C{names.index(row['method'])}", row["method"] if row["seed"] == 0 else None
+        curves.plot(*zip(*row["curve"], strict=True), color=color, alpha=0.8, label=label)
+        plane.plot(*zip(*row["theta"], strict=True), color=color, alpha=0.8)
+    curves.set(xlabel="updates (ES: tenths)", ylabel="loss of an episode", title="Toy 2-D regression")
+    curves.legend(fontsize=8, frameon=False)
+    plane.set(xlabel="θ₀, log first learning rate", ylabel="θ₁, log last learning rate", title="log₁₀ loss and paths")
+    save(figure, "toy_regression")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Presets name real environments and hyperparameters, and differ from the defaults."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+import gymnasium
+import pytest
+import yaml
+
+from agents import REGISTRY
+from agents.config import preset_values
+
+FILES = [file for file in resources.files("agents.presets").iterdir() if file.name.endswith(".yaml")]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_presets_are_valid_and_differ_from_the_defaults(file) -> None:
+    algorithm = REGISTRY[file.name.removesuffix(".yaml")]
+    defaults = algorithm.Config()
+    for env_id, values in yaml.safe_load(file.read_text(encoding="utf-8")).items():
+        assert env_id in gymnasium.registry
+        assert preset_values(algorithm.name, env_id) == values
+        config = algorithm.preset(env_id)
+        assert all(getattr(config, name) != getattr(defaults, name) for name in values)
+
+
+def test_an_environment_without_a_preset_gets_the_defaults() -> None:
+    for algorithm in REGISTRY.values():
+        assert algorithm.preset("CartPole-v1") == algorithm.Config()
+        assert preset_values(algorithm.name, "CartPole-v1") == {}

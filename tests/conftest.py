@@ -1,0 +1,12 @@
+"""Settings of every test: one BLAS thread, and offscreen rendering where there is no display."""
+
+from __future__ import annotations
+
+import os
+
+if "DISPLAY" not in os.environ:
+    os.environ.setdefault("MUJOCO_GL", "egl")
+
+import torch
+
+torch.set_num_threads(1)
