@@ -228,11 +228,12 @@ class Agent(BaseAlgorithm):
         total, listener = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
+        listens = callback is not None or progress_bar
         listener.on_training_start(locals(), globals())
         try:
             while self.num_timesteps < total:
                 started = time.perf_counter()
-                if not self._collect(listener, total):
+                if not self._collect(listener, listens, total):
                     break
                 collected = time.perf_counter()
                 self._update_current_progress_remaining(self.num_timesteps, total)
@@ -251,63 +252,68 @@ class Agent(BaseAlgorithm):
     def train(self) -> None:
         """One update from the full buffer."""
 
-    def _collect(self, listener: BaseCallback, total_timesteps: int) -> bool:
+    def _collect(self, listener: BaseCallback, listens: bool, total_timesteps: int) -> bool:
         """Fill the buffer; False if a callback asked to stop."""
         assert self.env is not None
         assert self.observations is not None
         head = self.policy.actor.head
         draw = noise.normal if head.kind == "gaussian" else noise.uniform
-        block = draw(
-            self.stream_seed, "action", self.iteration, (self.config.n_steps, self.n_envs, *head.noise_shape)
-        ).to(self.env.vector.device)
+        shape = (self.config.n_steps, self.n_envs, *head.noise_shape)
+        block = draw(self.stream_seed, "action", self.iteration, shape).to(self.env.vector.device)
+        sample = self._acting.sampler()
 
         def act(t: int, observations: Tensor) -> tuple[Tensor, Tensor]:
-            actions = self._acting.sample(observations, block[t])
+            actions = sample(observations, block[t])
             return actions, self._acting.to_environment(actions)
 
         def on_step(step: Step) -> bool:
             self.num_timesteps += self.n_envs
             ended = step.terminated | step.truncated
             finished = self.running_episodes.update(step.rewards, ended)
-            ended_array = ended.cpu().numpy()
-            episodes: dict[int, dict[str, Any]] = {}
-            if finished is not None:
-                seconds = (time.time_ns() - self.start_time) * 1e-9
-                rows = zip(ended_array.nonzero()[0].tolist(), *(x.tolist() for x in finished), strict=True)
-                episodes = {i: {"r": episode, "l": length, "t": seconds} for i, episode, length in rows}
-                self._episode_num += len(episodes)
-                assert self.ep_info_buffer is not None
-                self.ep_info_buffer.extend(episodes.values())
-            final = step.info.get("final_obs")
-            listener.update_locals(
-                {
-                    "self": self,
-                    "total_timesteps": total_timesteps,
-                    "n_steps": step.t + 1,
-                    "actions": step.actions.cpu().numpy(),
-                    "new_obs": step.observations.cpu().numpy(),
-                    "rewards": step.rewards.cpu().numpy(),
-                    "dones": ended_array,
-                    "infos": LazyInfos(
-                        step.info,
-                        ended_array,
-                        (step.truncated & ~step.terminated).cpu().numpy(),
-                        None if final is None else final.cpu().numpy(),
-                        episodes,
-                    ),
-                }
-            )
-            return listener.on_step()
+            episodes = {} if finished is None else self._finish_episodes(ended, *finished)
+            # Callbacks' locals cost as much as acting: they are built for callbacks only.
+            return not listens or self._tell(listener, step, ended, episodes, total_timesteps)
 
         listener.on_rollout_start()
         with torch.no_grad():
-            observations = collect(self.env.vector, act, self.buffer, self.observations, on_step)
-        if observations is None:
-            self.observations = None
+            self.observations = collect(self.env.vector, act, self.buffer, self.observations, on_step)
+        if self.observations is None:
             return False
-        self.observations = observations
         listener.on_rollout_end()
         return True
+
+    def _finish_episodes(self, ended: Tensor, returns: Tensor, lengths: Tensor) -> dict[int, dict[str, Any]]:
+        """Keep the statistics of the episodes that ended, [k] each; returns them by environment, as SB3's infos do."""
+        assert self.ep_info_buffer is not None
+        seconds = (time.time_ns() - self.start_time) * 1e-9
+        rows = zip(ended.nonzero()[:, 0].tolist(), returns.tolist(), lengths.tolist(), strict=True)
+        episodes = {i: {"r": episode_return, "l": length, "t": seconds} for i, episode_return, length in rows}
+        self._episode_num += len(episodes)
+        self.ep_info_buffer.extend(episodes.values())
+        return episodes
+
+    def _tell(
+        self, listener: BaseCallback, step: Step, ended: Tensor, episodes: dict[int, dict[str, Any]], total: int
+    ) -> bool:
+        """Show a step to the callbacks, under the names that SB3 uses; False if one asks to stop."""
+        final = step.info.get("final_obs")
+        dones = ended.cpu().numpy()
+        timed_out = (step.truncated & ~step.terminated).cpu().numpy()
+        listener.update_locals(
+            {
+                "self": self,
+                "total_timesteps": total,
+                "n_steps": step.t + 1,
+                "actions": step.actions.cpu().numpy(),
+                "new_obs": step.observations.cpu().numpy(),
+                "rewards": step.rewards.cpu().numpy(),
+                "dones": dones,
+                "infos": LazyInfos(
+                    step.info, dones, timed_out, None if final is None else final.cpu().numpy(), episodes
+                ),
+            }
+        )
+        return listener.on_step()
 
     def _record(self, collect_seconds: float, train_seconds: float) -> None:
         assert self.env is not None

@@ -9,11 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from agents import noise
 from agents.base import Agent
 from agents.config import AgentConfig
 from agents.direction.critics import FitStatistics, gauss_newton
 from agents.direction.fisher import NaturalGradient, natural_gradient, step_size
-from agents.direction.scores import assign_parameters, capture, parameter_vector
+from agents.direction.scores import FactoredScores, assign_parameters, capture, parameter_vector
 from agents.policy.distributions import Distribution
 from agents.rollout.advantages import gae, next_values
 from agents.rollout.buffer import RolloutBuffer
@@ -40,6 +41,9 @@ class NPGConfig(AgentConfig):
     """Most conjugate-gradient iterations per direction."""
     cg_tolerance: float = 1e-3
     """Relative residual at which conjugate gradients stop."""
+    curvature_samples: int | None = None
+    """Samples, drawn anew for each update, that the Fisher matrix and the critic's Gauss-Newton matrix are estimated
+    from; None takes all. Gradients always take all."""
     cg_damping: float = 0.1
     """Damping of the Fisher matrix, in units of its mean eigenvalue tr(F) / p."""
     log_std_min: float | None = None
@@ -58,6 +62,8 @@ class NPGConfig(AgentConfig):
         self.require("gae_lambda", 0 <= self.gae_lambda <= 1, "a number from 0 to 1")
         self.require("cg_max_steps", self.cg_max_steps >= 1, "an integer of at least 1")
         self.require("cg_tolerance", self.cg_tolerance > 0, "a number above 0")
+        samples = self.curvature_samples
+        self.require("curvature_samples", samples is None or samples >= 1, "an integer of at least 1, or None")
         self.require("cg_damping", self.cg_damping >= 0, "a number of at least 0")
         self.require("critic_steps", self.critic_steps >= 1, "an integer of at least 1")
         self.require("critic_cg_max_steps", self.critic_cg_max_steps >= 1, "an integer of at least 1")
@@ -92,10 +98,18 @@ class NPG(Agent):
         s, a = policy.normalize(batch.flat("observations")), batch.flat("actions")
         A, returns = self._advantages(batch, s)
 
-        old = policy.actor(s)
-        Psi = capture(policy.actor, lambda: policy.actor(s).log_prob(a))
-        step = natural_gradient(Psi, A, damping=c.cg_damping, cg_iterations=c.cg_max_steps, cg_tolerance=c.cg_tolerance)
-        kl = self._take(step, s, old)
+        rows = self._curvature_rows(len(s))
+
+        Psi, old = self._scores(s, a)
+        step = natural_gradient(
+            Psi,
+            A,
+            damping=c.cg_damping,
+            cg_iterations=c.cg_max_steps,
+            cg_tolerance=c.cg_tolerance,
+            rows=rows,
+        )
+        kl, new = self._take(step, s, old)
 
         policy.critic.update_scale(returns)
         fit = gauss_newton(
@@ -105,8 +119,9 @@ class NPG(Agent):
             steps=c.critic_steps,
             cg_iterations=c.critic_cg_max_steps,
             damping=c.critic_damping,
+            rows=rows,
         )
-        self._record_update(s, step, kl, fit)
+        self._record_update(new, step, kl, fit)
         policy.update_normalizer(batch.flat("observations"))
 
     @property
@@ -139,8 +154,28 @@ class NPG(Agent):
             A = torch.where(differ, (A - A.mean()) / spread, 0.0)
         return A.flatten(), returns.flatten()
 
-    def _take(self, step: NaturalGradient, s: Tensor, old: Distribution) -> float:
-        """θ ← θ + β w with the β at which the mean KL(old || new) is the target; returns that KL.
+    def _curvature_rows(self, n: int) -> Tensor | None:
+        """The samples of this update's curvature, int64 [k]; None for all n."""
+        k = self.config.curvature_samples
+        if k is None or k >= n:
+            return None
+        return noise.permutation(self.stream_seed, "curvature", self.iteration, n)[:k].to(self.device)
+
+    def _scores(self, s: Tensor, a: Tensor) -> tuple[FactoredScores, Distribution]:
+        """Ψ [n, p], and the policy's distributions, which the same forward pass gives."""
+        passes: list[Distribution] = []
+
+        def log_prob() -> Tensor:
+            passes.append(self.policy.actor(s))
+            return passes[0].log_prob(a)
+
+        return capture(self.policy.actor, log_prob), passes[0]
+
+    def _take(self, step: NaturalGradient, s: Tensor, old: Distribution) -> tuple[float, Distribution]:
+        """θ ← θ + β w with the β at which the mean KL(old || new) is the target.
+
+        Returns:
+            That KL, and the new distributions.
 
         The quadratic form gives the first β; the KL grows nearly as its square, so a few corrections hit the target.
         Where there is no usable direction, or no finite KL, θ stays and the update counts as rejected.
@@ -149,7 +184,7 @@ class NPG(Agent):
         if not (0 < step.quadratic < math.inf):
             # Without advantages there is nothing to learn from; anything else is a failed solve.
             self.rejected_updates += step.solution.status != "zero_rhs"
-            return 0.0
+            return 0.0, old
         theta = parameter_vector(actor)
         beta = step_size(step.quadratic, target)
         kl = math.inf
@@ -157,7 +192,8 @@ class NPG(Agent):
             assign_parameters(actor, theta + beta * step.direction)
             if actor.log_std is not None and self.config.log_std_min is not None:
                 actor.log_std.bias.clamp_(min=self.config.log_std_min)
-            kl = old.kl(actor(s)).mean().item()
+            new = actor(s)
+            kl = old.kl(new).mean().item()
             if abs(kl / target - 1) <= KL_TOLERANCE:
                 break
             correction = math.sqrt(target / kl) if 0 < kl < math.inf else 0.5
@@ -165,13 +201,13 @@ class NPG(Agent):
         if not kl <= 2 * target:
             assign_parameters(actor, theta)
             self.rejected_updates += 1
-            return 0.0
-        return kl
+            return 0.0, old
+        return kl, new
 
-    def _record_update(self, s: Tensor, step: NaturalGradient, kl: float, fit: FitStatistics) -> None:
+    def _record_update(self, new: Distribution, step: NaturalGradient, kl: float, fit: FitStatistics) -> None:
         record, actor = self.logger.record, self.policy.actor
         record("train/kl", kl)
-        record("train/entropy", actor(s).entropy().mean().item())
+        record("train/entropy", new.entropy().mean().item())
         if actor.log_std is not None:
             record("train/std", actor.log_std.bias.exp().mean().item())
         record("train/gradient_norm", step.gradient.norm().item())

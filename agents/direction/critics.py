@@ -133,6 +133,7 @@ def gauss_newton(
     cg_iterations: int = 15,
     cg_tolerance: float = 1e-3,
     damping: float = 0.03,
+    rows: Tensor | None = None,
 ) -> FitStatistics:
     """Fit the critic by damped Gauss-Newton steps on |y - z|² / n, with z the normalized targets.
 
@@ -146,6 +147,7 @@ def gauss_newton(
         cg_iterations: the most conjugate-gradient iterations per step.
         cg_tolerance: relative residual to stop at.
         damping: λ / (tr(Jᵀ J / n) / p), the damping relative to the mean eigenvalue.
+        rows: the samples that Jᵀ J / n is estimated from, int64 [k]; None takes all. The gradient always takes all.
 
     Raises:
         ValueError: steps is below 1.
@@ -163,8 +165,8 @@ def gauss_newton(
         error = z - jacobian.values
         explained.append(explained_variance(z, jacobian.values))
         solution = conjugate_gradient(
-            damped_fisher(jacobian, damping),
-            jacobian.rmatvec(error).div_(jacobian.n),
+            damped_fisher(jacobian if rows is None else jacobian.of(rows), damping),
+            jacobian.gradient(error),
             max_iterations=cg_iterations,
             tolerance=cg_tolerance,
         )

@@ -119,7 +119,13 @@ def damped_fisher(scores: Scores, damping: float) -> Callable[[Tensor], Tensor]:
 
 
 def natural_gradient(
-    scores: Scores, advantages: Tensor, *, damping: float, cg_iterations: int, cg_tolerance: float
+    scores: Scores,
+    advantages: Tensor,
+    *,
+    damping: float,
+    cg_iterations: int,
+    cg_tolerance: float,
+    rows: Tensor | None = None,
 ) -> NaturalGradient:
     """w = (F + λ I)⁻¹ g with g = Ψᵀ A / n and F = Ψᵀ Ψ / n.
 
@@ -131,6 +137,8 @@ def natural_gradient(
         damping: λ / (tr F / p), the damping relative to the mean eigenvalue; not negative.
         cg_iterations: the most conjugate-gradient iterations.
         cg_tolerance: relative residual to stop at.
+        rows: the samples that F is estimated from, int64 [k], the same in every product; None takes all. g always
+            takes all.
 
     Raises:
         ValueError: damping is negative.
@@ -139,15 +147,16 @@ def natural_gradient(
     Differs from the paper: damped and solved by conjugate gradients, as Schulman et al. 2015, appendix C,
     https://arxiv.org/abs/1502.05477, and the damping is scaled with the Fisher matrix's trace.
     """
-    gradient = scores.rmatvec(advantages).div_(scores.n)
+    gradient = scores.gradient(advantages)
+    fisher = scores if rows is None else scores.of(rows)
     solution = conjugate_gradient(
-        damped_fisher(scores, damping),
+        damped_fisher(fisher, damping),
         gradient,
         max_iterations=cg_iterations,
         tolerance=cg_tolerance,
     )
-    slope = scores.matvec(solution.direction)
-    return NaturalGradient(solution.direction, gradient, slope @ slope / scores.n, solution)
+    slope = fisher.matvec(solution.direction)
+    return NaturalGradient(solution.direction, gradient, slope @ slope / fisher.n, solution)
 
 
 def step_size(quadratic: Tensor | float, target_kl: float) -> float:

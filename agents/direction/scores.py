@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +79,10 @@ class Scores(ABC):
         """F v = Ψᵀ Ψ v / n: [p] -> [p]."""
         return self.rmatvec(self.matvec(v)).div_(self.n)
 
+    def gradient(self, weights: Tensor) -> Tensor:
+        """Ψᵀ weights / n: [n] -> [p]; the gradient of the mean of weights times outputs."""
+        return self.rmatvec(weights).div_(self.n)
+
     @abstractmethod
     def diagonal(self) -> Tensor:
         """The diagonal of F = Ψᵀ Ψ / n, [p]."""
@@ -89,31 +95,51 @@ class Scores(ABC):
     def gram(self) -> Tensor:
         """Ψ Ψᵀ, [n, n]."""
 
+    @abstractmethod
+    def of(self, rows: Tensor) -> Self:
+        """The scores of the samples rows alone, int64 [k]."""
+
 
 class FactoredScores(Scores):
     """Ψ as the layers' inputs and output gradients; see `capture`.
 
     Args:
         values: [n].
-        inputs: each layer's H with its column of ones where it has a bias, [n, m].
+        inputs: each layer's H, [n, in].
         deltas: each layer's Δ, [n, out].
-        index: the flat positions of each layer's [W, b], int64 [out, m].
+        index: the flat positions of each layer's [W, b], int64 [out, in + 1], or [out, in] where it has no bias.
     """
 
     def __init__(
         self, values: Tensor, inputs: Sequence[Tensor], deltas: Sequence[Tensor], index: Sequence[Tensor]
     ) -> None:
         self.values = values
-        self._inputs = list(inputs)
+        self._raw_inputs = list(inputs)
+        self._raw_deltas = list(deltas)
         self._shapes = [tuple(positions.shape) for positions in index]
+        self._rows = [rows for rows, _ in self._shapes]
         self._order = torch.cat([positions.flatten() for positions in index]).to(self.device)
         self._flat_order = self._order.argsort()
         self.p = len(self._order)
-        # All layers' Δᵀ as rows of one matrix, samples contiguous: one multiplication and one sum serve them all.
-        self._rows = [delta.shape[1] for delta in deltas]
-        self._delta = torch.cat([delta.T for delta in deltas])
-        self._work = torch.empty_like(self._delta)
         self._packed = self.values.new_empty(self.p)
+
+    # For repeated products the layers are laid out anew, once: all Δᵀ as rows of one matrix, samples contiguous, so
+    # that one multiplication and one sum serve all layers, and H with a column of ones for the bias.
+
+    @cached_property
+    def _delta(self) -> Tensor:
+        return torch.cat([delta.T for delta in self._raw_deltas])
+
+    @cached_property
+    def _work(self) -> Tensor:
+        return torch.empty_like(self._delta)
+
+    @cached_property
+    def _inputs(self) -> list[Tensor]:
+        return [
+            h if h.shape[1] == columns else torch.cat((h, h.new_ones((self.n, 1))), dim=1)
+            for h, (_, columns) in zip(self._raw_inputs, self._shapes, strict=True)
+        ]
 
     def matvec(self, v: Tensor) -> Tensor:
         # Per layer the row sums of (V Hᵀ) * Δᵀ.
@@ -128,6 +154,14 @@ class FactoredScores(Scores):
         for total, h, rows in zip(self._matrices(), self._inputs, self._work.split(self._rows), strict=True):
             torch.mm(rows, h, out=total)
         return self._packed[self._flat_order]
+
+    def gradient(self, weights: Tensor) -> Tensor:
+        # One product from the layers as they were captured costs less than laying them out.
+        for total, h, delta in zip(self._matrices(), self._raw_inputs, self._raw_deltas, strict=True):
+            weighted = delta * weights[:, None]
+            total[:, : h.shape[1]] = weighted.T @ h
+            total[:, h.shape[1] :] = weighted.sum(0)[:, None]
+        return self._packed[self._flat_order].div_(self.n)
 
     def diagonal(self) -> Tensor:
         torch.square(self._delta, out=self._work)
@@ -152,6 +186,15 @@ class FactoredScores(Scores):
         H ends with a column of ones where the layer has a bias. Source: Martens & Grosse 2015, section 3.
         """
         return [(h.T @ h / self.n, delta @ delta.T / self.n) for h, delta in self._layers()]
+
+    def of(self, rows: Tensor) -> Self:
+        index = self._order.split([out * columns for out, columns in self._shapes])
+        return type(self)(
+            self.values[rows],
+            [h[rows] for h in self._raw_inputs],
+            [delta[rows] for delta in self._raw_deltas],
+            [positions.view(shape) for positions, shape in zip(index, self._shapes, strict=True)],
+        )
 
     def _layers(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Each layer's H [n, m] and Δᵀ [out, n]."""
@@ -190,6 +233,9 @@ class DenseScores(Scores):
 
     def gram(self) -> Tensor:
         return self.matrix @ self.matrix.T
+
+    def of(self, rows: Tensor) -> Self:
+        return type(self)(self.values[rows], self.matrix[rows])
 
 
 def capture(module: nn.Module, forward: Callable[[], Tensor]) -> FactoredScores:
@@ -233,7 +279,7 @@ def capture(module: nn.Module, forward: Callable[[], Tensor]) -> FactoredScores:
     for layer, delta in zip(layers, deltas, strict=True):
         if delta is None:
             raise ValueError(f"{layer} takes no part in the output; pass only the module whose parameters do.")
-    inputs = [call.extended_input() for call in used]
+    inputs = [call.input for call in used]
     return FactoredScores(values.detach(), inputs, deltas, _flat_index(module, layers))
 
 
@@ -282,7 +328,7 @@ class _Call:
     def __init__(self, layer: nn.Module, read: Tensor | int, output: Tensor) -> None:
         self.layer = layer
         self.output = output
-        self._input = read.detach() if isinstance(read, Tensor) else output.new_empty((read, 0))
+        self.input = read.detach() if isinstance(read, Tensor) else output.new_empty((read, 0))
         self._versions = self._current_versions()
 
     def check(self, n: int) -> None:
@@ -294,14 +340,8 @@ class _Call:
                 "(such as ReLU without inplace=True)."
             )
 
-    def extended_input(self) -> Tensor:
-        """The input [n, in], with a column of ones where the layer has a bias."""
-        if self.layer.bias is None:
-            return self._input
-        return torch.cat((self._input, self._input.new_ones((len(self._input), 1))), dim=1)
-
     def _current_versions(self) -> tuple[int, int]:
-        return self._input._version, self.output._version
+        return self.input._version, self.output._version
 
 
 class _Bound(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from agents.direction.critics import Critic
 from agents.direction.scores import Constant
 from agents.policy.distributions import Distribution, Head
-from agents.policy.networks import activation_key, flatten, mlp
+from agents.policy.networks import activation_key, flatten, mlp, unrolled
 from agents.policy.normalizer import ObservationNormalizer
 
 
@@ -80,7 +80,7 @@ class ActorCriticPolicy(BasePolicy):
     def normalize(self, observations: Tensor) -> Tensor:
         """[n, *O] as the networks take them: flat, float32, normalised."""
         flat = flatten(observations)
-        return self.normalizer(flat) if self.normalize_observations else flat
+        return self.normalizer.forward(flat) if self.normalize_observations else flat
 
     def distribution(self, observations: Tensor) -> Distribution:
         """Action distributions for observations [n, *O]."""
@@ -100,6 +100,16 @@ class ActorCriticPolicy(BasePolicy):
     def sample(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Actions for observations [n, *O] from noise [n, *noise_shape], before clipping."""
         return self.distribution(observations).sample(noise)
+
+    def sampler(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """`sample` as a function that is quick on small batches; it follows parameters that are changed in place."""
+        actor, network = self.actor, unrolled(self.actor.net)
+        log_std = None if actor.log_std is None else actor.log_std.bias.detach()
+
+        def sample(observations: Tensor, noise: Tensor) -> Tensor:
+            return actor.head.distribution(network(self.normalize(observations)), log_std).sample(noise)
+
+        return sample
 
     def forward(self, obs: Tensor, deterministic: bool = False) -> Tensor:
         return self._predict(obs, deterministic)

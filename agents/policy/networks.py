@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -24,6 +25,30 @@ def activation_key(activation: str | type[nn.Module]) -> str:
         if activation in (key, module):
             return key
     raise ValueError(f"activation is {activation!r}; use one of {', '.join(ACTIVATIONS)}.")
+
+
+def unrolled(network: nn.Sequential) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The network as one function without module calls, which cost more than the arithmetic of small layers.
+
+    It gives the network's own bits, and follows its parameters as long as they are changed in place.
+    """
+    plan: list[Callable[[torch.Tensor], torch.Tensor]] = [
+        partial(_affine, layer.weight.detach().T, layer.bias.detach())
+        if isinstance(layer, nn.Linear)
+        else layer.forward
+        for layer in network
+    ]
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        for operation in plan:
+            x = operation(x)
+        return x
+
+    return run
+
+
+def _affine(weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return torch.addmm(bias, x, weight)
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str, output_gain: float) -> nn.Sequential:

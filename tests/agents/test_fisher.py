@@ -157,6 +157,19 @@ def test_natural_gradient_is_the_compatible_least_squares_fit(damping):
     torch.testing.assert_close(found.quadratic, found.direction @ fisher @ found.direction)
 
 
+def test_the_fisher_may_be_estimated_from_some_samples_and_the_gradient_takes_all():
+    scores, advantages = scores_of()
+    rows = torch.tensor([3, 1, 40, 22, 17, 59, 8])
+    result = natural_gradient(scores, advantages, damping=0.1, cg_iterations=200, cg_tolerance=1e-12, rows=rows)
+    psi = matrix(scores)
+    fisher = psi[rows].T @ psi[rows] / len(rows)
+    gradient = psi.T @ advantages / len(psi)
+    damped = fisher + 0.1 * fisher.trace() / scores.p * torch.eye(scores.p, dtype=torch.float64)
+    torch.testing.assert_close(result.gradient, gradient)
+    torch.testing.assert_close(result.direction, torch.linalg.solve(damped, gradient))
+    torch.testing.assert_close(result.quadratic, result.direction @ fisher @ result.direction)
+
+
 def test_the_step_has_the_kl_that_was_asked_for():
     scores, advantages = scores_of()
     found = natural_gradient(scores, advantages, damping=0.1, cg_iterations=10, cg_tolerance=1e-6)

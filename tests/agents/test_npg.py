@@ -52,6 +52,22 @@ def test_the_update_is_the_damped_natural_gradient_of_the_definition(env_id: str
     assert kl == pytest.approx(agent.config.target_kl, rel=KL_TOLERANCE)
 
 
+def test_curvature_samples_are_drawn_anew_for_each_update_and_none_means_all() -> None:
+    agent = make(curvature_samples=32)
+    collect(agent)
+    first = agent._curvature_rows(128)
+    assert first is not None
+    assert len(set(first.tolist())) == 32
+    agent.iteration += 1
+    assert not torch.equal(first, agent._curvature_rows(128))
+    assert agent._curvature_rows(32) is None
+    assert make()._curvature_rows(128) is None
+    whole, sampled = make().learn(512), make(curvature_samples=64).learn(512)
+    assert not torch.equal(parameter_vector(whole.policy.actor), parameter_vector(sampled.policy.actor))
+    everything = make(curvature_samples=128).learn(512)
+    assert torch.equal(parameter_vector(whole.policy.actor), parameter_vector(everything.policy.actor))
+
+
 @pytest.mark.parametrize("target_kl", [1e-3, 0.02, 0.1])
 def test_every_update_has_the_asked_kl(target_kl: float) -> None:
     agent = make(target_kl=target_kl)
@@ -149,6 +165,7 @@ def sum_of_rewards(agent: NPG, seed: int) -> float:
         ("target_kl_end", 0.0),
         ("gae_lambda", 1.5),
         ("cg_max_steps", 0),
+        ("curvature_samples", 0),
         ("cg_damping", -1.0),
         ("critic_steps", 0),
         ("gamma", 1.1),

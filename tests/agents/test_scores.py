@@ -93,6 +93,13 @@ def test_every_product_equals_the_explicit_matrix(make, n, activation, bias):
         torch.testing.assert_close(operator.gram(), psi @ psi.T)
         torch.testing.assert_close(operator.diagonal(), psi.square().mean(0))
         torch.testing.assert_close(operator.trace(), psi.square().sum() / n)
+        torch.testing.assert_close(operator.gradient(u), psi.T @ u / n)
+        rows = torch.randperm(n)[: n // 2 + 1]
+        part = operator.of(rows)
+        torch.testing.assert_close(part.values, operator.values[rows])
+        torch.testing.assert_close(part.matvec(v), psi[rows] @ v)
+        torch.testing.assert_close(part.rmatvec(u[rows]), psi[rows].T @ u[rows])
+        torch.testing.assert_close(part.trace(), psi[rows].square().sum() / len(rows))
 
 
 def test_a_product_does_not_disturb_an_earlier_one():
