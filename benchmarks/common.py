@@ -1,4 +1,4 @@
-"""What every benchmark records, and where its results go."""
+"""What every benchmark records, where its results go, and how its figures look."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from agents.checkpoint import versions
+from agents.checkpoint import versions as current_versions
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -22,7 +29,7 @@ def context() -> dict[str, Any]:
         "command": shlex.join(["python", *sys.argv]),
         "commit": _git("rev-parse", "--short", "HEAD"),
         "changed_since_commit": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "agents", "envs")),
-        "versions": versions(),
+        "versions": current_versions(),
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
     }
@@ -42,6 +49,59 @@ def write(name: str, results: dict[str, Any]) -> Path:
     temporary.write_text(json.dumps(results, indent=1) + "\n")
     temporary.replace(path)
     return path
+
+
+def is_same(run: dict[str, Any], key: dict[str, Any], versions: bool = True) -> bool:
+    """Whether a kept run answers the key, with the packages that are installed now."""
+    same = all(run[name] == value for name, value in key.items())
+    return same and (not versions or run["versions"] == current_versions())
+
+
+def installed(*packages: str) -> dict[str, str | None]:
+    """Versions of packages, None for those that are not installed."""
+    return {package: _version(package) for package in packages}
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that work takes."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def panels(count: int, columns: int, width: float = 5.0, height: float = 3.6) -> tuple[Figure, list[Axes]]:
+    """A figure with count panels in rows of columns; inches per panel."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = -(-count // columns)
+    figure, grid = pyplot.subplots(
+        rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained"
+    )
+    axes = list(grid.flat)
+    for axis in axes[count:]:
+        axis.remove()
+    for axis in axes[:count]:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25, linewidth=0.6)
+        axis.set_axisbelow(True)
+    return figure, axes[:count]
+
+
+def save(figure: Figure, name: str) -> Path:
+    """Keep a figure beside the results of that name."""
+    path = RESULTS / f"{name}.png"
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _git(*arguments: str) -> str:

@@ -12,13 +12,12 @@ import argparse
 import ctypes
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import mujoco
 import numpy as np
-from common import context, write
+from common import context, timed, write
 
 from envs.mujoco import TASKS, MujocoVectorEnv
 from envs.mujoco.physics import ThreadedPhysics
@@ -76,12 +75,6 @@ def compare(env_id: str, num_envs: int, turns: int, share: float) -> dict:
         "resets_per_step": resets / (turns * STEPS * num_envs),
         "raw_is": "C" if isinstance(env._physics, ThreadedPhysics) else "mujoco.batch",
     }
-
-
-def timed(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
 
 
 def raw_physics(env: MujocoVectorEnv) -> tuple[Callable[[np.ndarray], None], Callable[[np.ndarray], None]]:

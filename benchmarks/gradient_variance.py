@@ -49,9 +49,7 @@ def main() -> None:
     for case, c in cases.items():
         for window in (1, 2, 4, 8, 16, 32):
             for method in METHODS:
-                scheme = Scheme.of(
-                    method, particles=2 * arguments.pairs, window=window, horizon=STEPS, staggered=False
-                )
+                scheme = Scheme.of(method, particles=2 * arguments.pairs, window=window, horizon=STEPS, staggered=False)
                 samples = episode(Directions(c), scheme, torch.zeros(STEPS, dtype=torch.float64), 1.0, 0).sums / 32
                 measured, exact = 32 * samples.var(0).sum().item(), variance(method, c, window)
                 row = {"case": case, "window": window, "method": method, "measured": measured, "exact": exact}
@@ -100,7 +98,11 @@ def variance(method: str, c: Tensor, window: int) -> float:
 
 
 def true_gradient() -> float:
-    task, theta, zero = InfluenceBalancing(), torch.tensor([0.5], dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    task, theta, zero = (
+        InfluenceBalancing(),
+        torch.tensor([0.5], dtype=torch.float64),
+        torch.zeros(1, dtype=torch.int64),
+    )
     carried, total = Rtrl.start(task.init(zero, zero), theta), 0.0
     for _ in range(100):
         gradient, _, carried = rtrl(task, theta, carried, 1)
@@ -123,7 +125,9 @@ def plot(lengths: list[dict], errors: list[dict]) -> None:
     for index, method in enumerate(METHODS):
         rows = [row for row in errors if row["method"] == method]
         particles = [row["particles"] for row in rows]
-        axes[2].loglog(particles, [row["relative_error"] for row in rows], "o-", color=f"C{index}", label=LABELS[method])
+        axes[2].loglog(
+            particles, [row["relative_error"] for row in rows], "o-", color=f"C{index}", label=LABELS[method]
+        )
     axes[2].set(xlabel="particles N", ylabel="error / true gradient", title="influence balancing, K = 1")
     axes[2].legend(fontsize=8, frameon=False)
     save(figure, "gradient_variance")

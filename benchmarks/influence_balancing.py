@@ -64,8 +64,12 @@ def main() -> None:
                     "curve": [(update, finite(loss)) for update, loss in curve],
                 }
             )
-            at_3000 = dict(curve).get(n)
-            print(f"{method:26} seed {seed}  after {n}: {at_3000}  after {curve[-1][0]}: {curve[-1][1]:.3g}  {seconds:.1f} s")
+            early = dict(curve).get(n, float("nan"))
+            print(
+                f"{method:26} seed {seed}  after {n} updates: {early:.3g}  after {curve[-1][0]}: {curve[-1][1]:.3g}"
+                f"  {seconds:.1f} s",
+                flush=True,
+            )
     print(write("influence_balancing", {**context(), "sigma": SIGMA, "learning_rate": RATE, "rows": rows}))
     plot(rows)
 
@@ -112,7 +116,9 @@ def plot(rows: list[dict]) -> None:
     for row in rows:
         points = [(update, loss) for update, loss in row["curve"] if loss is not None and update <= 3000]
         color = f"C{methods.index(row['method'])}"
-        axis.semilogy(*zip(*points, strict=True), color=color, alpha=0.8, label=row["method"] if row["seed"] == 0 else None)
+        axis.semilogy(
+            *zip(*points, strict=True), color=color, alpha=0.8, label=row["method"] if row["seed"] == 0 else None
+        )
     axis.set(xlabel="updates", ylabel="loss after 500 steps", ylim=(1e-17, 1e6), title="Influence balancing")
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     save(figure, "influence_balancing")

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, context, read, write
+from common import RESULTS, context, is_same, read, write
 
 ROOT = Path(__file__).parent.parent
 NAME = "returns"
@@ -50,12 +50,6 @@ def main() -> None:
     for name, rows in by_task(kept["runs"]).items():
         print(summary(name, rows))
     plot(by_task(kept["runs"]))
-
-
-def is_same(run: dict[str, Any], key: dict[str, Any], versions: bool = True) -> bool:
-    """Whether a kept run answers the key, with the packages that are installed now."""
-    same = all(run[name] == value for name, value in key.items())
-    return same and (not versions or run["versions"] == context()["versions"])
 
 
 def train(key: dict[str, Any]) -> dict[str, Any]:

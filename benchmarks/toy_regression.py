@@ -1,8 +1,8 @@
 """Toy 2-D regression: truncation prefers learning rates that are small at once; PES and NRES find the good schedule.
 
 T = 100, K = 10, N = 100, σ = 0.3 (truncated ES also 1.0), Adam 1e-2 with β₁ = 0.99, from θ = (-4, -4), as in Vicol,
-Metz & Sohl-Dickstein 2021, figure 5. Reported is the loss of a whole episode at θ; ES makes a tenth of the updates, so that all
-make the same steps.
+Metz & Sohl-Dickstein 2021, figure 5. Reported is the loss of a whole episode at θ; ES makes a tenth of the updates, so
+that it makes the same number of steps. Pairs start at staggered phases except in the second row.
 """
 
 from __future__ import annotations

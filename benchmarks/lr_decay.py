@@ -1,0 +1,87 @@
+"""Meta-optimization of a learning rate's start and decay: truncation prefers rates that decay too early.
+
+The task of Vicol, Metz & Sohl-Dickstein 2021, section 5.2, on a smaller budget: scikit-learn's digits in place of
+MNIST, two layers of 32 units in place of 100, T = Q = 400 in place of 5000, and 20 particles in place of 1000. K = 10,
+σ = 0.1, Adam 1e-2 for (θ₀, θ₁) = log (initial rate, power). Reported is the mean training loss of whole episodes at θ,
+over keys that the search never sees.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from functools import partial
+
+import torch
+from common import context, write
+from search import ascend, digits, finite, loss_of, panels, save
+
+from agents.direction.evolution import Scheme
+from agents.direction.unrolls import LearningRateDecay
+
+THETA = torch.tensor([-3.0, 1.0])
+METHODS = {"pes": "PES", "nres": "NRES", "truncated_es": "truncated ES"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--updates", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--particles", type=int, default=20)
+    parser.add_argument("--horizon", type=int, default=400)
+    parser.add_argument("--hidden", type=int, nargs="*", default=[32, 32])
+    arguments = parser.parse_args()
+    T = arguments.horizon
+    task = LearningRateDecay(digits(tuple(arguments.hidden), batch_size=32), T, time_scale=T)
+    adam = partial(torch.optim.Adam, lr=1e-2)
+    rows = []
+    for method, label in METHODS.items():
+        scheme = Scheme.of(method, particles=arguments.particles, window=10, horizon=T)
+        for seed in range(arguments.seeds):
+            begin, steps, curve, path = time.perf_counter(), 0, [(0, mean_loss(task, THETA))], [THETA.tolist()]
+            for update, theta, result in ascend(task, scheme, THETA, 0.1, adam, arguments.updates, seed):
+                steps += int(result.steps.sum())
+                if update % max(1, arguments.updates // 5) == 0:
+                    curve.append((update, mean_loss(task, theta)))
+                    path.append(theta.tolist())
+            rows.append(
+                {
+                    "method": label,
+                    "seed": seed,
+                    "seconds": round(time.perf_counter() - begin, 1),
+                    "inner_steps": steps,
+                    "final_loss": finite(curve[-1][1]),
+                    "curve": [(update, finite(loss)) for update, loss in curve],
+                    "theta": path,
+                }
+            )
+            rate, power = torch.tensor(path[-1]).exp().tolist()
+            print(
+                f"{label:13} seed {seed}  loss {curve[0][1]:.4f} -> {curve[-1][1]:.4f}  rate {rate:.3f}"
+                f"  power {power:.2f}  {steps:,} inner steps  {rows[-1]['seconds']} s",
+                flush=True,
+            )
+    print(write("lr_decay", {**context(), "settings": vars(arguments), "rows": rows}))
+    plot(rows)
+
+
+def mean_loss(task: LearningRateDecay, theta: torch.Tensor) -> float:
+    """Nats per example, the mean over an episode and two keys."""
+    return loss_of(task, theta, task.horizon, keys=(2**31, 2**31 + 777)) / task.horizon
+
+
+def plot(rows: list[dict]) -> None:
+    figure, (curves, plane) = panels(2)
+    labels = list(METHODS.values())
+    for row in rows:
+        color, label = f"C{labels.index(row['method'])}", row["method"] if row["seed"] == 0 else None
+        curves.plot(*zip(*row["curve"], strict=True), color=color, label=label)
+        plane.plot(*zip(*row["theta"], strict=True), color=color, marker=".", label=label)
+    curves.set(xlabel="updates", ylabel="mean training loss, nats", title="learning-rate decay on digits")
+    plane.set(xlabel="θ₀, log initial rate", ylabel="θ₁, log power", title="paths")
+    curves.legend(fontsize=8, frameon=False)
+    save(figure, "lr_decay")
+
+
+if __name__ == "__main__":
+    main()
