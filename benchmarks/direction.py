@@ -1,0 +1,210 @@
+"""The natural-gradient direction from the score operator beside one from a double backward pass.
+
+Ours: scores.capture and fisher.natural_gradient, with F estimated from the sampled actions. The other: the Hessian of
+the mean KL divergence by differentiating twice, as sb3-contrib's TRPO does, in the same conjugate gradients, with the
+same absolute damping. Both start from observations, actions and advantages and end with the direction: at equal
+conjugate-gradient iterations, and at equal relative residual, each of its own system. The matrices agree only in
+expectation over actions, so the directions differ too: each case records their cosine. Float32, one BLAS thread; the
+sides take turns; medians of the turns' ratios.
+
+Last, for a small case, how far directions are from the exact solution with per-sample scores in float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from common import context, panels, save, timed, write
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from agents.direction.fisher import Solution, conjugate_gradient, natural_gradient
+from agents.direction.scores import capture, dense_scores
+from agents.policy.actor_critic import Actor
+from agents.policy.distributions import DiagonalGaussian, Head
+
+NAME = "direction"
+SIZES = {"Hopper-v5": (11, 3), "HalfCheetah-v5": (17, 6), "Ant-v5": (105, 8)}
+"""Task -> lengths of an observation and an action."""
+HIDDEN = ((32, 32), (64, 64), (256, 256))
+SAMPLES = (1024, 2048, 8192, 32768)
+DAMPING = 0.1
+"""In units of the Fisher matrix's mean eigenvalue."""
+ITERATIONS = 10
+RESIDUAL = 0.01
+MOST_ITERATIONS = 200
+
+
+class Problem:
+    """A policy with outputs of size 1, standard normal observations, its own actions; advantages depend on both."""
+
+    def __init__(self, task: str, n: int, hidden: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
+        torch.manual_seed(0)
+        observation_size, action_size = SIZES[task]
+        head = Head.of(spaces.Box(-1, 1, (action_size,), np.float32))
+        self.actor = Actor(observation_size, head, hidden, "tanh", log_std_init=-0.5)
+        nn.init.orthogonal_(self.actor.net[-1].weight)
+        self.actor.to(dtype)
+        self.s = torch.randn(n, observation_size).to(dtype)
+        with torch.no_grad():
+            policy = self.actor(self.s)
+            self.a = policy.sample(torch.randn(n, action_size).to(dtype))
+            A = ((self.a - policy.mean) * self.s[:, :action_size]).sum(1) + torch.randn(n).to(dtype)
+        self.A = (A - A.mean()) / A.std()
+
+    def log_prob(self) -> Tensor:
+        return self.actor(self.s).log_prob(self.a)
+
+
+@torch.no_grad()
+def factored(problem: Problem, iterations: int, tolerance: float) -> Solution:
+    scores = capture(problem.actor, problem.log_prob)
+    return natural_gradient(
+        scores, problem.A, damping=DAMPING, cg_iterations=iterations, cg_tolerance=tolerance
+    ).solution
+
+
+def double_backward(problem: Problem, shift: float, iterations: int, tolerance: float) -> Solution:
+    """sb3-contrib's TRPO.train up to the search direction, with an absolute damping."""
+    parameters = list(problem.actor.parameters())
+    new: DiagonalGaussian = problem.actor(problem.s)
+    old = DiagonalGaussian(new.mean.detach(), new.log_std.detach())
+    log_prob = new.log_prob(problem.a)
+    surrogate = (torch.exp(log_prob - log_prob.detach()) * problem.A).mean()
+    gradient = flat(torch.autograd.grad(surrogate, parameters, retain_graph=True))
+    kl_gradient = flat(torch.autograd.grad(old.kl(new).mean(), parameters, create_graph=True))
+
+    def hessian_vector(v: Tensor) -> Tensor:
+        return flat(torch.autograd.grad(kl_gradient @ v, parameters, retain_graph=True)).add_(v, alpha=shift)
+
+    return conjugate_gradient(hessian_vector, gradient, max_iterations=iterations, tolerance=tolerance)
+
+
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", nargs="*", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--samples", nargs="*", type=int, default=SAMPLES)
+    parser.add_argument("--turns", type=int, default=15, help="turns of both sides per case, at most")
+    parser.add_argument(
+        "--case-seconds", type=float, default=15.0, help="no further turn after so long, but 3 at least"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    accuracy = distance_from_exact("Hopper-v5", 1024, (32, 32))
+    for row in accuracy:
+        print(
+            "{dtype} after {iterations} iterations: relative error of the direction {relative_error:.1e}".format(**row)
+        )
+    for task, hidden, n in product(arguments.tasks, HIDDEN, arguments.samples):
+        for mode, limits in {
+            "iterations": (ITERATIONS, 0.0),
+            "residual": (MOST_ITERATIONS, RESIDUAL),
+        }.items():
+            row = {"task": task, "hidden": list(hidden), "n": n, "mode": mode}
+            row |= compare(Problem(task, n, hidden), *limits, arguments.turns, arguments.case_seconds)
+            rows.append(row)
+            print(
+                f"{task:15} {hidden!s:11} n = {n:6}  equal {mode:10}  ours {1e3 * row['ours_seconds']:8.2f} ms "
+                f"({row['ours_iterations']:3} iterations)  double backward {1e3 * row['other_seconds']:8.2f} ms "
+                f"({row['other_iterations']:3})  ratio {row['ratio']:5.2f}  cosine {row['cosine']:.3f}",
+                flush=True,
+            )
+            write(NAME, {**context(), "damping": DAMPING, "residual": RESIDUAL, "accuracy": accuracy, "rows": rows})
+    print(plot(rows))
+
+
+def compare(problem: Problem, iterations: int, tolerance: float, turns: int, seconds: float) -> dict[str, Any]:
+    """Median seconds of both sides, and the median of the turns' ratios double backward / ours."""
+    scores = capture(problem.actor, problem.log_prob)
+    shift = DAMPING * scores.trace().item() / scores.p
+    sides: list[Callable[[], Solution]] = [
+        lambda: factored(problem, iterations, tolerance),
+        lambda: double_backward(problem, shift, iterations, tolerance),
+    ]
+    ours, other = (side() for side in sides)  # warms up too
+    times: list[list[float]] = []
+    begin = time.perf_counter()
+    while len(times) < turns and (len(times) < 3 or time.perf_counter() - begin < seconds):
+        times.append([timed(side) for side in sides])
+    return {
+        "parameters": scores.p,
+        "ours_seconds": statistics.median(a for a, _ in times),
+        "other_seconds": statistics.median(b for _, b in times),
+        "ratio": statistics.median(b / a for a, b in times),
+        "seconds": times,
+        "ours_iterations": ours.iterations,
+        "other_iterations": other.iterations,
+        "ours_residual": ours.residual,
+        "other_residual": other.residual,
+        "cosine": torch.cosine_similarity(ours.direction, other.direction, dim=0).item(),
+    }
+
+
+def distance_from_exact(task: str, n: int, hidden: Sequence[int]) -> list[dict[str, Any]]:
+    """|w - w*| / |w*| of our directions, where w* solves the same damped system with float64 per-sample scores."""
+    exact = Problem(task, n, hidden, torch.float64)
+    scores = dense_scores(exact.actor, lambda actor, s, a: actor(s).log_prob(a), exact.s, exact.a)
+    fisher = scores.matrix.T @ scores.matrix / n
+    fisher.diagonal().add_(DAMPING * scores.trace() / scores.p)
+    solution = torch.linalg.solve(fisher, scores.rmatvec(exact.A) / n)
+    rows = []
+    for dtype, (iterations, tolerance) in product(
+        (torch.float32, torch.float64), ((ITERATIONS, 0.0), (MOST_ITERATIONS, RESIDUAL), (2000, 1e-6))
+    ):
+        found = factored(Problem(task, n, hidden, dtype), iterations, tolerance)
+        error = (found.direction.double() - solution).norm() / solution.norm()
+        rows.append(
+            {
+                "task": task,
+                "n": n,
+                "hidden": list(hidden),
+                "dtype": str(dtype).removeprefix("torch."),
+                "iterations": found.iterations,
+                "residual": found.residual,
+                "status": found.status,
+                "relative_error": error.item(),
+            }
+        )
+    return rows
+
+
+def plot(rows: list[dict[str, Any]]) -> Any:
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    figure, axes = panels(2 * len(tasks), len(tasks), 4.4, 3.1)
+    colors = dict(zip(map(str, map(list, HIDDEN)), ("#9cc3e6", "#4a8cc7", "#123f73"), strict=True))
+    titles = {"iterations": f"{ITERATIONS} iterations", "residual": f"relative residual {RESIDUAL}"}
+    for axis, (mode, task) in zip(axes, product(titles, tasks), strict=True):
+        for hidden, color in colors.items():
+            points = [
+                (row["n"], row["ratio"])
+                for row in rows
+                if (row["task"], row["mode"], str(row["hidden"])) == (task, mode, hidden)
+            ]
+            if points:
+                label = f"hidden {hidden[1:-1]}"
+                axis.plot(*zip(*points, strict=True), "o-", color=color, linewidth=1.8, markersize=4.5, label=label)
+        axis.axhline(1, color="#333333", linewidth=1)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(SAMPLES, [f"{n:,}" for n in SAMPLES])
+        axis.set_ylim(bottom=0)
+        axis.set_title(f"{task}, equal {titles[mode]}", loc="left", fontsize=10.5)
+    axes[0].legend(frameon=False, fontsize=9)
+    figure.supxlabel("samples n", fontsize=10)
+    figure.supylabel("seconds of double backward / ours", fontsize=10)
+    return save(figure, NAME)
+
+
+if __name__ == "__main__":
+    main()
