@@ -30,11 +30,12 @@ def main() -> None:
     parser.add_argument("--env", default="Hopper-v5")
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=10, help="seeds below 10 chose the presets")
     parser.add_argument("--budget-minutes", type=float, default=30.0)
     arguments = parser.parse_args()
     kept = read(NAME) or {"runs": []}
     deadline = time.monotonic() + 60 * arguments.budget_minutes
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         key = {"algorithm": arguments.algorithm, "env": arguments.env, "steps": arguments.steps, "seed": seed}
         if time.monotonic() > deadline:
             print("the budget of minutes is spent; call again to go on")
