@@ -39,8 +39,8 @@ class Constant(nn.Module):
         self.bias = nn.Parameter(torch.full((size,), value))
 
     def forward(self, n: int) -> Tensor:
-        """The vector once per sample, [n, size]."""
-        return self.bias.expand(n, -1)
+        """The vector once per sample, [n, size]: copies, which keep their values when the parameters change."""
+        return self.bias.repeat(n, 1)
 
 
 class Scores(ABC):

@@ -51,6 +51,14 @@ def test_categoricals_equal_torch_and_ignore_choices_that_an_action_does_not_hav
     torch.testing.assert_close(ours.mode(), torch.stack([part.probs.argmax(-1) for part in parts], -1))
 
 
+def test_the_entropy_of_actions_with_different_choices_has_a_derivative() -> None:
+    outputs = random(N, 7).requires_grad_()
+    ours = Head.of(spaces.MultiDiscrete([3, 4])).distribution(outputs).entropy()
+    theirs = sum(reference.Categorical(logits=x).entropy() for x in outputs.split((3, 4), -1))
+    gradients = [torch.autograd.grad(entropy.sum(), outputs)[0] for entropy in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
+
+
 def test_bernoullis_equal_torch() -> None:
     logits, other_logits = random(N, 4), random(N, 4)
     theirs, their_other = reference.Bernoulli(logits=logits), reference.Bernoulli(logits=other_logits)
@@ -147,6 +155,16 @@ def test_normalizer_is_saved_with_the_policy_and_frozen_while_acting() -> None:
     plain = ActorCriticPolicy(box, box, normalize_observations=False)
     plain.update_normalizer(torch.randn(50, 3) * 7)
     assert torch.equal(plain.normalize(observations), observations)
+
+
+def test_a_distribution_stays_what_it_was_when_the_parameters_change() -> None:
+    policy = ActorCriticPolicy(spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)))
+    old = policy.actor(torch.randn(5, 3))
+    with torch.no_grad():
+        for parameter in policy.actor.parameters():
+            parameter += 0.1
+    new = policy.actor(torch.zeros(5, 3))
+    torch.testing.assert_close(new.log_std - old.log_std, torch.full((5, 2), 0.1))
 
 
 def test_networks_start_orthogonal_with_the_last_layer_small() -> None:
