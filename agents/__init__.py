@@ -8,10 +8,11 @@ from typing import Any
 from agents.base import Agent
 from agents.checkpoint import CheckpointError, read
 from agents.npg import NPG
+from agents.ppo import PPO
 
-__all__ = ["NPG", "REGISTRY", "Agent", "CheckpointError", "load"]
+__all__ = ["NPG", "PPO", "REGISTRY", "Agent", "CheckpointError", "load"]
 
-REGISTRY: dict[str, type[Agent]] = {agent.name: agent for agent in (NPG,)}
+REGISTRY: dict[str, type[Agent]] = {agent.name: agent for agent in (NPG, PPO)}
 """Name -> class of every algorithm; the commands read it."""
 
 

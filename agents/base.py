@@ -26,6 +26,7 @@ from agents import checkpoint, noise, saving
 from agents.config import AgentConfig, near, preset_values
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.distributions import Head
+from agents.rollout.advantages import gae, next_values
 from agents.rollout.buffer import FieldSpec, RolloutBuffer
 from agents.rollout.collect import Step, collect
 from envs import make_vec
@@ -251,6 +252,32 @@ class Agent(BaseAlgorithm):
     @abstractmethod
     def train(self) -> None:
         """One update from the full buffer."""
+
+    @torch.no_grad()
+    def _advantages(self, batch: RolloutBuffer, s: Tensor, gae_lambda: float) -> tuple[Tensor, Tensor]:
+        """Advantages and value targets of the rollout, [n] each.
+
+        Args:
+            batch: the rollout, where the policy trains.
+            s: its observations as the critic takes them, [n, O].
+            gae_lambda: λ of generalized advantage estimation.
+        """
+        policy = self.policy
+        values = policy.critic(s).view(batch.n_steps, batch.num_envs)
+        assert self.observations is not None
+        last = policy.critic(policy.normalize(self.observations.to(self.device)))
+        steps, ids, observations = batch.final_observations()
+        final = policy.critic(policy.normalize(observations))
+        A, returns = gae(
+            batch["rewards"],
+            values,
+            next_values(values, last, (steps, ids, final)),
+            batch["terminated"],
+            batch["truncated"],
+            self.config.gamma,
+            gae_lambda,
+        )
+        return A.flatten(), returns.flatten()
 
     def _collect(self, listener: BaseCallback, listens: bool, total_timesteps: int) -> bool:
         """Fill the buffer; False if a callback asked to stop."""

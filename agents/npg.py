@@ -16,8 +16,6 @@ from agents.direction.critics import FitStatistics, gauss_newton
 from agents.direction.fisher import NaturalGradient, natural_gradient, step_size
 from agents.direction.scores import FactoredScores, assign_parameters, capture, parameter_vector
 from agents.policy.distributions import Distribution
-from agents.rollout.advantages import gae, next_values
-from agents.rollout.buffer import RolloutBuffer
 
 KL_TOLERANCE = 0.05
 """Relative error of an update's KL that is left as it is."""
@@ -70,6 +68,14 @@ class NPGConfig(AgentConfig):
         self.require("critic_damping", self.critic_damping >= 0, "a number of at least 0")
 
 
+def standardize(advantages: Tensor) -> Tensor:
+    """Advantages [n] with mean 0 and standard deviation 1; zeros where they are equal."""
+    spread = advantages.std(correction=0)
+    # Advantages that differ by rounding only say nothing: they are equal.
+    differ = spread > 4 * torch.finfo(advantages.dtype).eps * advantages.abs().max()
+    return torch.where(differ, (advantages - advantages.mean()) / spread, 0.0)
+
+
 class NPG(Agent):
     """Natural policy gradient: θ ← θ + β w with w = (F + λ I)⁻¹ g and β the step of target_kl.
 
@@ -96,7 +102,9 @@ class NPG(Agent):
     def train(self) -> None:
         c, policy, batch = self.config, self.policy, self.buffer.to(self.device)
         s, a = policy.normalize(batch.flat("observations")), batch.flat("actions")
-        A, returns = self._advantages(batch, s)
+        A, returns = self._advantages(batch, s, c.gae_lambda)
+        if c.normalize_advantage:
+            A = standardize(A)
 
         rows = self._curvature_rows(len(s))
 
@@ -129,30 +137,6 @@ class NPG(Agent):
         """The step size now, in nats."""
         first, last = self.config.target_kl, self.config.target_kl_end
         return first if last is None else last + (first - last) * max(self._current_progress_remaining, 0.0)
-
-    def _advantages(self, batch: RolloutBuffer, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Advantages and value targets of the batch, [n] each, from normalised observations s [n, O]."""
-        c, policy = self.config, self.policy
-        values = policy.critic(s).view(batch.n_steps, batch.num_envs)
-        assert self.observations is not None
-        last = policy.critic(policy.normalize(self.observations.to(self.device)))
-        steps, ids, observations = batch.final_observations()
-        final = policy.critic(policy.normalize(observations))
-        A, returns = gae(
-            batch["rewards"],
-            values,
-            next_values(values, last, (steps, ids, final)),
-            batch["terminated"],
-            batch["truncated"],
-            c.gamma,
-            c.gae_lambda,
-        )
-        if c.normalize_advantage:
-            spread = A.std(correction=0)
-            # Advantages that differ by rounding only say nothing: they are equal.
-            differ = spread > 4 * torch.finfo(A.dtype).eps * A.abs().max()
-            A = torch.where(differ, (A - A.mean()) / spread, 0.0)
-        return A.flatten(), returns.flatten()
 
     def _curvature_rows(self, n: int) -> Tensor | None:
         """The samples of this update's curvature, int64 [k]; None for all n."""

@@ -89,7 +89,9 @@ class Categoricals:
         return self.log_probs.gather(-1, chosen).sum((-2, -1))
 
     def entropy(self) -> Tensor:
-        return torch.special.entr(self.log_probs.exp()).sum((-2, -1))
+        # Not torch.special.entr, whose derivative at a choice that an action does not have is not a number.
+        possible = torch.isfinite(self.log_probs)
+        return -(self.log_probs.exp() * torch.where(possible, self.log_probs, 0.0)).sum((-2, -1))
 
     def kl(self, other: Categoricals) -> Tensor:
         possible = torch.isfinite(self.log_probs)

@@ -10,7 +10,7 @@ import torch
 
 from agents import NPG
 from agents.direction.scores import dense_scores, parameter_vector
-from agents.npg import KL_TOLERANCE, NPGConfig
+from agents.npg import KL_TOLERANCE, NPGConfig, standardize
 from envs import make_vec
 from envs.probes import ContinuousAction
 
@@ -35,7 +35,8 @@ def test_the_update_is_the_damped_natural_gradient_of_the_definition(env_id: str
     collect(agent)
     policy, batch = agent.policy, agent.buffer
     s, a = policy.normalize(batch.flat("observations")), batch.flat("actions")
-    advantages, _ = agent._advantages(batch, s)
+    advantages, _ = agent._advantages(batch, s, agent.config.gae_lambda)
+    advantages = standardize(advantages)
     actor = policy.actor
     before = parameter_vector(actor).double()
     matrix = dense_scores(actor.double(), lambda m, s, a: m(s).log_prob(a), s.double(), a).matrix
@@ -127,11 +128,11 @@ def test_a_direction_that_is_not_finite_leaves_the_policy_and_is_counted() -> No
 
 def test_truncation_bootstraps_from_the_observation_that_the_episode_ended_in() -> None:
     """With lambda 0 an advantage is r + gamma V(s') - V(s), and s' at the cut is not the next episode's first."""
-    agent = make(make_vec("Swimmer-v5", 4, max_episode_steps=2), n_steps=3, gae_lambda=0.0, normalize_advantage=False)
+    agent = make(make_vec("Swimmer-v5", 4, max_episode_steps=2), n_steps=3, gae_lambda=0.0)
     collect(agent)
     batch, policy = agent.buffer, agent.policy
     s = policy.normalize(batch.flat("observations"))
-    advantages, _ = agent._advantages(batch, s)
+    advantages, _ = agent._advantages(batch, s, gae_lambda=0.0)
     steps, ids, final = batch.final_observations()
     assert steps.tolist() == [1, 1, 1, 1]
     assert ids.tolist() == [0, 1, 2, 3]

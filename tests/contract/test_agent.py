@@ -24,6 +24,20 @@ from envs.sb3 import SB3View
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "npg": {"n_steps": 16, "num_envs": 8, "net_arch": (16,), "target_kl": 0.05, "gamma": 0.9},
+    "ppo": {
+        "n_steps": 16,
+        "num_envs": 8,
+        "net_arch": (16,),
+        "gamma": 0.9,
+        "batch_size": 16,
+        "n_epochs": 4,
+        "learning_rate": 1e-2,
+        "handover": 5000.0,
+        "log_std_init": -1.0,
+        "ent_coef": 0.005,
+        # Normalized ones would drive the standard deviation to 0 where rewards have no noise.
+        "normalize_advantage": False,
+    },
 }
 VALUES = {
     "OneStepReward": {0.0: 1.0},

@@ -1,0 +1,282 @@
+"""Proximal policy optimization with a clipped surrogate (Schulman et al. 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from agents import noise, saving
+from agents.base import Agent
+from agents.config import AgentConfig, near
+from agents.direction.adabound import AUTO, AdaBound, handover_gamma
+from agents.direction.critics import explained_variance
+from agents.direction.effective_steps import effective_steps
+from agents.direction.optimizers import OPTIMIZERS, make_optimizer
+from agents.policy.distributions import Distribution
+from envs.sb3 import SB3View
+
+QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
+"""Of the effective steps that are logged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig(AgentConfig):
+    """Hyperparameters of PPO; names and defaults are those of Stable-Baselines3's PPO, the optimizer apart."""
+
+    batch_size: int = 64
+    """Samples per minibatch; divides n_steps * num_envs."""
+    n_epochs: int = 10
+    """Passes over the rollout per iteration."""
+    clip_range: float = 0.2
+    """ε: how far a probability ratio may go from 1 before its sample gives no more gradient."""
+    target_kl: float | None = None
+    """Mean KL(old || new), in nats: a minibatch with an estimate above 1.5 times it ends the iteration's updates; None
+    never does."""
+    gae_lambda: float = 0.95
+    """Lambda of generalized advantage estimation (Schulman et al. 2016)."""
+    normalize_advantage: bool = True
+    """Whether advantages are shifted to mean 0 and scaled to standard deviation 1 in each minibatch."""
+    normalize_returns: bool = True
+    """Whether the critic learns value targets of mean 0 and variance 1 (PopArt, van Hasselt et al. 2016)."""
+    ent_coef: float = 0.0
+    """c₂: weight of the entropy bonus."""
+    vf_coef: float = 0.5
+    """c₁: weight of the value loss."""
+    max_grad_norm: float = 0.5
+    """Longest gradient, over all parameters of policy and critic together."""
+    optimizer: str = "adabound"
+    """adabound, adam, adamw, amsbound, rmsprop or sgd."""
+    learning_rate: float = 3e-4
+    """The optimizer's step size, constant throughout."""
+    eps: float = 1e-5
+    """Added to the root of the second moment, by every optimizer that divides by it. 1e-5 is what Stable-Baselines3
+    gives Adam."""
+    final_lr: float | None = None
+    """AdaBound's and AMSBound's step size in the end, for policy and critic; None measures each one's own at the
+    hand-over, because their gradients differ in size: Adam's steps on Hopper-v5 have medians near 12 and 0.3."""
+    handover: float = 0.5
+    """When AdaBound and AMSBound hand over from Adam to SGD: up to 1, a share of the optimizer steps that are planned;
+    above 1, a number of them. AdaBound's own gamma = 1e-3, which is 1000, would do so within a few iterations. Where
+    Adam's steps differ much between elements, the KL rises at the hand-over: target_kl bounds it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least = 2 if self.normalize_advantage else 1
+        self.require("batch_size", self.batch_size >= least, f"an integer of at least {least}")
+        self.require("n_epochs", self.n_epochs >= 1, "an integer of at least 1")
+        self.require("clip_range", self.clip_range > 0, "a number above 0")
+        self.require("target_kl", self.target_kl is None or self.target_kl > 0, "a number above 0, or None")
+        self.require("gae_lambda", 0 <= self.gae_lambda <= 1, "a number from 0 to 1")
+        self.require("ent_coef", self.ent_coef >= 0, "a number of at least 0")
+        self.require("vf_coef", self.vf_coef >= 0, "a number of at least 0")
+        self.require("max_grad_norm", self.max_grad_norm > 0, "a number above 0")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"There is no optimizer {self.optimizer!r}{near(self.optimizer, list(OPTIMIZERS))}.")
+        self.require("learning_rate", self.learning_rate > 0, "a number above 0")
+        self.require("eps", self.eps > 0, "a number above 0")
+        self.require("final_lr", self.final_lr is None or self.final_lr > 0, "a number above 0, or None")
+        self.require("handover", self.handover > 0, "a share of the steps up to 1, or a number of steps above 1")
+
+
+class Losses(NamedTuple):
+    """What a minibatch says, each of shape ()."""
+
+    loss: Tensor
+    policy_gradient_loss: Tensor
+    value_loss: Tensor
+    entropy_loss: Tensor
+    approx_kl: Tensor
+    clip_fraction: Tensor
+
+
+def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+    """The mean of min(r A, clip(r, 1 - ε, 1 + ε) A), which is to be maximised, of shape ().
+
+    Args:
+        ratio: r = π(a|s) / π_old(a|s), [n].
+        advantages: A, [n].
+        clip_range: ε.
+
+    Source: Schulman et al. 2017, equation 7, https://arxiv.org/abs/1707.06347.
+    """
+    return torch.min(ratio * advantages, ratio.clamp(1 - clip_range, 1 + clip_range) * advantages).mean()
+
+
+class PPO(Agent):
+    """Proximal policy optimization: several epochs of minibatch steps on L = -L^CLIP + c₁ L^VF - c₂ S.
+
+    Arguments: see `Agent` and `PPOConfig`.
+
+    Source: Schulman et al. 2017, algorithm 1 and equation 9, https://arxiv.org/abs/1707.06347.
+
+    Differs from the paper: as in Stable-Baselines3, policy and critic share no layers, advantages are normalised in
+    each minibatch, and the gradient's norm is bounded. Differs from both: observations and returns are normalised
+    inside the policy, and the optimizer is AdaBound. With normalize_observations=False, normalize_returns=False and
+    optimizer="adam" an update is Stable-Baselines3's.
+
+    Raises:
+        ValueError: batch_size does not divide n_steps * num_envs.
+    """
+
+    name: ClassVar[str] = "ppo"
+    Config = PPOConfig
+    config: PPOConfig
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        c, actor, critic = self.config, self.policy.actor, self.policy.critic
+        settings: dict[str, Any] = {} if c.optimizer == "sgd" else {"eps": c.eps}
+        if issubclass(OPTIMIZERS[c.optimizer], AdaBound):
+            # Gradients are looked at before they are clipped.
+            settings |= {"final_lr": AUTO if c.final_lr is None else c.final_lr, "nonfinite": "ignore"}
+        groups = [{"params": list(module.parameters())} for module in (actor, critic)]
+        self.optimizer = make_optimizer(c.optimizer, groups, lr=c.learning_rate, **settings)
+
+    def _connect(self, env: SB3View) -> None:
+        c, n = self.config, self.config.n_steps * env.num_envs
+        if n % c.batch_size:
+            divisors = (size for size in range(2, n + 1) if n % size == 0)
+            nearest = min(divisors, key=lambda size: abs(size - c.batch_size), default=n)
+            raise ValueError(
+                f"batch_size is {c.batch_size}, which does not divide n_steps * num_envs = {c.n_steps} * "
+                f"{env.num_envs} = {n}; give a divisor, such as {nearest}."
+            )
+        super()._connect(env)
+
+    def train(self) -> None:
+        c, policy, batch = self.config, self.policy, self.buffer.to(self.device)
+        s, a = policy.normalize(batch.flat("observations")), batch.flat("actions")
+        A, returns = self._advantages(batch, s, c.gae_lambda)
+        with torch.no_grad():
+            old = policy.actor(s)
+            log_old = old.log_prob(a)
+        if c.normalize_returns:
+            policy.critic.update_scale(returns)
+        z = policy.critic.scale.normalize(returns)
+        self._plan_handover()
+
+        history: list[Tensor] = []
+        for rows in self._minibatches(len(s)):
+            losses = self._losses(s[rows], a[rows], A[rows], z[rows], log_old[rows])
+            history.append(torch.stack(losses).detach())
+            if c.target_kl is not None and losses.approx_kl > 1.5 * c.target_kl:
+                break
+            self._step(losses.loss)
+
+        self._record_update(history, s, old, explained_variance(returns, returns - A))
+        policy.update_normalizer(batch.flat("observations"))
+
+    def _minibatches(self, n: int) -> Iterator[Tensor]:
+        """The rows of each minibatch, int64 [batch_size]: n_epochs times all n, in a new order each time."""
+        for epoch in range(self.config.n_epochs):
+            order = noise.permutation(self.stream_seed, "minibatch", self.iteration, n, epoch)
+            yield from order.to(self.device).split(self.config.batch_size)
+
+    def _losses(self, s: Tensor, a: Tensor, A: Tensor, z: Tensor, log_old: Tensor) -> Losses:
+        """Equation 9, and what tells how far the policy has gone, from a minibatch of n samples.
+
+        Args:
+            s: normalised observations, [n, O].
+            a: actions, [n, *A].
+            A: advantages, [n].
+            z: normalised value targets, [n].
+            log_old: log π_old(a|s), [n].
+        """
+        c = self.config
+        if c.normalize_advantage:
+            A = (A - A.mean()) / (A.std() + 1e-8)
+        pi = self.policy.actor(s)
+        log_ratio = pi.log_prob(a) - log_old
+        ratio = log_ratio.exp()
+
+        policy_gradient_loss = -clipped_surrogate(ratio, A, c.clip_range)
+        value_loss = (z - self.policy.critic.normalized(s)).square().mean()
+        entropy_loss = -pi.entropy().mean()
+        loss = policy_gradient_loss + c.vf_coef * value_loss + c.ent_coef * entropy_loss
+
+        # The estimate of KL(old || new) that varies less: http://joschu.net/blog/kl-approx.html.
+        approx_kl = (ratio - 1 - log_ratio).mean()
+        clip_fraction = ((ratio - 1).abs() > c.clip_range).float().mean()
+        return Losses(loss, policy_gradient_loss, value_loss, entropy_loss, approx_kl, clip_fraction)
+
+    def _step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        if not norm.isfinite():
+            raise FloatingPointError(
+                f"the gradient's norm is {norm.item()}; this minibatch changed nothing. Look for huge rewards or "
+                "observations, or give a smaller learning_rate."
+            )
+        self.optimizer.step()
+
+    def _plan_handover(self) -> None:
+        """Tell AdaBound when to hand over, which is known only once the training's length is."""
+        c, rollout = self.config, len(self.buffer.flat("rewards"))
+        updates = -(-self._total_timesteps // rollout) * c.n_epochs * (rollout // c.batch_size)
+        gamma = 1 / c.handover if c.handover > 1 else handover_gamma(c.handover, updates)
+        if isinstance(self.optimizer, AdaBound):
+            for group in self.optimizer.param_groups:
+                group["gamma"] = gamma
+
+    def _record_update(self, history: list[Tensor], s: Tensor, old: Distribution, explained: Tensor) -> None:
+        record, actor = self.logger.record, self.policy.actor
+        last_epoch = (len(history) - 1) % (len(s) // self.config.batch_size) + 1
+        losses = torch.stack(history)
+        means = Losses(*losses.mean(0))
+        # As in SB3: the loss of the last minibatch, the KL of the last epoch, means of all else.
+        shown = means._replace(loss=losses[-1, 0], approx_kl=Losses(*losses[-last_epoch:].mean(0)).approx_kl)
+        for name, value in zip(Losses._fields, torch.stack(shown).tolist(), strict=True):
+            record(f"train/{name}", value)
+        with torch.no_grad():
+            new = actor(s)
+            record("train/kl", old.kl(new).mean().item())
+            record("train/entropy", new.entropy().mean().item())
+        if actor.log_std is not None:
+            record("train/std", actor.log_std.bias.exp().mean().item())
+        record("train/explained_variance", explained.item())
+        self._record_effective_steps()
+
+    def _record_effective_steps(self) -> None:
+        """The element-wise step lengths, and the shares of them that the bounds raise and cut."""
+        if not isinstance(self.optimizer, AdaBound):
+            return
+        found = effective_steps(self.optimizer, list(QUANTILES.values()))
+        for name, steps in zip(("policy", "critic"), found, strict=True):
+            if steps is not None:
+                values = dict(zip(QUANTILES, steps.bounded.tolist(), strict=True))
+                values |= {"raised": steps.raised.item(), "cut": steps.cut.item()}
+                for key, value in values.items():
+                    self.logger.record(f"train/effective_step_{name}_{key}", value)
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """The optimizer's state, under its name: another optimizer that goes on from here begins anew."""
+        state = self.optimizer.state_dict()
+        tensors = {
+            f"{self.config.optimizer}.{index}.{key}": value
+            for index, entries in state["state"].items()
+            for key, value in entries.items()
+            if isinstance(value, Tensor)
+        }
+        measured = {
+            f"{self.config.optimizer}.final_lr.{index}": torch.tensor(group["final_lr"], dtype=torch.float64)
+            for index, group in enumerate(state["param_groups"])
+            if group.get("final_lr", AUTO) != AUTO
+        }
+        return tensors | measured
+
+    def load_own_tensors(self, tensors: dict[str, Tensor]) -> None:
+        groups = self.optimizer.state_dict()["param_groups"]
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in saving.with_prefix(tensors, f"{self.config.optimizer}.").items():
+            first, _, last = name.partition(".")
+            if first != "final_lr":
+                state.setdefault(int(first), {})[last] = value
+            elif groups[int(last)]["final_lr"] == AUTO:
+                groups[int(last)]["final_lr"] = value.item()
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
