@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,34 +33,45 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=10, help="seeds below 10 chose the presets")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
     parser.add_argument("--budget-minutes", type=float, default=30.0)
     arguments = parser.parse_args()
     kept = read(NAME) or {"runs": []}
     deadline = time.monotonic() + 60 * arguments.budget_minutes
-    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-        key = {"algorithm": arguments.algorithm, "env": arguments.env, "steps": arguments.steps, "seed": seed}
-        if time.monotonic() > deadline:
-            print("the budget of minutes is spent; call again to go on")
-            break
-        if any(is_same(run, key) for run in kept["runs"]):
-            continue
-        run = {**key, **context(), **train(key)}
-        kept["runs"] = [other for other in kept["runs"] if not is_same(other, key, versions=False)] + [run]
-        write(NAME, kept)
-        print(
-            f"{run['env']} seed {seed}: {run['mean']:.0f} (IQM {run['iqm']:.0f}) in {run['seconds']:.0f} s", flush=True
-        )
+    task = {"algorithm": arguments.algorithm, "env": arguments.env, "steps": arguments.steps}
+    keys = [{**task, "seed": arguments.first_seed + k} for k in range(arguments.seeds)]
+    missing = [key for key in keys if not any(is_same(run, key) for run in kept["runs"])]
+    threads = max(1, len(os.sched_getaffinity(0)) // arguments.jobs)
+
+    def work(key: dict[str, Any]) -> dict[str, Any] | None:
+        return None if time.monotonic() > deadline else {**key, **context(), **train(key, threads)}
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for key, run in zip(missing, pool.map(work, missing), strict=True):
+            if run is None:
+                print("the budget of minutes is spent; call again to go on")
+                break
+            kept["runs"] = [other for other in kept["runs"] if not is_same(other, key, versions=False)] + [run]
+            write(NAME, kept)
+            print(
+                f"{run['env']} seed {run['seed']}: {run['mean']:.0f}, IQM {run['iqm']:.0f}, {run['seconds']:.0f} s",
+                flush=True,
+            )
     for name, rows in by_task(kept["runs"]).items():
         print(summary(name, rows))
     plot(by_task(kept["runs"]))
 
 
-def train(key: dict[str, Any]) -> dict[str, Any]:
-    """One run of train.py: its final evaluation, curve, seconds and resident memory over time, in MiB."""
+def train(key: dict[str, Any], threads: int) -> dict[str, Any]:
+    """One run of train.py: its final evaluation, curve, seconds and resident memory over time, in MiB.
+
+    threads are those of the physics; they change the seconds only.
+    """
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         options = ["--env", key["env"], "--steps", str(key["steps"]), "--seed", str(key["seed"])]
-        command = [sys.executable, "train.py", key["algorithm"], *options, "--run-dir", str(run), "--quiet"]
+        options += ["--env-kwargs", f"num_threads={threads}", "--run-dir", str(run), "--quiet"]
+        command = [sys.executable, "train.py", key["algorithm"], *options]
         begin = time.monotonic()
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
         memory = []
@@ -79,6 +92,7 @@ def train(key: dict[str, Any]) -> dict[str, Any]:
         "episodes": final["episodes"],
         "best_on_the_way": max(mean for _, mean in curve),
         "seconds": round(seconds, 1),
+        "physics_threads": threads,
         "curve": curve,
         "memory_mib": [round(value) for value in memory[:: max(1, len(memory) // 20)]],
     }
