@@ -47,7 +47,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         "max": f"{evaluation.returns.max():,.1f}",
         "mean length": f"{evaluation.lengths.mean():,.1f}",
     }
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     for heading in columns:
         table.add_column(heading, justify="right")
     table.add_row(*columns.values())
