@@ -173,9 +173,9 @@ class Agent(BaseAlgorithm):
         """Train on other environments of the same spaces from now on; they may be another number of them."""
         view = _as_view(env, self.config, wanted=None)
         check_for_correct_spaces(view, self.observation_space, self.action_space)
+        self._connect(view)  # first: an algorithm may refuse that number of environments
         self.env, self.n_envs = view, view.num_envs
         self.config = dataclasses.replace(self.config, num_envs=view.num_envs)
-        self._connect(view)
         if force_reset:
             self._last_obs = self.observations = None
 

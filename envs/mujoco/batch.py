@@ -74,8 +74,7 @@ class MujocoVectorEnv(VectorEnv):
         everyone = np.arange(num_envs)
         self._physics.set_state(everyone, *(np.tile(x, (num_envs, 1)) for x in (self._init_qpos, self._init_qvel)))
         self._observation = self.task.observe(np, self._physics.read(), self.model)
-        position = self.task.position(np, self._physics.read(), self.model)
-        self._position = position
+        self._position = self.task.position(np, self._physics.read(), self.model)
         low, high = self.model.actuator_ctrlrange.astype(np.float32).T
         super().__init__(
             num_envs,
