@@ -4,13 +4,15 @@ Raw physics is mujoco.batch.Batch.step with the same simulations, states, action
 contact forces it is mj_step and mj_rnePostConstraint in C (raw_physics.c, compiled here). The two sides take turns in
 one process, starting each turn from the same states. Actions are uniform over their range. Under them the pendulums
 fall every few steps, and a reset costs physics of its own (mj_forward) that the raw side does not do; so they are
-measured a second time with the actions of a policy that NPG trains here and that keeps them up.
+measured a second time with the actions of a policy that NPG trains here and that keeps them up. A third side, "raw
+with resets", does the mj_forward of each reset as well (mujoco.batch only).
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import random
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -31,7 +33,7 @@ STEPS = 8
 WARM_UP = 5
 """Turns that do not count."""
 
-BALANCED = {"InvertedPendulum-v5": 60_000, "InvertedDoublePendulum-v5": 400_000}
+BALANCED = {"InvertedPendulum-v5": 150_000, "InvertedDoublePendulum-v5": 400_000}
 """Tasks that need a policy to go on, and the environment steps to train it for."""
 
 
@@ -48,42 +50,47 @@ def main() -> None:
             rows.append(row)
             print(
                 f"{env_id:26} {actions:9} raw {row['raw']:8.0f}/s  layer {row['layer']:8.0f}/s  "
-                f"ratio {row['ratio']:.3f}  resets per step {row['resets_per_step']:.3f}",
+                f"ratio {row['layer/raw']:.3f}  resets per step {row['resets_per_step']:.3f}"
+                + (f", ratio with them {row['layer/raw_with_resets']:.3f}" if "raw_with_resets" in row else ""),
                 flush=True,
             )
     print(write("environments", {**context(), "num_envs": arguments.num_envs, "rows": rows}))
 
 
-def compare(env_id: str, num_envs: int, turns: int, actions: str) -> dict:
+def compare(env_id: str, num_envs: int, turns: int, policy: str) -> dict:
     """Median rates of both sides, in environment steps per second, and the median of the turns' ratios."""
     env = MujocoVectorEnv(env_id, num_envs)
     observations, _ = env.reset(seed=0)
-    choose = balancing(env_id) if actions == "balancing" else at_random(env)
-    set_states, raw_step = raw_physics(env)
-    raw_seconds, layer_seconds, resets = [], [], 0
+    choose = balancing(env_id) if policy == "balancing" else at_random(env)
+    set_states, raw_step, raw_forward = raw_physics(env)
+    random.seed(0)
+    sides: dict[str, Callable[[np.ndarray, np.ndarray], object]] = {
+        "raw": lambda action, ended: raw_step(action),
+        "layer": lambda action, ended: env.step(action),
+    }
+    if raw_forward is not None:
+        sides["raw_with_resets"] = lambda action, ended: (raw_step(action), raw_forward(ended))
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    resets = 0
     for turn in range(WARM_UP + turns):
-        # What the turn's actions are is found first, untimed; then both sides repeat it.
+        # What the turn's actions are, and who ends, is found first, untimed; then the sides repeat it.
         kept, chosen = env.snapshot(), []
         for _ in range(STEPS):
-            chosen.append(choose(observations))
-            observations = env.step(chosen[-1])[0]
-        env.restore(kept)
-        set_states(kept["physics"].numpy())
-        before = env._episode.sum()
-        seconds = timed(lambda work=chosen: [raw_step(action) for action in work])
-        layer = timed(lambda work=chosen: [env.step(action) for action in work])
-        if turn >= WARM_UP:
-            raw_seconds.append(seconds)
-            layer_seconds.append(layer)
-            resets += int(env._episode.sum() - before)
+            actions = choose(observations)
+            observations, _, terminated, truncated, _ = env.step(actions)
+            chosen.append((actions, np.flatnonzero(terminated | truncated)))
+        resets += sum(len(ended) for _, ended in chosen) if turn >= WARM_UP else 0
+        for name in random.sample(list(sides), len(sides)):
+            env.restore(kept)
+            set_states(kept["physics"].numpy())
+            seconds[name].append(timed(lambda step=sides[name], work=chosen: [step(*arguments) for arguments in work]))
     env.close()
-    raw, layers = np.array(raw_seconds), np.array(layer_seconds)
+    counted = {name: np.array(times[WARM_UP:]) for name, times in seconds.items()}
     return {
         "env_id": env_id,
-        "actions": actions,
-        "raw": num_envs * STEPS / float(np.median(raw)),
-        "layer": num_envs * STEPS / float(np.median(layers)),
-        "ratio": float(np.median(raw / layers)),
+        "actions": policy,
+        **{name: num_envs * STEPS / float(np.median(times)) for name, times in counted.items()},
+        **{f"layer/{name}": float(np.median(counted[name] / counted["layer"])) for name in counted if name != "layer"},
         "resets_per_step": resets / (turns * STEPS * num_envs),
         "raw_is": "C" if isinstance(env._physics, ThreadedPhysics) else "mujoco.batch",
     }
@@ -99,10 +106,15 @@ def balancing(env_id: str) -> Callable[[Tensor], np.ndarray]:
     return lambda observations: agent.act(observations, deterministic=True).numpy()
 
 
-def raw_physics(env: MujocoVectorEnv) -> tuple[Callable[[np.ndarray], None], Callable[[np.ndarray], None]]:
-    """Functions that set all simulations' integration states, and that step them with actions."""
+SetStates = Callable[[np.ndarray], None]
+Step = Callable[[np.ndarray], None]
+Forward = Callable[[np.ndarray], None]
+
+
+def raw_physics(env: MujocoVectorEnv) -> tuple[SetStates, Step, Forward | None]:
+    """Functions that set all simulations' integration states, step them with actions, and run mj_forward on some."""
     if isinstance(env._physics, ThreadedPhysics):
-        return raw_in_c(env)
+        return *raw_in_c(env), None
     batch = mujoco.batch.Batch(env.model, env.num_envs)
     ctrl = batch.bind("ctrl")
 
@@ -113,10 +125,10 @@ def raw_physics(env: MujocoVectorEnv) -> tuple[Callable[[np.ndarray], None], Cal
         ctrl[:] = action
         batch.step(nstep=env.task.frame_skip)
 
-    return set_states, step
+    return set_states, step, lambda ids: batch.forward(ids) if len(ids) else None
 
 
-def raw_in_c(env: MujocoVectorEnv) -> tuple[Callable[[np.ndarray], None], Callable[[np.ndarray], None]]:
+def raw_in_c(env: MujocoVectorEnv) -> tuple[SetStates, Step]:
     package = Path(mujoco.__file__).parent
     library = next(package.glob("libmujoco.so.*"))
     target = Path(tempfile.mkdtemp()) / "raw_physics.so"

@@ -79,7 +79,8 @@ class Task:
 
 
 def _uniform_around(noise: Noise, qpos: Array, qvel: Array, scale: float) -> tuple[Array, Array]:
-    return qpos + noise.uniform(-scale, scale, qpos.shape[0]), qvel + noise.uniform(-scale, scale, qvel.shape[0])
+    drawn = noise.uniform(-scale, scale, qpos.shape[0] + qvel.shape[0])
+    return qpos + drawn[:, : qpos.shape[0]], qvel + drawn[:, qpos.shape[0] :]
 
 
 def _uniform_then_normal(noise: Noise, qpos: Array, qvel: Array, scale: float) -> tuple[Array, Array]:
