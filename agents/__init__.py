@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
+# PyTorch's idle threads spin on the cores that the physics needs; after this many turns (some 0.1 ms) they sleep. Read
+# when PyTorch is first imported; whoever has set it keeps their value.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 from agents.base import Agent
 from agents.checkpoint import CheckpointError, read
 from agents.npg import NPG

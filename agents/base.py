@@ -9,6 +9,7 @@ import os
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -34,6 +35,17 @@ from envs.sb3 import LazyInfos, SB3View, as_vector
 from envs.vector import EpisodeStatistics, VectorEnv
 
 POLICY_KWARGS = ("net_arch", "activation_fn", "log_std_init", "normalize_observations")
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Torch on one thread: more would not act faster on small networks, and wait by spinning on the physics' cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Agent(BaseAlgorithm):
@@ -302,7 +314,7 @@ class Agent(BaseAlgorithm):
             return not listens or self._tell(listener, step, ended, episodes, total_timesteps)
 
         listener.on_rollout_start()
-        with torch.no_grad():
+        with torch.no_grad(), single_thread():
             self.observations = collect(self.env.vector, act, self.buffer, self.observations, on_step)
         if self.observations is None:
             return False

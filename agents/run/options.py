@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -42,8 +43,8 @@ class RunOptions:
     """Word added to the name of the run's folder."""
     run_dir: Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
     """The run's own folder, in place of one in --runs; must not exist."""
-    threads: int = 1
-    """Threads of PyTorch on the CPU; more compete with the threads of the physics."""
+    threads: int = min(4, os.cpu_count() or 1)
+    """Threads of PyTorch on the CPU for the updates; a run repeats bit for bit with the same number only."""
     quiet: Flag = False
     """Print the final summary only."""
     debug: Flag = False

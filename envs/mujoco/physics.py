@@ -21,6 +21,11 @@ _FIRST_DIVERGED = int(mujoco.mjtWarning.mjWARN_BADQPOS)
 _LAST_DIVERGED = int(mujoco.mjtWarning.mjWARN_BADQACC)
 
 
+def _cores() -> int:
+    """The cores that this process may use; where the system keeps no such set (macOS), all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Physics:
     """n simulations of one model.
 
@@ -35,7 +40,7 @@ class Physics:
         self.model = model
         self.num = num
         self.fields = tuple(fields)
-        self.num_threads = min(num, num_threads or len(os.sched_getaffinity(0)))
+        self.num_threads = min(num, num_threads or _cores())
         self._arrays: dict[str, np.ndarray] = {}
 
     def read(self, ids: np.ndarray | None = None) -> SimpleNamespace:
