@@ -33,8 +33,6 @@ from envs import make_vec
 from envs.sb3 import LazyInfos, SB3View, as_vector
 from envs.vector import EpisodeStatistics, VectorEnv
 
-POLICY_KWARGS = ("net_arch", "activation_fn", "log_std_init", "normalize_observations")
-
 
 class Agent(BaseAlgorithm):
     """A Stable-Baselines3 algorithm with its own training loop.
@@ -44,11 +42,11 @@ class Agent(BaseAlgorithm):
     environment and then calls `train`, which an algorithm defines.
 
     Args:
-        policy: "MlpPolicy", or a subclass of ActorCriticPolicy.
+        policy: a name in policy_aliases, such as "MlpPolicy", or a subclass of ActorCriticPolicy.
         env: a Gymnasium id (config.num_envs of it are made), any environment that `envs.sb3.as_vector` takes, or None
             for an agent that only predicts.
-        policy_kwargs: net_arch, activation_fn, log_std_init, normalize_observations: in place of the hyperparameters of
-            these names.
+        policy_kwargs: the policy's own options, such as net_arch, activation_fn, log_std_init and
+            normalize_observations: in place of the hyperparameters of these names.
         tensorboard_log: folder for TensorBoard, or None.
         verbose: 0 prints nothing, 1 prints each iteration's metrics.
         seed: fixes everything that the agent draws; None takes fresh entropy.
@@ -88,10 +86,11 @@ class Agent(BaseAlgorithm):
         **hyperparameters: Any,
     ) -> None:
         policy_kwargs = dict(policy_kwargs or {})
-        for unknown in policy_kwargs.keys() - set(POLICY_KWARGS):
-            raise ValueError(f"policy_kwargs has no {unknown!r}{near(unknown, list(POLICY_KWARGS))}.")
         if isinstance(policy, str) and policy not in self.policy_aliases:
             raise ValueError(f"There is no policy {policy!r}{near(policy, list(self.policy_aliases))}.")
+        policy_class: Any = self.policy_aliases[policy] if isinstance(policy, str) else policy
+        for unknown in policy_kwargs.keys() - set(policy_class.options):
+            raise ValueError(f"policy_kwargs has no {unknown!r}{near(unknown, list(policy_class.options))}.")
         if seed is not None and seed < 0:
             raise ValueError(f"seed is {seed}; give 0 or more.")
         config = self.Config.of(hyperparameters)
@@ -138,8 +137,8 @@ class Agent(BaseAlgorithm):
 
     def _setup_model(self) -> None:
         self.set_random_seed(self.seed)
-        settings = {name: getattr(self.config, name) for name in POLICY_KWARGS} | dict(self.policy_kwargs)
         policy_class: Any = self.policy_class
+        settings = {name: getattr(self.config, name) for name in policy_class.options} | dict(self.policy_kwargs)
         self.policy = policy_class(self.observation_space, self.action_space, **settings).to(self.device)
         if self.env is not None:
             self._connect(self.env)

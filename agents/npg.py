@@ -15,6 +15,7 @@ from agents.config import AgentConfig
 from agents.direction.critics import FitStatistics, gauss_newton
 from agents.direction.fisher import NaturalGradient, natural_gradient, step_size
 from agents.direction.scores import FactoredScores, assign_parameters, capture, parameter_vector
+from agents.policy.actor_critic import POLICIES
 from agents.policy.distributions import Distribution
 
 KL_TOLERANCE = 0.05
@@ -91,6 +92,7 @@ class NPG(Agent):
     """
 
     name: ClassVar[str] = "npg"
+    policy_aliases = POLICIES
     Config = NPGConfig
     config: NPGConfig
 

@@ -17,6 +17,7 @@ from agents.direction.adabound import AUTO, AdaBound, handover_gamma
 from agents.direction.critics import explained_variance
 from agents.direction.effective_steps import effective_steps
 from agents.direction.optimizers import OPTIMIZERS, make_optimizer
+from agents.policy.actor_critic import POLICIES
 from agents.policy.distributions import Distribution
 from envs.sb3 import SB3View
 
@@ -124,6 +125,7 @@ class PPO(Agent):
     """
 
     name: ClassVar[str] = "ppo"
+    policy_aliases = POLICIES
     Config = PPOConfig
     config: PPOConfig
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from agents.direction.critics import Critic
 from agents.direction.scores import Constant
 from agents.policy.distributions import Distribution, Head
-from agents.policy.networks import activation_key, flatten, mlp, unrolled
+from agents.policy.networks import FourierFeatures, activation_key, flatten, mlp, unrolled
 from agents.policy.normalizer import ObservationNormalizer
 
 
@@ -27,15 +27,25 @@ class Actor(nn.Module):
         net_arch: hidden layer sizes.
         activation: key of `ACTIVATIONS`.
         log_std_init: initial log standard deviation of Gaussian actions.
+        features: a layer without parameters that the network reads the observations through, and its outputs' number.
     """
 
     def __init__(
-        self, observation_size: int, head: Head, net_arch: Sequence[int], activation: str, log_std_init: float
+        self,
+        observation_size: int,
+        head: Head,
+        net_arch: Sequence[int],
+        activation: str,
+        log_std_init: float,
+        features: tuple[nn.Module, int] | None = None,
     ) -> None:
         super().__init__()
         self.head = head
+        inputs = observation_size if features is None else features[1]
         # A small last layer makes the first policy nearly the same in every state.
-        self.net = mlp(observation_size, net_arch, head.outputs, activation, output_gain=0.01)
+        self.net = mlp(inputs, net_arch, head.outputs, activation, output_gain=0.01)
+        if features is not None:
+            self.net.insert(0, features[0])
         self.log_std = Constant(head.outputs, log_std_init) if head.kind == "gaussian" else None
 
     def forward(self, normalized: Tensor) -> Distribution:
@@ -55,6 +65,9 @@ class ActorCriticPolicy(BasePolicy):
         normalize_observations: whether the normaliser learns; otherwise it stays the identity.
     """
 
+    options: ClassVar[tuple[str, ...]] = ("net_arch", "activation_fn", "log_std_init", "normalize_observations")
+    """Its keyword arguments, which agents take as hyperparameters and in policy_kwargs."""
+
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -70,12 +83,17 @@ class ActorCriticPolicy(BasePolicy):
         activation = activation_key(activation_fn)
         self.normalize_observations = normalize_observations
         self.normalizer = ObservationNormalizer(size)
-        self.actor = Actor(size, Head.of(action_space), net_arch, activation, log_std_init)
+        self.actor = self._make_actor(size, Head.of(action_space), net_arch, activation, log_std_init)
         # Values begin at zero, whatever the units of reward.
         self.critic = Critic(mlp(size, net_arch, 1, activation, output_gain=0.0))
         if isinstance(action_space, spaces.Box):
             self.register_buffer("_low", torch.as_tensor(action_space.low), persistent=False)
             self.register_buffer("_high", torch.as_tensor(action_space.high), persistent=False)
+
+    def _make_actor(
+        self, size: int, head: Head, net_arch: Sequence[int], activation: str, log_std_init: float
+    ) -> Actor:
+        return Actor(size, head, net_arch, activation, log_std_init)
 
     def normalize(self, observations: Tensor) -> Tensor:
         """[n, *O] as the networks take them: flat, float32, normalised."""
@@ -130,3 +148,50 @@ class ActorCriticPolicy(BasePolicy):
         raise NotImplementedError(
             "Load the agent, e.g. NPG.load(path), and use its .policy; nothing is unpickled here."
         )
+
+
+class LinearPolicy(ActorCriticPolicy):
+    """Actions linear in the normalised observations, with a bias; the critic keeps its hidden layers.
+
+    Source: Rajeswaran et al. 2017, "Towards generalization and simplicity in continuous control", section 2,
+    https://arxiv.org/abs/1703.02660. Differs from the paper: observations are normalised.
+    """
+
+    def _make_actor(
+        self, size: int, head: Head, net_arch: Sequence[int], activation: str, log_std_init: float
+    ) -> Actor:
+        return Actor(size, head, (), activation, log_std_init)
+
+
+class RBFPolicy(ActorCriticPolicy):
+    """Actions linear in random Fourier features of the normalised observations, with a bias.
+
+    Args:
+        rbf_features: their number.
+        rbf_bandwidth: ν; None takes √(2 O), the root mean square distance of normalised observations [n, O].
+        *args, **kwargs: as for `ActorCriticPolicy`; net_arch and activation_fn are the critic's.
+
+    Source: Rajeswaran et al. 2017, section 2. Differs from the paper: observations are normalised, and the distance
+    that ν stands for is known from that, not measured.
+    """
+
+    options = (*ActorCriticPolicy.options, "rbf_features", "rbf_bandwidth")
+
+    def __init__(self, *args: Any, rbf_features: int = 250, rbf_bandwidth: float | None = None, **kwargs: Any) -> None:
+        self._rbf = rbf_features, rbf_bandwidth
+        super().__init__(*args, **kwargs)
+
+    def _make_actor(
+        self, size: int, head: Head, net_arch: Sequence[int], activation: str, log_std_init: float
+    ) -> Actor:
+        features, bandwidth = self._rbf
+        layer = FourierFeatures(size, features, (2 * size) ** 0.5 if bandwidth is None else bandwidth)
+        return Actor(size, head, (), activation, log_std_init, features=(layer, features))
+
+
+POLICIES: dict[str, type[BasePolicy]] = {
+    "MlpPolicy": ActorCriticPolicy,
+    "LinearPolicy": LinearPolicy,
+    "RBFPolicy": RBFPolicy,
+}
+"""Name -> class, for algorithms that train an actor and a critic."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -62,6 +63,31 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str, outpu
         nn.init.zeros_(layer.bias)
         layers += [layer] if last else [layer, ACTIVATIONS[activation]()]
     return nn.Sequential(*layers)
+
+
+class FourierFeatures(nn.Module):
+    """Random Fourier features y = sin(P o / ν + φ) of observations o: a fixed layer, saved but not trained.
+
+    Args:
+        inputs: O, the length of an observation.
+        features: their number m; P [m, O] is standard normal, φ [m] uniform in [-π, π).
+        bandwidth: ν, in units of the observations; about their mean distance from each other.
+
+    Source: Rajeswaran et al. 2017, section 2, https://arxiv.org/abs/1703.02660.
+    """
+
+    projection: Tensor
+    phase: Tensor
+
+    def __init__(self, inputs: int, features: int, bandwidth: float) -> None:
+        super().__init__()
+        # Divided by ν here, so that the saved features are complete.
+        self.register_buffer("projection", torch.randn(inputs, features) / bandwidth)
+        self.register_buffer("phase", torch.empty(features).uniform_(-math.pi, math.pi))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """[n, O] -> [n, m]."""
+        return torch.addmm(self.phase, observations, self.projection).sin_()
 
 
 def flatten(observations: torch.Tensor) -> torch.Tensor:

@@ -51,7 +51,7 @@ def start(algorithm: str, run: RunOptions, config: AgentConfig, origins: dict[st
     torch.set_num_threads(run.threads)
     with _usage_errors():
         env = _make_env(run, config.num_envs, autoreset="same_step")
-        agent = REGISTRY[algorithm]("MlpPolicy", env, seed=run.seed, device=run.device, **values)
+        agent = REGISTRY[algorithm](run.policy, env, seed=run.seed, device=run.device, **values)
     settings = RunConfig(algorithm, run, values, origins)
     folder = RunFolder.create(settings, command)
     with folder.lock():
