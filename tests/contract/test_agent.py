@@ -136,7 +136,7 @@ def test_a_saved_agent_predicts_the_same_without_an_environment(algorithm: type[
 def test_other_policies_learn_resume_exactly_and_predict(algorithm: type[Agent], policy: str, tmp_path: Path) -> None:
     if policy not in algorithm.policy_aliases:
         pytest.skip(f"{algorithm.name} has no {policy}")
-    agent = make(algorithm, "probes/ObservationAction-v0", policy=policy, rbf_features=16).learn(16 * 8 * 80)
+    agent = make(algorithm, "probes/ObservationAction-v0", policy=policy, rbf_features=4).learn(16 * 8 * 80)
     found, _ = agent.predict(np.array([[-1.0], [1.0]], dtype=np.float32), deterministic=True)
     np.testing.assert_allclose(found.squeeze(), [-0.5, 0.5], atol=0.1)
     half = make(algorithm, "InvertedPendulum-v5", policy=policy).learn(128 * 2)
