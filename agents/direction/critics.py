@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from agents.direction.fisher import Status, conjugate_gradient, damped_fisher
+from agents.direction.fisher import damped_fisher
 from agents.direction.scores import assign_parameters, capture, parameter_vector
+from agents.direction.solvers import Status, conjugate_gradient
 
 HALVINGS = 4
 """How often a Gauss-Newton step that raises the loss is halved before it is given up."""
