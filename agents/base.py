@@ -112,6 +112,7 @@ class Agent(BaseAlgorithm):
         )
         self.config = config
         self.iteration = 0
+        self.stop_reason: str | None = None
         self.last_metrics: dict[str, float] = {}
         self.stream_seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         self.observations: Tensor | None = None
@@ -245,12 +246,14 @@ class Agent(BaseAlgorithm):
                 if self.iteration % log_interval == 0:
                     self.logger.dump(self.num_timesteps)
                 yield self.iteration
+                if self.stop_reason is not None:
+                    raise FloatingPointError(self.stop_reason)
         finally:
             listener.on_training_end()
 
     @abstractmethod
     def train(self) -> None:
-        """One update from the full buffer."""
+        """One update from the full buffer. If it sets stop_reason, a sentence, training ends after this iteration."""
 
     @torch.no_grad()
     def _advantages(self, batch: RolloutBuffer, s: Tensor, gae_lambda: float) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,7 +28,9 @@ from agents.direction.solvers import (
 
 __all__ = [
     "ESTIMATES", "PRECONDITIONERS", "AdaptiveInverse", "Diagonal", "EigenKronecker", "Kronecker", "NaturalGradient",
-    "Solution", "Status", "conjugate_gradient", "damped_fisher", "natural_gradient", "preconditioner", "step_size",
+    "Solution", "Status", "conjugate_gradient", "damped", "damped_fisher", "effective_dimension", "natural_gradient",
+    "preconditioner",
+    "step_size",
 ]  # fmt: skip
 
 ESTIMATES = ("compatible", "analytic", "kfac", "ekfac", "diagonal", "empirical", "adaptive")
@@ -79,21 +81,21 @@ class Kronecker(DampedInverse):
     def __init__(self, scores: FactoredScores, shift: Tensor | float) -> None:
         self._scores = scores
         self._bases: list[tuple[Tensor, Tensor]] = []
-        self._eigenvalues: list[Tensor] = []
+        self.eigenvalues: list[Tensor] = []
         for place, (A, G) in enumerate(scores.kfac()):
             (of_g, basis_g), (of_a, basis_a) = _eigen(G), _eigen(A)
             self._bases.append((basis_g, basis_a))
             moments = self._second_moments(place, torch.outer(of_g, of_a))
-            self._eigenvalues.append(moments.add_(shift))
+            self.eigenvalues.append(moments.add_(shift))
 
     def _second_moments(self, place: int, eigenvalues: Tensor) -> Tensor:
         return eigenvalues
 
     def matvec(self, v: Tensor) -> Tensor:
-        return self._scores.by_layer(v, lambda place, x: self._scaled(place, x, self._eigenvalues[place]))
+        return self._scores.by_layer(v, lambda place, x: self._scaled(place, x, self.eigenvalues[place]))
 
     def solve(self, b: Tensor) -> Tensor:
-        return self._scores.by_layer(b, lambda place, x: self._scaled(place, x, 1 / self._eigenvalues[place]))
+        return self._scores.by_layer(b, lambda place, x: self._scaled(place, x, 1 / self.eigenvalues[place]))
 
     def _scaled(self, place: int, matrix: Tensor, factors: Tensor) -> Tensor:
         of_g, of_a = self._bases[place]
@@ -206,6 +208,16 @@ class NaturalGradient:
     """wᵀ F w with the undamped F, a scalar: twice the KL divergence of the step w, in nats, to second order."""
     solution: Solution
     """The solver's status and statistics."""
+    compatible_r2: Tensor
+    """1 - |A - Ψ w|² / |A|², a scalar: the share of the advantages that the compatible value function explains. For
+    estimates other than compatible, and for advantages of another scale, it may be far below 0."""
+
+    def refused(self, status: Status) -> NaturalGradient:
+        """The same with no direction, and the status that says why."""
+        solution = replace(self.solution, direction=torch.zeros_like(self.direction), status=status)
+        return replace(
+            self, direction=solution.direction, quadratic=torch.zeros_like(self.quadratic), solution=solution
+        )
 
 
 def relative_damping(scores: Scores, damping: float) -> Tensor:
@@ -219,14 +231,19 @@ def relative_damping(scores: Scores, damping: float) -> Tensor:
     return damping * scores.trace() / scores.p
 
 
+def damped(scores: Scores, shift: Tensor | float) -> Product:
+    """The product v -> (F + λ I) v."""
+    shift = torch.as_tensor(shift, dtype=scores.dtype, device=scores.device)
+    return lambda v: scores.fisher_matvec(v).addcmul_(v, shift)
+
+
 def damped_fisher(scores: Scores, damping: float) -> Product:
     """The product v -> (F + λ I) v with F = Ψᵀ Ψ / n and λ = damping * tr F / p.
 
     Raises:
         ValueError: damping is negative.
     """
-    shift = relative_damping(scores, damping)
-    return lambda v: scores.fisher_matvec(v).addcmul_(v, shift)
+    return damped(scores, relative_damping(scores, damping))
 
 
 def natural_gradient(
@@ -282,8 +299,10 @@ def natural_gradient(
     else:
         fisher = _outer_products(estimate, sampled, advantages if rows is None else advantages[rows], roots)
         solution = _solve(fisher, gradient, damping, solver, cg_iterations, cg_tolerance, cg_preconditioner, x0)
-    slope = sampled.matvec(solution.direction)
-    return NaturalGradient(solution.direction, gradient, slope @ slope / sampled.n, solution)
+    fitted = sampled.matvec(solution.direction)
+    wanted = advantages if rows is None else advantages[rows]
+    r2 = 1 - (wanted - fitted).square().sum() / wanted.square().sum()
+    return NaturalGradient(solution.direction, gradient, fitted @ fitted / sampled.n, solution, r2)
 
 
 def _outer_products(estimate: str, scores: Scores, advantages: Tensor, roots: Scores | None) -> Scores:
@@ -319,10 +338,7 @@ def _solve(
         return gram(fisher, b, shift)
     if solver != "cg":
         raise ValueError(f"there is no solver {solver!r}; give auto, cholesky, gram or cg.")
-
-    def product(v: Tensor) -> Tensor:
-        return fisher.fisher_matvec(v).addcmul_(v, shift)
-
+    product = damped(fisher, shift)
     inverse = preconditioner(cg_preconditioner, fisher, shift)  # type: ignore[arg-type]
     start = None if x0 is None else _best_multiple(product, x0, b)
     return conjugate_gradient(
@@ -334,6 +350,18 @@ def _best_multiple(product: Product, x: Tensor, b: Tensor) -> Tensor:
     """c x with the c that minimizes the error of A c x = b in A's norm: never farther off than zero."""
     curvature = x @ product(x)
     return torch.where(curvature > 0, (x @ b) / curvature, 0.0) * x
+
+
+def effective_dimension(scores: FactoredScores, damping: float) -> Tensor:
+    """tr(F (F + λ I)⁻¹), the number of directions that the damping leaves free, a scalar; estimated by E-KFAC.
+
+    Args:
+        scores: Ψ.
+        damping: λ / (tr F / p).
+    """
+    shift = relative_damping(scores, damping)
+    eigenvalues = torch.cat([x.flatten() for x in EigenKronecker(scores, shift).eigenvalues])
+    return (1 - shift / eigenvalues).sum()
 
 
 def step_size(quadratic: Tensor | float, target_kl: float) -> float:

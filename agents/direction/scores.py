@@ -359,6 +359,15 @@ def capture(module: nn.Module, forward: Callable[[], Tensor]) -> FactoredScores:
     return FactoredScores(values.detach(), [call.input for call in used], deltas, _flat_index(module, layers))
 
 
+def is_factored(module: nn.Module) -> bool:
+    """Whether the module's layers are ones that `capture` takes."""
+    try:
+        _flat_index(module, _layers(module))
+    except UnfactoredModuleError:
+        return False
+    return True
+
+
 def dense_scores(module: nn.Module, output: Callable[..., Tensor], *batch: Tensor) -> DenseScores:
     """The scores of any module by per-sample differentiation; n times p numbers.
 

@@ -20,6 +20,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 """Registry key -> activation. Checkpoints store keys."""
 
 
+NETWORKS = ("mlp", "linear", "rbf", "quadratic")
+"""Kinds of networks: hidden layers; or linear in the inputs, in random Fourier features, in products of two inputs."""
+
+
 def activation_key(activation: str | type[nn.Module]) -> str:
     """The registry key of an activation given as key or class; others raise ValueError."""
     for key, module in ACTIVATIONS.items():
@@ -88,6 +92,60 @@ class FourierFeatures(nn.Module):
     def forward(self, observations: Tensor) -> Tensor:
         """[n, O] -> [n, m]."""
         return torch.addmm(self.phase, observations, self.projection).sin_()
+
+
+class QuadraticFeatures(nn.Module):
+    """Observations and the products of all their pairs: a fixed layer.
+
+    Args:
+        inputs: O.
+    """
+
+    _pairs: Tensor
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.register_buffer("_pairs", torch.triu_indices(inputs, inputs), persistent=False)
+
+    @property
+    def features(self) -> int:
+        """O + O (O + 1) / 2."""
+        return self.inputs + self._pairs.shape[1]
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """[n, O] -> [n, features]."""
+        first, second = self._pairs
+        return torch.cat((observations, observations[:, first] * observations[:, second]), dim=1)
+
+
+def network(
+    kind: str,
+    inputs: int,
+    hidden: Sequence[int],
+    outputs: int,
+    activation: str,
+    output_gain: float,
+    rbf: tuple[int, float | None] = (250, None),
+) -> nn.Sequential:
+    """A network of one of the kinds NETWORKS; all but "mlp" are linear in fixed features and have no hidden layers.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    match kind:
+        case "mlp":
+            return mlp(inputs, hidden, outputs, activation, output_gain)
+        case "linear":
+            return mlp(inputs, (), outputs, activation, output_gain)
+        case "rbf":
+            number, bandwidth = rbf
+            features = FourierFeatures(inputs, number, (2 * inputs) ** 0.5 if bandwidth is None else bandwidth)
+            return nn.Sequential(features, *mlp(number, (), outputs, activation, output_gain))
+        case "quadratic":
+            products = QuadraticFeatures(inputs)
+            return nn.Sequential(products, *mlp(products.features, (), outputs, activation, output_gain))
+    raise ValueError(f"there is no network {kind!r}; give one of {', '.join(NETWORKS)}.")
 
 
 def flatten(observations: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,8 @@ import torch
 
 from agents import NPG
 from agents.direction.scores import dense_scores, parameter_vector
-from agents.npg import KL_TOLERANCE, NPGConfig, standardize
+from agents.direction.trust_region import KL_TOLERANCE
+from agents.npg import NPGConfig, standardize
 from envs import make_vec
 from envs.probes import ContinuousAction
 

@@ -24,6 +24,7 @@ from envs.sb3 import SB3View
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "npg": {"n_steps": 16, "num_envs": 8, "net_arch": (16,), "target_kl": 0.05, "gamma": 0.9},
+    "trpo": {"n_steps": 16, "num_envs": 8, "net_arch": (16,), "target_kl": 0.05, "gamma": 0.9},
     "ppo": {
         "n_steps": 16,
         "num_envs": 8,
