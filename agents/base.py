@@ -60,6 +60,8 @@ class Agent(BaseAlgorithm):
 
     name: ClassVar[str]
     Config: ClassVar[type[AgentConfig]] = AgentConfig
+    dashboard: ClassVar[dict[str, dict[str, list[str]]]] = {}
+    """Group -> chart -> the curves that it shows together, for TensorBoard's page of custom scalars."""
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ActorCriticPolicy}
 
     config: AgentConfig

@@ -41,6 +41,8 @@ from agents.direction.trust_region import StepReport, line_search, matched_step,
 from agents.policy.actor_critic import POLICIES, Actor
 from agents.policy.distributions import Distribution
 
+STAGES = ("advantages", "scores", "direction", "step", "critic")
+"""Of an update, as they follow each other."""
 DETAILS_EVERY = 10
 """Iterations between measurements that cost time of their own."""
 
@@ -187,6 +189,33 @@ class NPG(Agent):
 
     name: ClassVar[str] = "npg"
     policy_aliases = POLICIES
+    dashboard: ClassVar[dict[str, dict[str, list[str]]]] = {
+        "does the quadratic model hold": {
+            "KL, nats: true, quadratic, reverse": ["train/kl", "train/kl_quadratic", "train/kl_reverse"],
+            "gain: actual, predicted": ["train/gain", "train/predicted_gain"],
+            "effective samples, of 1": ["train/effective_samples"],
+            "rejected updates and steps": ["train/rejected_updates", "train/rejected_steps"],
+        },
+        "is the direction good": {
+            "residual": ["train/cg_residual"],
+            "iterations": ["train/cg_iterations"],
+            "cosine of gradient and direction": ["train/cosine"],
+            "effective dimension": ["train/effective_dimension"],
+        },
+        "do the fits explain": {
+            "critic: explained variance": ["train/explained_variance"],
+            "compatible R²": ["train/compatible_r2"],
+        },
+        "does it learn": {
+            "return": ["rollout/ep_rew_mean", "eval/mean_reward"],
+            "entropy, nats": ["train/entropy"],
+            "standard deviation": ["train/std"],
+        },
+        "where the seconds go": {
+            "stages": [f"time/{stage}_seconds" for stage in STAGES],
+            "collecting and training": ["time/collect_seconds", "time/train_seconds"],
+        },
+    }
     Config = NPGConfig
     config: NPGConfig
 
