@@ -3,7 +3,8 @@
 Ours: scores.capture and fisher.natural_gradient, with F estimated from the sampled actions. The other: the Hessian of
 the mean KL divergence by differentiating twice, as sb3-contrib's TRPO does, in the same conjugate gradients, with the
 same absolute damping. Both start from observations, actions and advantages and end with the direction: at equal
-conjugate-gradient iterations, and at equal relative residual, each of its own system. The matrices agree only in
+conjugate-gradient iterations, and at equal relative residual, each of its own system; there ours is timed with the K-FAC
+preconditioner too. The matrices agree only in
 expectation over actions, so the directions differ too: each case records their cosine. Float32, one BLAS thread; the
 sides take turns; medians of the turns' ratios.
 
@@ -64,10 +65,15 @@ class Problem:
 
 
 @torch.no_grad()
-def factored(problem: Problem, iterations: int, tolerance: float) -> Solution:
+def factored(problem: Problem, iterations: int, tolerance: float, preconditioner: str = "none") -> Solution:
     scores = capture(problem.actor, problem.log_prob)
     return natural_gradient(
-        scores, problem.A, damping=DAMPING, cg_iterations=iterations, cg_tolerance=tolerance
+        scores,
+        problem.A,
+        damping=DAMPING,
+        cg_iterations=iterations,
+        cg_tolerance=tolerance,
+        cg_preconditioner=preconditioner,
     ).solution
 
 
@@ -105,18 +111,21 @@ def main() -> None:
     accuracy = distance_from_exact("Hopper-v5", 1024, (32, 32))
     for row in accuracy:
         print(
-            "{dtype} after {iterations} iterations: relative error of the direction {relative_error:.1e}".format(**row)
+            "{dtype}, {preconditioner}, after {iterations} iterations: relative error of the direction {relative_error:.1e}".format(
+                **row
+            )
         )
     for task, hidden, n in product(arguments.tasks, HIDDEN, arguments.samples):
         for mode, limits in {
-            "iterations": (ITERATIONS, 0.0),
-            "residual": (MOST_ITERATIONS, RESIDUAL),
+            "iterations": (ITERATIONS, 0.0, "none"),
+            "residual": (MOST_ITERATIONS, RESIDUAL, "none"),
+            "residual, K-FAC": (MOST_ITERATIONS, RESIDUAL, "kfac"),
         }.items():
             row = {"task": task, "hidden": list(hidden), "n": n, "mode": mode}
             row |= compare(Problem(task, n, hidden), *limits, arguments.turns, arguments.case_seconds)
             rows.append(row)
             print(
-                f"{task:15} {hidden!s:11} n = {n:6}  equal {mode:10}  ours {1e3 * row['ours_seconds']:8.2f} ms "
+                f"{task:15} {hidden!s:11} n = {n:6}  equal {mode:15}  ours {1e3 * row['ours_seconds']:8.2f} ms "
                 f"({row['ours_iterations']:3} iterations)  double backward {1e3 * row['other_seconds']:8.2f} ms "
                 f"({row['other_iterations']:3})  ratio {row['ratio']:5.2f}  cosine {row['cosine']:.3f}",
                 flush=True,
@@ -125,12 +134,14 @@ def main() -> None:
     print(plot(rows))
 
 
-def compare(problem: Problem, iterations: int, tolerance: float, turns: int, seconds: float) -> dict[str, Any]:
+def compare(
+    problem: Problem, iterations: int, tolerance: float, preconditioner: str, turns: int, seconds: float
+) -> dict[str, Any]:
     """Median seconds of both sides, and the median of the turns' ratios double backward / ours."""
     scores = capture(problem.actor, problem.log_prob)
     shift = DAMPING * scores.trace().item() / scores.p
     sides: list[Callable[[], Solution]] = [
-        lambda: factored(problem, iterations, tolerance),
+        lambda: factored(problem, iterations, tolerance, preconditioner),
         lambda: double_backward(problem, shift, iterations, tolerance),
     ]
     ours, other = (side() for side in sides)  # warms up too
@@ -160,16 +171,19 @@ def distance_from_exact(task: str, n: int, hidden: Sequence[int]) -> list[dict[s
     fisher.diagonal().add_(DAMPING * scores.trace() / scores.p)
     solution = torch.linalg.solve(fisher, scores.rmatvec(exact.A) / n)
     rows = []
-    for dtype, (iterations, tolerance) in product(
-        (torch.float32, torch.float64), ((ITERATIONS, 0.0), (MOST_ITERATIONS, RESIDUAL), (2000, 1e-6))
+    for dtype, (iterations, tolerance), preconditioner in product(
+        (torch.float32, torch.float64),
+        ((ITERATIONS, 0.0), (MOST_ITERATIONS, RESIDUAL), (2000, 1e-6)),
+        ("none", "kfac"),
     ):
-        found = factored(Problem(task, n, hidden, dtype), iterations, tolerance)
+        found = factored(Problem(task, n, hidden, dtype), iterations, tolerance, preconditioner)
         error = (found.direction.double() - solution).norm() / solution.norm()
         rows.append(
             {
                 "task": task,
                 "n": n,
                 "hidden": list(hidden),
+                "preconditioner": preconditioner,
                 "dtype": str(dtype).removeprefix("torch."),
                 "iterations": found.iterations,
                 "residual": found.residual,
@@ -182,9 +196,13 @@ def distance_from_exact(task: str, n: int, hidden: Sequence[int]) -> list[dict[s
 
 def plot(rows: list[dict[str, Any]]) -> Any:
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    figure, axes = panels(2 * len(tasks), len(tasks), 4.4, 3.1)
+    figure, axes = panels(3 * len(tasks), len(tasks), 4.4, 3.1)
     colors = dict(zip(map(str, map(list, HIDDEN)), ("#9cc3e6", "#4a8cc7", "#123f73"), strict=True))
-    titles = {"iterations": f"{ITERATIONS} iterations", "residual": f"relative residual {RESIDUAL}"}
+    titles = {
+        "iterations": f"{ITERATIONS} iterations",
+        "residual": f"relative residual {RESIDUAL}",
+        "residual, K-FAC": f"residual {RESIDUAL}, ours with K-FAC",
+    }
     for axis, (mode, task) in zip(axes, product(titles, tasks), strict=True):
         for hidden, color in colors.items():
             points = [
