@@ -1,9 +1,9 @@
 """What each solver of the damped Fisher system costs against n and p, and where `auto` changes from one to another.
 
-Every solver answers the same system, (F + λ I) w = g, for policies with two hidden layers of equal size on observations
-of HalfCheetah-v5's size. Conjugate gradients are timed for 10 products without and for 4 with a K-FAC preconditioner,
-which have about the same residual, and until the residual is 1e-3. Float32, one thread; medians; solves with an n x n or
-p x p matrix that would take too long are left out. Crossings are measured at the sizes that were timed, and interpolated.
+Every solver answers the same system, (F + λ I) w = g, for policies with two hidden layers of equal size, or none, on
+observations of HalfCheetah-v5's size. Conjugate gradients are timed for 10 products without and for 4 with a K-FAC
+preconditioner, and until the residual is 1e-3. Float32, one thread; medians; solves with an n x n or p x p matrix that
+would take too long are left out. Crossings are measured at the sizes that were timed, and interpolated.
 """
 
 from __future__ import annotations

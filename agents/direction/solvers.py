@@ -18,11 +18,12 @@ Product = Callable[[Tensor], Tensor]
 SOLVERS = ("auto", "cholesky", "gram", "cg")
 """cholesky: the p x p matrix. gram: the n x n matrix of sample products. cg: products with F alone. auto: by size."""
 
-CHOLESKY_PARAMETERS = 350
-"""The most parameters at which auto takes Cholesky; measured by benchmarks/solvers.py on one x86-64 core, where it
-crosses 10 conjugate-gradient iterations."""
-GRAM_SAMPLES = 96
-"""The most samples at which auto takes the Gram matrix where p is larger; measured likewise."""
+CHOLESKY_PARAMETERS = 130
+"""The most parameters at which auto takes Cholesky: where it costs as much as 10 products of conjugate gradients for
+n = 512, by benchmarks/solvers.py on one x86-64 core. For larger n it costs up to three times as much there, and is
+exact."""
+GRAM_SAMPLES = 200
+"""The most samples at which auto takes the Gram matrix where p is larger; measured likewise, nearly the same for all p."""
 MATRIX_BYTES = 2 * 2**30
 """The largest matrix that a solver may make; its factor is as large again."""
 
