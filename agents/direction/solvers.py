@@ -23,7 +23,7 @@ CHOLESKY_PARAMETERS = 130
 n = 512, by benchmarks/solvers.py on one x86-64 core. For larger n it costs up to three times as much there, and is
 exact."""
 GRAM_SAMPLES = 200
-"""The most samples at which auto takes the Gram matrix where p is larger; measured likewise, nearly the same for all p."""
+"""The most samples at which auto takes the Gram matrix where p is larger; measured likewise; hardly depends on p."""
 MATRIX_BYTES = 2 * 2**30
 """The largest matrix that a solver may make; its factor is as large again."""
 
