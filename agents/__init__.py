@@ -11,12 +11,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from agents.base import Agent
 from agents.checkpoint import CheckpointError, read
-from agents.npg import NPG
+from agents.npg import NPG, TRPO
 from agents.ppo import PPO
 
-__all__ = ["NPG", "PPO", "REGISTRY", "Agent", "CheckpointError", "load"]
+__all__ = ["NPG", "PPO", "REGISTRY", "TRPO", "Agent", "CheckpointError", "load"]
 
-REGISTRY: dict[str, type[Agent]] = {agent.name: agent for agent in (NPG, PPO)}
+REGISTRY: dict[str, type[Agent]] = {agent.name: agent for agent in (NPG, TRPO, PPO)}
 """Name -> class of every algorithm; the commands read it."""
 
 

@@ -34,8 +34,6 @@ from envs import make_vec
 from envs.sb3 import LazyInfos, SB3View, as_vector
 from envs.vector import EpisodeStatistics, VectorEnv
 
-POLICY_KWARGS = ("net_arch", "activation_fn", "log_std_init", "normalize_observations")
-
 
 @contextmanager
 def single_thread() -> Iterator[None]:
@@ -56,11 +54,11 @@ class Agent(BaseAlgorithm):
     environment and then calls `train`, which an algorithm defines.
 
     Args:
-        policy: "MlpPolicy", or a subclass of ActorCriticPolicy.
+        policy: a name in policy_aliases, such as "MlpPolicy", or a subclass of ActorCriticPolicy.
         env: a Gymnasium id (config.num_envs of it are made), any environment that `envs.sb3.as_vector` takes, or None
             for an agent that only predicts.
-        policy_kwargs: net_arch, activation_fn, log_std_init, normalize_observations: in place of the hyperparameters of
-            these names.
+        policy_kwargs: the policy's own options, such as net_arch, activation_fn, log_std_init and
+            normalize_observations: in place of the hyperparameters of these names.
         tensorboard_log: folder for TensorBoard, or None.
         verbose: 0 prints nothing, 1 prints each iteration's metrics.
         seed: fixes everything that the agent draws; None takes fresh entropy.
@@ -74,6 +72,8 @@ class Agent(BaseAlgorithm):
 
     name: ClassVar[str]
     Config: ClassVar[type[AgentConfig]] = AgentConfig
+    dashboard: ClassVar[dict[str, dict[str, list[str]]]] = {}
+    """Group -> chart -> the curves that it shows together, for TensorBoard's page of custom scalars."""
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ActorCriticPolicy}
 
     config: AgentConfig
@@ -100,10 +100,11 @@ class Agent(BaseAlgorithm):
         **hyperparameters: Any,
     ) -> None:
         policy_kwargs = dict(policy_kwargs or {})
-        for unknown in policy_kwargs.keys() - set(POLICY_KWARGS):
-            raise ValueError(f"policy_kwargs has no {unknown!r}{near(unknown, list(POLICY_KWARGS))}.")
         if isinstance(policy, str) and policy not in self.policy_aliases:
             raise ValueError(f"There is no policy {policy!r}{near(policy, list(self.policy_aliases))}.")
+        policy_class: Any = self.policy_aliases[policy] if isinstance(policy, str) else policy
+        for unknown in policy_kwargs.keys() - set(policy_class.options):
+            raise ValueError(f"policy_kwargs has no {unknown!r}{near(unknown, list(policy_class.options))}.")
         if seed is not None and seed < 0:
             raise ValueError(f"seed is {seed}; give 0 or more.")
         config = self.Config.of(hyperparameters)
@@ -125,6 +126,7 @@ class Agent(BaseAlgorithm):
         )
         self.config = config
         self.iteration = 0
+        self.stop_reason: str | None = None
         self.last_metrics: dict[str, float] = {}
         self.stream_seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         self.observations: Tensor | None = None
@@ -150,8 +152,8 @@ class Agent(BaseAlgorithm):
 
     def _setup_model(self) -> None:
         self.set_random_seed(self.seed)
-        settings = {name: getattr(self.config, name) for name in POLICY_KWARGS} | dict(self.policy_kwargs)
         policy_class: Any = self.policy_class
+        settings = {name: getattr(self.config, name) for name in policy_class.options} | dict(self.policy_kwargs)
         self.policy = policy_class(self.observation_space, self.action_space, **settings).to(self.device)
         if self.env is not None:
             self._connect(self.env)
@@ -258,12 +260,14 @@ class Agent(BaseAlgorithm):
                 if self.iteration % log_interval == 0:
                     self.logger.dump(self.num_timesteps)
                 yield self.iteration
+                if self.stop_reason is not None:
+                    raise FloatingPointError(self.stop_reason)
         finally:
             listener.on_training_end()
 
     @abstractmethod
     def train(self) -> None:
-        """One update from the full buffer."""
+        """One update from the full buffer. If it sets stop_reason, a sentence, training ends after this iteration."""
 
     @torch.no_grad()
     def _advantages(self, batch: RolloutBuffer, s: Tensor, gae_lambda: float) -> tuple[Tensor, Tensor]:

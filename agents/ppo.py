@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from agents import noise, saving
+from agents import noise
 from agents.base import Agent
 from agents.config import AgentConfig, near
 from agents.direction.adabound import AUTO, AdaBound, handover_gamma
 from agents.direction.critics import explained_variance
 from agents.direction.effective_steps import effective_steps
-from agents.direction.optimizers import OPTIMIZERS, make_optimizer
+from agents.direction.optimizers import OPTIMIZERS, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from agents.policy.actor_critic import POLICIES
 from agents.policy.distributions import Distribution
 from envs.sb3 import SB3View
 
@@ -124,6 +125,7 @@ class PPO(Agent):
     """
 
     name: ClassVar[str] = "ppo"
+    policy_aliases = POLICIES
     Config = PPOConfig
     config: PPOConfig
 
@@ -256,27 +258,7 @@ class PPO(Agent):
 
     def own_tensors(self) -> dict[str, Tensor]:
         """The optimizer's state, under its name: another optimizer that goes on from here begins anew."""
-        state = self.optimizer.state_dict()
-        tensors = {
-            f"{self.config.optimizer}.{index}.{key}": value
-            for index, entries in state["state"].items()
-            for key, value in entries.items()
-            if isinstance(value, Tensor)
-        }
-        measured = {
-            f"{self.config.optimizer}.final_lr.{index}": torch.tensor(group["final_lr"], dtype=torch.float64)
-            for index, group in enumerate(state["param_groups"])
-            if group.get("final_lr", AUTO) != AUTO
-        }
-        return tensors | measured
+        return optimizer_tensors(self.config.optimizer, self.optimizer)
 
     def load_own_tensors(self, tensors: dict[str, Tensor]) -> None:
-        groups = self.optimizer.state_dict()["param_groups"]
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in saving.with_prefix(tensors, f"{self.config.optimizer}.").items():
-            first, _, last = name.partition(".")
-            if first != "final_lr":
-                state.setdefault(int(first), {})[last] = value
-            elif groups[int(last)]["final_lr"] == AUTO:
-                groups[int(last)]["final_lr"] = value.item()
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        load_optimizer_tensors(self.config.optimizer, self.optimizer, tensors)

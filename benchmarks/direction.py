@@ -3,9 +3,12 @@
 Ours: scores.capture and fisher.natural_gradient, with F estimated from the sampled actions. The other: the Hessian of
 the mean KL divergence by differentiating twice, as sb3-contrib's TRPO does, in the same conjugate gradients, with the
 same absolute damping. Both start from observations, actions and advantages and end with the direction: at equal
-conjugate-gradient iterations, and at equal relative residual, each of its own system. The matrices agree only in
-expectation over actions, so the directions differ too: each case records their cosine. Float32, one BLAS thread; the
-sides take turns; medians of the turns' ratios.
+conjugate-gradient iterations, and at equal relative residual, each of its own system; there ours is timed with the
+K-FAC preconditioner too. The matrices agree only in expectation over actions, so the directions differ too: each case
+records their cosine. Float32, one BLAS thread; the sides take turns; medians of the turns' ratios.
+
+Made problems have an orthogonal network and independent standard normal observations, which is kind to conjugate
+gradients. --trained takes policies and rollouts of NPG after some iterations on the task itself, which is not.
 
 Last, for a small case, how far directions are from the exact solution with per-sample scores in float64.
 """
@@ -13,6 +16,7 @@ Last, for a small case, how far directions are from the exact solution with per-
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -25,8 +29,10 @@ from common import context, panels, save, timed, write
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from agents import NPG
 from agents.direction.fisher import Solution, conjugate_gradient, natural_gradient
 from agents.direction.scores import capture, dense_scores
+from agents.npg import standardize
 from agents.policy.actor_critic import Actor
 from agents.policy.distributions import DiagonalGaussian, Head
 
@@ -63,11 +69,35 @@ class Problem:
         return self.actor(self.s).log_prob(self.a)
 
 
+class Trained(Problem):
+    """A policy that NPG has trained for some iterations with its preset, its next rollout and that one's advantages."""
+
+    def __init__(self, task: str, n: int, hidden: Sequence[int], iterations: int = 20) -> None:
+        settings = dataclasses.asdict(NPG.preset(task)) | {
+            "num_envs": 64,
+            "n_steps": n // 64,
+            "net_arch": tuple(hidden),
+        }
+        agent = NPG("MlpPolicy", task, seed=0, device="cpu", **settings)
+        agent.learn(n * iterations)
+        agent.train = lambda: None  # type: ignore[method-assign]
+        next(agent.iterations(n, reset_num_timesteps=False))
+        batch = agent.buffer
+        self.actor, self.a = agent.policy.actor, batch.flat("actions")
+        self.s = agent.policy.normalize(batch.flat("observations"))
+        self.A = standardize(agent._advantages(batch, self.s, agent.config.gae_lambda)[0])
+
+
 @torch.no_grad()
-def factored(problem: Problem, iterations: int, tolerance: float) -> Solution:
+def factored(problem: Problem, iterations: int, tolerance: float, preconditioner: str = "none") -> Solution:
     scores = capture(problem.actor, problem.log_prob)
     return natural_gradient(
-        scores, problem.A, damping=DAMPING, cg_iterations=iterations, cg_tolerance=tolerance
+        scores,
+        problem.A,
+        damping=DAMPING,
+        cg_iterations=iterations,
+        cg_tolerance=tolerance,
+        cg_preconditioner=preconditioner,
     ).solution
 
 
@@ -95,6 +125,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="*", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--samples", nargs="*", type=int, default=SAMPLES)
+    parser.add_argument("--hidden", nargs="*", type=int, default=None, help="of one policy alone")
+    parser.add_argument("--trained", action="store_true", help="problems that training poses")
+    parser.add_argument("--residual", type=float, default=RESIDUAL, help="the relative one to reach")
     parser.add_argument("--turns", type=int, default=15, help="turns of both sides per case, at most")
     parser.add_argument(
         "--case-seconds", type=float, default=15.0, help="no further turn after so long, but 3 at least"
@@ -105,32 +138,42 @@ def main() -> None:
     accuracy = distance_from_exact("Hopper-v5", 1024, (32, 32))
     for row in accuracy:
         print(
-            "{dtype} after {iterations} iterations: relative error of the direction {relative_error:.1e}".format(**row)
+            "{dtype}, {preconditioner}, {iterations} iterations: relative error of the direction "
+            "{relative_error:.1e}".format(**row)
         )
-    for task, hidden, n in product(arguments.tasks, HIDDEN, arguments.samples):
+    name = f"{NAME}_trained" if arguments.trained else NAME
+    policies = HIDDEN if arguments.hidden is None else (tuple(arguments.hidden),)
+    for task, hidden, n in product(arguments.tasks, policies, arguments.samples):
+        problem = Trained(task, n, hidden) if arguments.trained else Problem(task, n, hidden)
         for mode, limits in {
-            "iterations": (ITERATIONS, 0.0),
-            "residual": (MOST_ITERATIONS, RESIDUAL),
+            "iterations": (ITERATIONS, 0.0, "none"),
+            "residual": (MOST_ITERATIONS, arguments.residual, "none"),
+            "residual, K-FAC": (MOST_ITERATIONS, arguments.residual, "kfac"),
         }.items():
             row = {"task": task, "hidden": list(hidden), "n": n, "mode": mode}
-            row |= compare(Problem(task, n, hidden), *limits, arguments.turns, arguments.case_seconds)
+            row |= compare(problem, *limits, arguments.turns, arguments.case_seconds)
             rows.append(row)
             print(
-                f"{task:15} {hidden!s:11} n = {n:6}  equal {mode:10}  ours {1e3 * row['ours_seconds']:8.2f} ms "
+                f"{task:15} {hidden!s:11} n = {n:6}  equal {mode:15}  ours {1e3 * row['ours_seconds']:8.2f} ms "
                 f"({row['ours_iterations']:3} iterations)  double backward {1e3 * row['other_seconds']:8.2f} ms "
                 f"({row['other_iterations']:3})  ratio {row['ratio']:5.2f}  cosine {row['cosine']:.3f}",
                 flush=True,
             )
-            write(NAME, {**context(), "damping": DAMPING, "residual": RESIDUAL, "accuracy": accuracy, "rows": rows})
-    print(plot(rows))
+            write(
+                name,
+                {**context(), "damping": DAMPING, "residual": arguments.residual, "accuracy": accuracy, "rows": rows},
+            )
+    print(plot(rows, name, arguments.residual))
 
 
-def compare(problem: Problem, iterations: int, tolerance: float, turns: int, seconds: float) -> dict[str, Any]:
+def compare(
+    problem: Problem, iterations: int, tolerance: float, preconditioner: str, turns: int, seconds: float
+) -> dict[str, Any]:
     """Median seconds of both sides, and the median of the turns' ratios double backward / ours."""
     scores = capture(problem.actor, problem.log_prob)
     shift = DAMPING * scores.trace().item() / scores.p
     sides: list[Callable[[], Solution]] = [
-        lambda: factored(problem, iterations, tolerance),
+        lambda: factored(problem, iterations, tolerance, preconditioner),
         lambda: double_backward(problem, shift, iterations, tolerance),
     ]
     ours, other = (side() for side in sides)  # warms up too
@@ -160,16 +203,19 @@ def distance_from_exact(task: str, n: int, hidden: Sequence[int]) -> list[dict[s
     fisher.diagonal().add_(DAMPING * scores.trace() / scores.p)
     solution = torch.linalg.solve(fisher, scores.rmatvec(exact.A) / n)
     rows = []
-    for dtype, (iterations, tolerance) in product(
-        (torch.float32, torch.float64), ((ITERATIONS, 0.0), (MOST_ITERATIONS, RESIDUAL), (2000, 1e-6))
+    for dtype, (iterations, tolerance), preconditioner in product(
+        (torch.float32, torch.float64),
+        ((ITERATIONS, 0.0), (MOST_ITERATIONS, RESIDUAL), (2000, 1e-6)),
+        ("none", "kfac"),
     ):
-        found = factored(Problem(task, n, hidden, dtype), iterations, tolerance)
+        found = factored(Problem(task, n, hidden, dtype), iterations, tolerance, preconditioner)
         error = (found.direction.double() - solution).norm() / solution.norm()
         rows.append(
             {
                 "task": task,
                 "n": n,
                 "hidden": list(hidden),
+                "preconditioner": preconditioner,
                 "dtype": str(dtype).removeprefix("torch."),
                 "iterations": found.iterations,
                 "residual": found.residual,
@@ -180,11 +226,15 @@ def distance_from_exact(task: str, n: int, hidden: Sequence[int]) -> list[dict[s
     return rows
 
 
-def plot(rows: list[dict[str, Any]]) -> Any:
+def plot(rows: list[dict[str, Any]], name: str, residual: float) -> Any:
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    figure, axes = panels(2 * len(tasks), len(tasks), 4.4, 3.1)
+    figure, axes = panels(3 * len(tasks), len(tasks), 4.4, 3.1)
     colors = dict(zip(map(str, map(list, HIDDEN)), ("#9cc3e6", "#4a8cc7", "#123f73"), strict=True))
-    titles = {"iterations": f"{ITERATIONS} iterations", "residual": f"relative residual {RESIDUAL}"}
+    titles = {
+        "iterations": f"{ITERATIONS} iterations",
+        "residual": f"relative residual {residual}",
+        "residual, K-FAC": f"residual {residual}, ours with K-FAC",
+    }
     for axis, (mode, task) in zip(axes, product(titles, tasks), strict=True):
         for hidden, color in colors.items():
             points = [
@@ -203,7 +253,7 @@ def plot(rows: list[dict[str, Any]]) -> Any:
     axes[0].legend(frameon=False, fontsize=9)
     figure.supxlabel("samples n", fontsize=10)
     figure.supylabel("seconds of double backward / ours", fontsize=10)
-    return save(figure, NAME)
+    return save(figure, name)
 
 
 if __name__ == "__main__":

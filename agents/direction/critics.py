@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from agents.direction.fisher import Status, conjugate_gradient, damped_fisher
+from agents.direction.fisher import damped, preconditioner, relative_damping
 from agents.direction.scores import assign_parameters, capture, parameter_vector
+from agents.direction.solvers import Status, cholesky, conjugate_gradient
 
+CRITICS = ("gauss_newton", "ridge", "adam", "adabound")
+"""How a critic is fitted: `gauss_newton`; `ridge`, for networks linear in fixed features; `descend`, by optimizer."""
 HALVINGS = 4
 """How often a Gauss-Newton step that raises the loss is halved before it is given up."""
 
@@ -114,12 +119,12 @@ class FitStatistics:
     explained_variance_before: float
     explained_variance_after: float
     iterations: int
-    """Conjugate-gradient iterations, all steps together."""
-    residual: float
+    """Conjugate-gradient iterations, all steps together; or an optimizer's steps."""
+    residual: float = 0.0
     """The last solve's relative residual."""
-    status: Status
+    status: Status = "converged"
     """The last solve's status."""
-    step: float
+    step: float = 1.0
     """The share of the last step that was taken: 1, or less where the loss would have risen; 0 if given up."""
 
 
@@ -134,6 +139,7 @@ def gauss_newton(
     cg_tolerance: float = 1e-3,
     damping: float = 0.03,
     rows: Tensor | None = None,
+    cg_preconditioner: str = "none",
 ) -> FitStatistics:
     """Fit the critic by damped Gauss-Newton steps on |y - z|² / n, with z the normalized targets.
 
@@ -148,6 +154,7 @@ def gauss_newton(
         cg_tolerance: relative residual to stop at.
         damping: λ / (tr(Jᵀ J / n) / p), the damping relative to the mean eigenvalue.
         rows: the samples that Jᵀ J / n is estimated from, int64 [k]; None takes all. The gradient always takes all.
+        cg_preconditioner: none, diagonal, kfac or ekfac.
 
     Raises:
         ValueError: steps is below 1.
@@ -164,17 +171,84 @@ def gauss_newton(
         jacobian = capture(critic.network, lambda: critic.normalized(observations))
         error = z - jacobian.values
         explained.append(explained_variance(z, jacobian.values))
+        curvature = jacobian if rows is None else jacobian.of(rows)
+        shift = relative_damping(curvature, damping)
         solution = conjugate_gradient(
-            damped_fisher(jacobian if rows is None else jacobian.of(rows), damping),
+            damped(curvature, shift),
             jacobian.gradient(error),
             max_iterations=cg_iterations,
             tolerance=cg_tolerance,
+            preconditioner=preconditioner(cg_preconditioner, curvature, shift),
         )
         iterations += solution.iterations
         step, outputs = _descend(critic, observations, z, error.square().mean(), solution.direction)
     explained.append(explained_variance(z, outputs))
     before, after = explained[0].item(), explained[-1].item()
     return FitStatistics(before, after, iterations, solution.residual, solution.status, step)
+
+
+@torch.no_grad()
+def ridge(critic: Critic, observations: Tensor, targets: Tensor, *, damping: float) -> FitStatistics:
+    """The output layer [W, b] that minimizes |Φ W + b - z|² / n + λ |W|², with z the normalized targets.
+
+    Args:
+        critic: its network is a chain of layers without parameters, which give the features Φ [n, m], and a Linear.
+        observations: [n, O].
+        targets: value targets in reward units, [n].
+        damping: λ / (tr(Φᵀ Φ / n) / m).
+
+    Raises:
+        ValueError: the network has other parameters than its output layer's.
+
+    Source: Hastie, Tibshirani & Friedman 2009, The Elements of Statistical Learning, section 3.4.1.
+    """
+    output = _output_layer(critic.network)
+    if sum(x.numel() for x in critic.network.parameters()) != output.weight.numel() + 1:
+        raise ValueError("the critic has hidden layers; ridge takes value_network='linear', 'quadratic' or 'rbf'.")
+    z = critic.scale.normalize(targets)
+    features: Tensor = observations
+    for layer in list(critic.network.children())[:-1]:
+        features = layer(features)
+    before = explained_variance(z, output(features)[:, 0])
+    # Centered, the bias is free of the penalty; float64, because the sums run over all samples.
+    center, mean = features.mean(0, dtype=torch.float64), z.mean(dtype=torch.float64)
+    centered = features.double() - center
+    matrix = centered.T @ centered / len(z)
+    matrix.diagonal().add_(damping * matrix.trace() / len(matrix))
+    solution = cholesky(matrix, centered.T @ (z.double() - mean) / len(z))
+    usable = solution.status in ("converged", "zero_rhs")
+    if usable:
+        output.weight.copy_(solution.direction[None])
+        output.bias.copy_(mean - center @ solution.direction)
+    after = explained_variance(z, output(features)[:, 0])
+    return FitStatistics(before.item(), after.item(), 1, solution.residual, solution.status, float(usable))
+
+
+def descend(
+    critic: Critic, observations: Tensor, targets: Tensor, optimizer: Optimizer, minibatches: Iterable[Tensor]
+) -> FitStatistics:
+    """Steps of an optimizer on |y - z|² over minibatches, with z the normalized targets.
+
+    Args:
+        observations: [n, O].
+        targets: value targets in reward units, [n].
+        optimizer: over the network's parameters.
+        minibatches: the samples of each step, int64 [k].
+    """
+    z = critic.scale.normalize(targets)
+    with torch.no_grad():
+        before = explained_variance(z, critic.normalized(observations))
+    steps = 0
+    for rows in minibatches:
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            loss = (critic.normalized(observations[rows]) - z[rows]).square().mean()
+        loss.backward()
+        optimizer.step()
+        steps += 1
+    with torch.no_grad():
+        after = explained_variance(z, critic.normalized(observations))
+    return FitStatistics(before.item(), after.item(), steps)
 
 
 def explained_variance(targets: Tensor, values: Tensor) -> Tensor:

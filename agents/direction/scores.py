@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.utils import parameters_to_vector
 
+BLOCK = 2**22
+"""Numbers of Ψ that are written out at a time where F is."""
+
 
 class UnfactoredModuleError(ValueError):
     """A module's scores are no outer products of its layers' inputs and output gradients."""
@@ -46,8 +49,11 @@ class Constant(nn.Module):
 class Scores(ABC):
     """Products with Ψ [n, p]. Vectors of length p are in the order of torch.nn.utils.parameters_to_vector.
 
+    A sample may have K outputs: Ψ then has K n rows, all of the first output before those of the second, and F is still
+    Ψᵀ Ψ / n: the mean over samples of the sum over outputs.
+
     Attributes:
-        values: the outputs that were differentiated, [n], detached.
+        values: the outputs that were differentiated, [n] or [K, n], detached.
         p: the number of parameters.
     """
 
@@ -57,7 +63,7 @@ class Scores(ABC):
     @property
     def n(self) -> int:
         """The number of samples."""
-        return len(self.values)
+        return self.values.shape[-1]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -69,18 +75,18 @@ class Scores(ABC):
 
     @abstractmethod
     def matvec(self, v: Tensor) -> Tensor:
-        """Ψ v: [p] -> [n]."""
+        """Ψ v: [p] -> [K n]."""
 
     @abstractmethod
     def rmatvec(self, u: Tensor) -> Tensor:
-        """Ψᵀ u: [n] -> [p]."""
+        """Ψᵀ u: [K n] -> [p]."""
 
     def fisher_matvec(self, v: Tensor) -> Tensor:
         """F v = Ψᵀ Ψ v / n: [p] -> [p]."""
         return self.rmatvec(self.matvec(v)).div_(self.n)
 
     def gradient(self, weights: Tensor) -> Tensor:
-        """Ψᵀ weights / n: [n] -> [p]; the gradient of the mean of weights times outputs."""
+        """Ψᵀ weights / n: [K n] -> [p]; the gradient of the mean of weights times outputs."""
         return self.rmatvec(weights).div_(self.n)
 
     @abstractmethod
@@ -93,7 +99,23 @@ class Scores(ABC):
 
     @abstractmethod
     def gram(self) -> Tensor:
-        """Ψ Ψᵀ, [n, n]."""
+        """Ψ Ψᵀ, [K n, K n]."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """Ψ itself, [K n, p]."""
+
+    def fisher(self) -> Tensor:
+        """F, [p, p], from a few rows of Ψ at a time."""
+        total = self.values.new_zeros((self.p, self.p))
+        for rows in torch.arange(self.n, device=self.device).split(max(1, BLOCK // self.p)):
+            block = self.of(rows).dense()
+            total.addmm_(block.T, block)
+        return total.div_(self.n)
+
+    @abstractmethod
+    def weighted(self, weights: Tensor) -> Self:
+        """The scores whose row i is weights[i] times row i of Ψ, for one output per sample; weights are [n]."""
 
     @abstractmethod
     def of(self, rows: Tensor) -> Self:
@@ -104,9 +126,9 @@ class FactoredScores(Scores):
     """Ψ as the layers' inputs and output gradients; see `capture`.
 
     Args:
-        values: [n].
+        values: [n] or [K, n].
         inputs: each layer's H, [n, in].
-        deltas: each layer's Δ, [n, out].
+        deltas: each layer's Δ, [n, out] or [K, n, out].
         index: the flat positions of each layer's [W, b], int64 [out, in + 1], or [out, in] where it has no bias.
     """
 
@@ -116,6 +138,7 @@ class FactoredScores(Scores):
         self.values = values
         self._raw_inputs = list(inputs)
         self._raw_deltas = list(deltas)
+        self._outputs = 1 if values.ndim == 1 else len(values)
         self._shapes = [tuple(positions.shape) for positions in index]
         self._rows = [rows for rows, _ in self._shapes]
         self._order = torch.cat([positions.flatten() for positions in index]).to(self.device)
@@ -123,16 +146,23 @@ class FactoredScores(Scores):
         self.p = len(self._order)
         self._packed = self.values.new_empty(self.p)
 
-    # For repeated products the layers are laid out anew, once: all Δᵀ as rows of one matrix, samples contiguous, so
-    # that one multiplication and one sum serve all layers, and H with a column of ones for the bias.
+    # For repeated products the layers are laid out anew, once: all Δᵀ as rows of one [rows, K, n], samples contiguous,
+    # so that one multiplication and one sum serve all layers, and H with a column of ones for the bias.
 
     @cached_property
     def _delta(self) -> Tensor:
-        return torch.cat([delta.T for delta in self._raw_deltas])
+        if self._outputs == 1:
+            return torch.cat([delta.view(self.n, -1).T for delta in self._raw_deltas])[:, None]
+        return torch.cat([delta.permute(2, 0, 1) for delta in self._raw_deltas])
 
     @cached_property
     def _work(self) -> Tensor:
-        return torch.empty_like(self._delta)
+        return self._delta.new_empty((len(self._delta), self.n))
+
+    @cached_property
+    def _product(self) -> Tensor:
+        """Where work times Δ goes: into work itself, if a sample has one output."""
+        return self._work[:, None] if self._outputs == 1 else torch.empty_like(self._delta)
 
     @cached_property
     def _inputs(self) -> list[Tensor]:
@@ -146,58 +176,93 @@ class FactoredScores(Scores):
         torch.index_select(v, 0, self._order, out=self._packed)
         for weight, h, rows in zip(self._matrices(), self._inputs, self._work.split(self._rows), strict=True):
             torch.mm(weight, h.T, out=rows)
-        return self._work.mul_(self._delta).sum(0)
+        return torch.mul(self._delta, self._work[:, None], out=self._product).sum(0).flatten()
 
     def rmatvec(self, u: Tensor) -> Tensor:
         # Per layer (u * Δᵀ) H.
-        torch.mul(self._delta, u, out=self._work)
+        torch.mul(self._delta, u.view(self._outputs, self.n), out=self._product)
+        if self._outputs > 1:
+            torch.sum(self._product, dim=1, out=self._work)
         for total, h, rows in zip(self._matrices(), self._inputs, self._work.split(self._rows), strict=True):
             torch.mm(rows, h, out=total)
         return self._packed[self._flat_order]
 
     def gradient(self, weights: Tensor) -> Tensor:
+        if self._outputs > 1:
+            return super().gradient(weights)
         # One product from the layers as they were captured costs less than laying them out.
         for total, h, delta in zip(self._matrices(), self._raw_inputs, self._raw_deltas, strict=True):
-            weighted = delta * weights[:, None]
+            weighted = delta.view(self.n, -1) * weights[:, None]
             total[:, : h.shape[1]] = weighted.T @ h
             total[:, h.shape[1] :] = weighted.sum(0)[:, None]
         return self._packed[self._flat_order].div_(self.n)
 
     def diagonal(self) -> Tensor:
-        torch.square(self._delta, out=self._work)
+        torch.sum(self._delta.square(), dim=1, out=self._work)
         for total, h, rows in zip(self._matrices(), self._inputs, self._work.split(self._rows), strict=True):
             torch.mm(rows, h.square(), out=total)
         return self._packed[self._flat_order].div_(self.n)
 
     def trace(self) -> Tensor:
         # |gradient|² of one sample and layer is |δ|² |(h, 1)|².
-        norms = [delta.square().sum(0) @ h.square().sum(1) for h, delta in self._layers()]
+        norms = [delta.square().sum((0, 1)) @ h.square().sum(1) for h, delta in self._layers()]
         return torch.stack(norms).sum() / self.n
 
     def gram(self) -> Tensor:
-        total = self.values.new_zeros((self.n, self.n))
+        k, n = self._outputs, self.n
+        total = self.values.new_zeros((k, n, k, n))
         for h, delta in self._layers():
-            total.addcmul_(h @ h.T, delta.T @ delta)
-        return total
+            flat = delta.flatten(1)
+            total.addcmul_((h @ h.T)[:, None], (flat.T @ flat).view(k, n, k, n))
+        return total.view(k * n, k * n)
+
+    def dense(self) -> Tensor:
+        rows = [
+            (delta.permute(1, 2, 0)[..., None] * h[:, None]).reshape(self._outputs * self.n, -1)
+            for h, delta in self._layers()
+        ]
+        return torch.cat(rows, dim=1)[:, self._flat_order]
 
     def kfac(self) -> list[tuple[Tensor, Tensor]]:
         """The layers' Kronecker factors A = Hᵀ H / n [m, m] and G = Δᵀ Δ / n [out, out].
 
         H ends with a column of ones where the layer has a bias. Source: Martens & Grosse 2015, section 3.
         """
-        return [(h.T @ h / self.n, delta @ delta.T / self.n) for h, delta in self._layers()]
+        return [(h.T @ h / self.n, delta.flatten(1) @ delta.flatten(1).T / self.n) for h, delta in self._layers()]
+
+    def second_moments(self, place: int, of_outputs: Tensor, of_inputs: Tensor) -> Tensor:
+        """The mean squares of a layer's gradients along uᵢ vⱼᵀ, [out, m], for the columns u and v of two bases."""
+        h, delta = self._inputs[place], self._delta.split(self._rows)[place]
+        along = (of_outputs.T @ delta.flatten(1)).view(delta.shape).square().sum(1)
+        return along @ (h @ of_inputs).square() / self.n
 
     def of(self, rows: Tensor) -> Self:
         index = self._order.split([out * columns for out, columns in self._shapes])
         return type(self)(
-            self.values[rows],
+            self.values[..., rows],
             [h[rows] for h in self._raw_inputs],
-            [delta[rows] for delta in self._raw_deltas],
+            [delta[..., rows, :] for delta in self._raw_deltas],
             [positions.view(shape) for positions, shape in zip(index, self._shapes, strict=True)],
         )
 
+    def weighted(self, weights: Tensor) -> Self:
+        index = self._order.split([out * columns for out, columns in self._shapes])
+        return type(self)(
+            self.values * weights,
+            self._raw_inputs,
+            [delta * weights[:, None] for delta in self._raw_deltas],
+            [positions.view(shape) for positions, shape in zip(index, self._shapes, strict=True)],
+        )
+
+    def by_layer(self, v: Tensor, function: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """v [p] with each layer's [W, b], [out, m], replaced by function(layer's place, [W, b])."""
+        torch.index_select(v, 0, self._order, out=self._packed)
+        for place, matrix in enumerate(self._matrices()):
+            matrix.copy_(function(place, matrix))
+        return self._packed[self._flat_order]
+
     def _layers(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each layer's H [n, m] and Δᵀ [out, n]."""
+        """Each layer's H [n, m] and Δᵀ [out, K, n]."""
         return zip(self._inputs, self._delta.split(self._rows), strict=True)
 
     def _matrices(self) -> list[Tensor]:
@@ -234,8 +299,14 @@ class DenseScores(Scores):
     def gram(self) -> Tensor:
         return self.matrix @ self.matrix.T
 
+    def dense(self) -> Tensor:
+        return self.matrix
+
     def of(self, rows: Tensor) -> Self:
         return type(self)(self.values[rows], self.matrix[rows])
+
+    def weighted(self, weights: Tensor) -> Self:
+        return type(self)(self.values * weights, self.matrix * weights[:, None])
 
 
 def capture(module: nn.Module, forward: Callable[[], Tensor]) -> FactoredScores:
@@ -244,12 +315,12 @@ def capture(module: nn.Module, forward: Callable[[], Tensor]) -> FactoredScores:
     Args:
         module: whose parameters count. Modules without parameters of their own (activations, containers) are free.
         forward: calls the module on n samples, each layer once, and returns one output per sample, [n], which depends
-            on that sample alone: log π(a|s) or V(s).
+            on that sample alone: log π(a|s) or V(s); or K of them, [K, n], each of which takes a backward pass.
 
     Raises:
         UnfactoredModuleError: a module with parameters is neither Linear nor Constant, or layers share a parameter.
-        ValueError: the output is not [n], a layer is not called exactly once on [n, in], the output does not depend on
-            it, or a later operation overwrites what it read or returned.
+        ValueError: the output is not [n] or [K, n], a layer is not called exactly once on [n, in], the output does not
+            depend on it, or a later operation overwrites what it read or returned.
     """
     layers = _layers(module)
     calls: dict[nn.Module, _Call] = {}
@@ -266,21 +337,35 @@ def capture(module: nn.Module, forward: Callable[[], Tensor]) -> FactoredScores:
     finally:
         for hook in hooks:
             hook.remove()
-    if values.ndim != 1 or len(values) == 0:
+    if values.ndim not in (1, 2) or values.numel() == 0:
         raise ValueError(
-            f"the output has shape {tuple(values.shape)}; return one number per sample, [n], n at least 1."
+            f"the output has shape {tuple(values.shape)}; return one number per sample, [n], n at least 1, or K of "
+            "them, [K, n]."
         )
     for layer in layers:
         if layer not in calls:
             raise ValueError(f"{layer} takes no part in the output; pass only the module whose parameters do.")
-        calls[layer].check(len(values))
+        calls[layer].check(values.shape[-1])
     used = [calls[layer] for layer in layers]
-    deltas = torch.autograd.grad(values, [c.output for c in used], torch.ones_like(values), allow_unused=True)
-    for layer, delta in zip(layers, deltas, strict=True):
-        if delta is None:
+    with torch.enable_grad():
+        outputs = [values] if values.ndim == 1 else list(values)
+    passes = [_deltas(output, used) for output in outputs]
+    deltas: list[Tensor] = []
+    for layer, call, parts in zip(layers, used, zip(*passes, strict=True), strict=True):
+        if all(part is None for part in parts):
             raise ValueError(f"{layer} takes no part in the output; pass only the module whose parameters do.")
-    inputs = [call.input for call in used]
-    return FactoredScores(values.detach(), inputs, deltas, _flat_index(module, layers))
+        given = [torch.zeros_like(call.output) if part is None else part for part in parts]
+        deltas.append(given[0] if values.ndim == 1 else torch.stack(given))
+    return FactoredScores(values.detach(), [call.input for call in used], deltas, _flat_index(module, layers))
+
+
+def is_factored(module: nn.Module) -> bool:
+    """Whether the module's layers are ones that `capture` takes."""
+    try:
+        _flat_index(module, _layers(module))
+    except UnfactoredModuleError:
+        return False
+    return True
 
 
 def dense_scores(module: nn.Module, output: Callable[..., Tensor], *batch: Tensor) -> DenseScores:
@@ -342,6 +427,12 @@ class _Call:
 
     def _current_versions(self) -> tuple[int, int]:
         return self.input._version, self.output._version
+
+
+def _deltas(output: Tensor, calls: Sequence[_Call]) -> tuple[Tensor | None, ...]:
+    """The derivatives of one output [n] with respect to what the layers returned, [n, out] each."""
+    returned = [call.output for call in calls]
+    return torch.autograd.grad(output, returned, torch.ones_like(output), retain_graph=True, allow_unused=True)
 
 
 class _Bound(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from agents.direction.critics import Critic
 from agents.direction.scores import Constant
 from agents.policy.distributions import Distribution, Head
-from agents.policy.networks import activation_key, flatten, mlp, unrolled
+from agents.policy.networks import activation_key, flatten, network, unrolled
 from agents.policy.normalizer import ObservationNormalizer
 
 
@@ -27,15 +27,24 @@ class Actor(nn.Module):
         net_arch: hidden layer sizes.
         activation: key of `ACTIVATIONS`.
         log_std_init: initial log standard deviation of Gaussian actions.
+        kind: of its network, one of `NETWORKS`.
+        rbf: number and bandwidth of random Fourier features.
     """
 
     def __init__(
-        self, observation_size: int, head: Head, net_arch: Sequence[int], activation: str, log_std_init: float
+        self,
+        observation_size: int,
+        head: Head,
+        net_arch: Sequence[int],
+        activation: str,
+        log_std_init: float,
+        kind: str = "mlp",
+        rbf: tuple[int, float | None] = (250, None),
     ) -> None:
         super().__init__()
         self.head = head
         # A small last layer makes the first policy nearly the same in every state.
-        self.net = mlp(observation_size, net_arch, head.outputs, activation, output_gain=0.01)
+        self.net = network(kind, observation_size, net_arch, head.outputs, activation, output_gain=0.01, rbf=rbf)
         self.log_std = Constant(head.outputs, log_std_init) if head.kind == "gaussian" else None
 
     def forward(self, normalized: Tensor) -> Distribution:
@@ -53,7 +62,18 @@ class ActorCriticPolicy(BasePolicy):
         activation_fn: key or class of `ACTIVATIONS`.
         log_std_init: initial log standard deviation of Gaussian actions.
         normalize_observations: whether the normaliser learns; otherwise it stays the identity.
+        value_network: of the critic, one of `NETWORKS`.
+        rbf_features: random Fourier features, where a network has them.
+        rbf_bandwidth: theirs; None takes √(2 O), the root mean square distance of normalised observations [n, O].
     """
+
+    options: ClassVar[tuple[str, ...]] = (
+        "net_arch", "activation_fn", "log_std_init", "normalize_observations", "value_network", "rbf_features",
+        "rbf_bandwidth",
+    )  # fmt: skip
+    """Its keyword arguments, which agents take as hyperparameters and in policy_kwargs."""
+    actor_kind: ClassVar[str] = "mlp"
+    """Of the actor's network, one of `NETWORKS`."""
 
     def __init__(
         self,
@@ -64,15 +84,20 @@ class ActorCriticPolicy(BasePolicy):
         activation_fn: str | type[nn.Module] = "tanh",
         log_std_init: float = 0.0,
         normalize_observations: bool = True,
+        value_network: str = "mlp",
+        rbf_features: int = 250,
+        rbf_bandwidth: float | None = None,
     ) -> None:
         super().__init__(observation_space, action_space)
         size = int(np.prod(observation_space.shape or ()))
         activation = activation_key(activation_fn)
         self.normalize_observations = normalize_observations
         self.normalizer = ObservationNormalizer(size)
-        self.actor = Actor(size, Head.of(action_space), net_arch, activation, log_std_init)
+        rbf = rbf_features, rbf_bandwidth
+        head = Head.of(action_space)
+        self.actor = Actor(size, head, net_arch, activation, log_std_init, self.actor_kind, rbf)
         # Values begin at zero, whatever the units of reward.
-        self.critic = Critic(mlp(size, net_arch, 1, activation, output_gain=0.0))
+        self.critic = Critic(network(value_network, size, net_arch, 1, activation, output_gain=0.0, rbf=rbf))
         if isinstance(action_space, spaces.Box):
             self.register_buffer("_low", torch.as_tensor(action_space.low), persistent=False)
             self.register_buffer("_high", torch.as_tensor(action_space.high), persistent=False)
@@ -130,3 +155,31 @@ class ActorCriticPolicy(BasePolicy):
         raise NotImplementedError(
             "Load the agent, e.g. NPG.load(path), and use its .policy; nothing is unpickled here."
         )
+
+
+class LinearPolicy(ActorCriticPolicy):
+    """Actions linear in the normalised observations, with a bias; net_arch and activation_fn are the critic's.
+
+    Source: Rajeswaran et al. 2017, "Towards generalization and simplicity in continuous control", section 2,
+    https://arxiv.org/abs/1703.02660. Differs from the paper: observations are normalised.
+    """
+
+    actor_kind = "linear"
+
+
+class RBFPolicy(ActorCriticPolicy):
+    """Actions linear in random Fourier features of the normalised observations; net_arch is the critic's.
+
+    Source: Rajeswaran et al. 2017, section 2. Differs from the paper: observations are normalised, and the distance
+    that the bandwidth stands for is known from that, not measured.
+    """
+
+    actor_kind = "rbf"
+
+
+POLICIES: dict[str, type[BasePolicy]] = {
+    "MlpPolicy": ActorCriticPolicy,
+    "LinearPolicy": LinearPolicy,
+    "RBFPolicy": RBFPolicy,
+}
+"""Name -> class, for algorithms that train an actor and a critic."""

@@ -32,6 +32,10 @@ class Distribution(Protocol):
         """KL(self || other) in nats: [n]."""
         ...
 
+    def fisher_roots(self) -> Tensor:
+        """[K, n]: the outer products of these numbers' derivatives, summed over K, are E_a[∇ log π ∇ log πᵀ]."""
+        ...
+
     def mode(self) -> Tensor:
         """The most probable actions [n, *A]."""
         ...
@@ -64,6 +68,11 @@ class DiagonalGaussian:
         ratio = torch.exp(2 * (self.log_std - other.log_std))
         distance = ((self.mean - other.mean) * torch.exp(-other.log_std)).square()
         return (other.log_std - self.log_std + 0.5 * (ratio + distance - 1)).sum(-1)
+
+    def fisher_roots(self) -> Tensor:
+        # The matrix is diagonal: 1 / σ² for a mean, 2 for a log standard deviation.
+        log_std = self.log_std.expand_as(self.mean)
+        return torch.cat((self.mean * torch.exp(-log_std.detach()), 2**0.5 * log_std), dim=1).T
 
     def mode(self) -> Tensor:
         return self.mean
@@ -98,6 +107,11 @@ class Categoricals:
         difference = torch.where(possible, self.log_probs, 0.0) - torch.where(possible, other.log_probs, 0.0)
         return (self.log_probs.exp() * difference).sum((-2, -1))
 
+    def fisher_roots(self) -> Tensor:
+        # The mean over choices: each one's log π weighted by √π.
+        possible = torch.where(torch.isfinite(self.log_probs), self.log_probs, 0.0)
+        return (self.log_probs.exp().sqrt().detach() * possible).flatten(1).T
+
     def mode(self) -> Tensor:
         return self.log_probs.argmax(-1).reshape(-1, *self.shape)
 
@@ -131,6 +145,10 @@ class Bernoullis:
         p = torch.sigmoid(self.logits)
         cross = functional.binary_cross_entropy_with_logits(other.logits, p, reduction="none")
         return cross.sum(-1) - self.entropy()
+
+    def fisher_roots(self) -> Tensor:
+        p = torch.sigmoid(self.logits.detach())
+        return (self.logits * (p * (1 - p)).sqrt()).T
 
     def mode(self) -> Tensor:
         return (self.logits > 0).long()

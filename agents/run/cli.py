@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import sys
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar, Union
@@ -93,7 +92,7 @@ def _subcommands(arguments: Sequence[str]) -> Any:
         config = algorithm.Config() if env_id is None else algorithm.preset(env_id)
         unchecked = _without_checks(algorithm.Config)
         default = Start(RunOptions(env=tyro.MISSING), unchecked(**dataclasses.asdict(config)))
-        summary = (sys.modules[algorithm.__module__].__doc__ or name).splitlines()[0]
+        summary = (algorithm.__doc__ or name).splitlines()[0]
         command = subcommand(name, default=default, description=summary)
         starts.append(Annotated[Start[unchecked], command])  # type: ignore[valid-type]
     return Union[(*starts, Annotated[Resume, subcommand("resume")])]

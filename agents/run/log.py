@@ -37,11 +37,20 @@ class _AppendingTensorBoard(TensorBoardOutputFormat):
         self._is_closed = False
 
 
-def run_logger(folder: RunFolder, steps: int) -> Logger:
-    """A logger into progress.csv and TensorBoard events for a run that has made steps environment steps."""
+def run_logger(folder: RunFolder, steps: int, dashboard: dict[str, dict[str, list[str]]] | None = None) -> Logger:
+    """A logger into progress.csv and TensorBoard events for a run that has made steps environment steps.
+
+    Args:
+        dashboard: group -> chart -> curves, for TensorBoard's page of custom scalars.
+    """
     purge_step = steps + 1 if steps else None
-    outputs = [_AppendingCSV(str(folder.progress)), _AppendingTensorBoard(str(folder.path), purge_step)]
-    return Logger(str(folder.path), outputs)
+    tensorboard = _AppendingTensorBoard(str(folder.path), purge_step)
+    if dashboard:
+        layout = {
+            group: {chart: ["Multiline", tags] for chart, tags in charts.items()} for group, charts in dashboard.items()
+        }
+        tensorboard.writer.add_custom_scalars(layout)
+    return Logger(str(folder.path), [_AppendingCSV(str(folder.progress)), tensorboard])
 
 
 def record_hyperparameters(logger: Logger, algorithm: str, config: dict[str, Any]) -> None:

@@ -21,6 +21,8 @@ class RunOptions:
     # Plain YAML values only: config.yaml keeps them, and resume reads them back.
     env: Annotated[str, arg(metavar="ID")]
     """Environment to train in, e.g. Hopper-v5."""
+    policy: str = "MlpPolicy"
+    """The policy, of those that the algorithm knows."""
     steps: int = 1_000_000
     """Environment steps to train for."""
     seed: int = 0

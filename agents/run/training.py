@@ -51,7 +51,7 @@ def start(algorithm: str, run: RunOptions, config: AgentConfig, origins: dict[st
     torch.set_num_threads(run.threads)
     with _usage_errors():
         env = _make_env(run, config.num_envs, autoreset="same_step")
-        agent = REGISTRY[algorithm]("MlpPolicy", env, seed=run.seed, device=run.device, **values)
+        agent = REGISTRY[algorithm](run.policy, env, seed=run.seed, device=run.device, **values)
     settings = RunConfig(algorithm, run, values, origins)
     folder = RunFolder.create(settings, command)
     with folder.lock():
@@ -110,7 +110,7 @@ class _Training:
     def run(self) -> int:
         agent, run = self.agent, self.options
         self._print_start()
-        agent.set_logger(run_logger(self.folder, agent.num_timesteps))
+        agent.set_logger(run_logger(self.folder, agent.num_timesteps, agent.dashboard))
         if agent.num_timesteps == 0:
             record_hyperparameters(agent.logger, self.settings.algorithm, self.settings.config)
         final = None
@@ -209,6 +209,8 @@ class _Training:
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, FloatingPointError) and self.agent.stop_reason is not None:
+                self.agent.save(self.folder.last)
             if self.folder.last.is_file():
                 error.add_note(f"The last saved state of this run is in {self.folder.last}.")
             raise

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from agents import NPG
+from agents import NPG, TRPO
+from agents.direction.fisher import ESTIMATES
 from agents.direction.scores import dense_scores, parameter_vector
-from agents.npg import KL_TOLERANCE, NPGConfig, standardize
+from agents.direction.trust_region import KL_TOLERANCE
+from agents.npg import NPGConfig, standardize
+from agents.policy.actor_critic import ActorCriticPolicy
 from envs import make_vec
 from envs.probes import ContinuousAction
 
@@ -184,3 +188,122 @@ def test_integers_and_lists_are_taken_where_numbers_and_tuples_are_declared() ->
     assert isinstance(config.gamma, float)
     assert config.net_arch == (32, 32)
     np.testing.assert_equal(NPGConfig.of({"log_std_min": None}).log_std_min, None)
+
+
+CHOICES: list[dict[str, Any]] = [
+    *({"fisher": name} for name in ESTIMATES),
+    {"fisher": "adaptive", "fisher_first_order": True, "fisher_rate": 1e-3},
+    *({"solver": name} for name in ("cholesky", "gram", "cg")),
+    {"solver": "cg", "cg_preconditioner": "ekfac", "cg_warm_start": True},
+    {"line_search": True},
+    *({"critic": name} for name in ("adam", "adabound")),
+    *({"critic": "ridge", "value_network": name} for name in ("linear", "quadratic", "rbf")),
+]
+
+
+@pytest.mark.parametrize("changed", CHOICES, ids=lambda changed: "-".join(map(str, changed.values())))
+def test_every_choice_learns_and_resumes_exactly(changed: dict[str, Any], tmp_path: Path) -> None:
+    settings = {"net_arch": (8,), "gamma": 0.9, "target_kl": 0.05, "rbf_features": 32} | changed
+    agent = make("probes/ContinuousAction-v0", **settings).learn(128 * 40)
+    assert agent.act(torch.zeros(1, 1), deterministic=True).item() == pytest.approx(0.5, abs=0.15)
+    assert agent.rejected_updates == 0
+    half = make(**settings).learn(128 * 2)
+    half.save(tmp_path / "half")
+    resumed = NPG.load(tmp_path / "half.zip", make_vec("InvertedPendulum-v5", 4), device="cpu")
+    for part in (half, resumed):
+        part.learn(128 * 2, reset_num_timesteps=False)
+    assert torch.equal(parameter_vector(half.policy), parameter_vector(resumed.policy))
+
+
+@pytest.mark.parametrize("changed", [c for c in CHOICES if "critic" in c], ids=lambda c: "-".join(map(str, c.values())))
+def test_every_critic_bootstraps_at_truncation(changed: dict[str, Any]) -> None:
+    """A reward of 1 for ever, cut off after 10 steps: V is 1 / (1 - gamma) = 10, and not what 10 steps give."""
+    optimizer = {"critic_learning_rate": 1e-2, "critic_batch_size": 32}
+    agent = make("probes/Endless-v0", gamma=0.9, **(optimizer | changed)).learn(128 * 60)
+    value = agent.policy.critic(agent.policy.normalize(torch.zeros(1, 1))).item()
+    assert value == pytest.approx(10, abs=0.1)
+
+
+def test_trpo_steps_within_the_trust_region_and_gains() -> None:
+    agent = TRPO("MlpPolicy", "InvertedPendulum-v5", seed=0, device="cpu", n_steps=32, num_envs=4, net_arch=(8,))
+    for _ in agent.iterations(128 * 10):
+        m = agent.last_metrics
+        assert m["train/kl"] <= agent.config.target_kl
+        assert m["train/gain"] > 0 or m["train/kl"] == 0
+    assert agent.last_metrics["train/rejected_steps"] == agent.rejected_steps
+
+
+def test_a_line_search_that_finds_nothing_is_counted_and_leaves_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make(line_search=True)
+    collect(agent)
+    before = parameter_vector(agent.policy.actor)
+    monkeypatch.setattr("agents.npg.line_search", lambda try_step, beta, target: (try_step(beta)[0] * 0, 0.0))
+    agent.train()
+    assert (agent.rejected_steps, agent.rejected_updates) == (1, 0)
+    assert torch.equal(parameter_vector(agent.policy.actor), before)
+
+
+def test_updates_without_a_direction_stop_the_run_after_a_few(tmp_path: Path) -> None:
+    # First order with a rate beyond its bound: every update of the inverse would make it indefinite.
+    settings = {"fisher": "adaptive", "fisher_first_order": True, "fisher_rate": 0.9, "max_rejected_updates": 3}
+    agent = make(**settings)
+    before = parameter_vector(agent.policy.actor)
+    with pytest.raises(FloatingPointError, match=r"3 updates in a row had no usable direction.*fisher_rate"):
+        agent.learn(128 * 10)
+    assert (agent.iteration, agent.rejected_updates) == (3, 3)
+    assert torch.equal(parameter_vector(agent.policy.actor), before)
+    agent.save(tmp_path / "kept")
+    assert NPG.load(tmp_path / "kept.zip").rejected_updates == 3
+
+
+def test_the_health_curves_are_those_of_the_update() -> None:
+    agent = make("Hopper-v5", target_kl=0.01).learn(128)
+    m = agent.last_metrics
+    assert m["train/kl_quadratic"] == pytest.approx(m["train/kl"], rel=0.5)
+    assert m["train/kl_reverse"] == pytest.approx(m["train/kl"], rel=0.5)
+    assert m["train/gain"] == pytest.approx(m["train/predicted_gain"], rel=0.5)
+    assert 0.5 < m["train/effective_samples"] < 1
+    assert 0 < m["train/cosine"] <= 1
+    assert 0 < m["train/compatible_r2"] < 1
+    p = len(parameter_vector(agent.policy.actor))
+    assert 1 < m["train/effective_dimension"] < p
+    stages = ("advantages", "scores", "direction", "step", "critic")
+    assert sum(m[f"time/{stage}_seconds"] for stage in stages) <= m["time/train_seconds"]
+
+
+class NormPolicy(ActorCriticPolicy):
+    """With a layer whose scores do not factor."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.actor.net.insert(0, torch.nn.LayerNorm(4))
+
+
+def test_what_does_not_fit_is_refused_at_construction_with_what_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def npg(policy: Any = "MlpPolicy", **settings: Any) -> NPG:
+        return NPG(policy, make_vec("InvertedPendulum-v5", 2), device="cpu", n_steps=8, net_arch=(8,), **settings)
+
+    with pytest.raises(ValueError, match="has an inverse of its own; give solver='auto'"):
+        npg(fisher="kfac", solver="cg")
+    with pytest.raises(ValueError, match="no fisher 'kafc'; did you mean 'kfac'"):
+        npg(fisher="kafc")
+    with pytest.raises(ValueError, match="critic is 'ridge' with value_network='mlp'"):
+        npg(critic="ridge")
+    with pytest.raises(ValueError, match=r"cg_damping is 0\.0 with solver='gram'"):
+        npg(solver="gram", cg_damping=0.0)
+    for fisher in ("kfac", "ekfac", "analytic"):
+        with pytest.raises(
+            ValueError, match="no outer products; give one of compatible, diagonal, empirical, adaptive"
+        ):
+            npg(NormPolicy, fisher=fisher)
+    with pytest.raises(ValueError, match=r"cg_preconditioner is 'kfac'.*give none or diagonal"):
+        npg(NormPolicy, cg_preconditioner="kfac")
+    for fisher in ("compatible", "diagonal", "empirical", "adaptive"):
+        agent = npg(NormPolicy, fisher=fisher, cg_preconditioner="none").learn(16 * 3)
+        assert agent.rejected_updates == 0
+    monkeypatch.setattr("agents.direction.solvers.MATRIX_BYTES", 4 * 49**2)
+    with pytest.raises(ValueError, match=r"solver is 'cholesky'.*give auto or gram or cg"):
+        npg(solver="cholesky")
+    monkeypatch.setattr("agents.npg.MATRIX_BYTES", 4 * 49**2)
+    with pytest.raises(ValueError, match=r"fisher is 'adaptive'.*give one of compatible, analytic"):
+        npg(fisher="adaptive")

@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 from torch import distributions as reference
 
-from agents.policy.actor_critic import ActorCriticPolicy
+from agents.policy.actor_critic import ActorCriticPolicy, LinearPolicy, RBFPolicy
 from agents.policy.distributions import Bernoullis, Categoricals, DiagonalGaussian, Head
 from agents.policy.networks import mlp
 from agents.policy.normalizer import ObservationNormalizer
@@ -182,3 +182,45 @@ def test_a_policy_alone_is_neither_saved_nor_loaded() -> None:
         policy.save("x.zip")
     with pytest.raises(NotImplementedError, match="nothing is unpickled"):
         ActorCriticPolicy.load("x.zip")
+
+
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([2, 3])], ids=str)
+def test_the_linear_policy_is_affine_in_the_normalised_observations(space: spaces.Space) -> None:
+    policy = LinearPolicy(spaces.Box(-1, 1, (6,)), space, net_arch=(8,))
+    policy.update_normalizer(torch.randn(50, 6) * 7)
+    outputs = policy.actor.head.outputs
+    gaussian = policy.actor.head.kind == "gaussian"
+    assert sum(x.numel() for x in policy.actor.parameters()) == outputs * (6 + 1 + gaussian)
+    first, second = policy.normalize(torch.randn(2, N, 6).flatten(0, 1)).split(N)
+    middle = policy.actor.net((first + second) / 2)
+    torch.testing.assert_close(middle, (policy.actor.net(first) + policy.actor.net(second)) / 2)
+    assert sum(x.numel() for x in policy.critic.parameters()) == (6 + 1) * 8 + 8 + 1
+
+
+def test_the_rbf_policy_is_linear_in_fixed_sines() -> None:
+    box = spaces.Box(-1, 1, (3,))
+    policy = RBFPolicy(box, box, rbf_features=2000, rbf_bandwidth=2.0)
+    features = policy.actor.net[0]
+    s = torch.randn(N, 3)
+    expected = torch.sin(s @ features.projection + features.phase)
+    torch.testing.assert_close(features(s), expected)
+    assert sum(x.numel() for x in policy.actor.parameters()) == 3 * (2000 + 1 + 1)
+    assert features.projection.std().item() == pytest.approx(1 / 2, rel=0.03)
+    assert features.phase.abs().max().item() == pytest.approx(np.pi, abs=0.02)
+    # The mean product of two observations' features approaches half the Gaussian kernel of width ν.
+    kernel = torch.exp(-torch.cdist(s, s).square() / (2 * 2.0**2)) / 2
+    torch.testing.assert_close(expected @ expected.T / 2000, kernel, atol=0.05, rtol=0)
+    assert RBFPolicy(box, box).actor.net[0].projection.std().item() == pytest.approx(6**-0.5, rel=0.1)
+
+
+def test_random_features_are_saved_with_the_policy_and_not_trained() -> None:
+    box = spaces.Box(-1, 1, (3,))
+    policy, loaded = (RBFPolicy(box, box, rbf_features=20) for _ in range(2))
+    observations, noise = torch.randn(4, 3), torch.randn(4, 3)
+    assert not torch.equal(policy.actor.net[0](observations), loaded.actor.net[0](observations))
+    sampler = loaded.sampler()
+    loaded.load_state_dict(policy.state_dict())
+    assert torch.equal(policy.sample(observations, noise), loaded.sample(observations, noise))
+    assert torch.equal(policy.sample(observations, noise), sampler(observations, noise))
+    assert "actor.net.0.phase" in policy.state_dict()
+    assert not any(x.requires_grad for x in policy.actor.net[0].buffers())

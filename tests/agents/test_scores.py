@@ -205,7 +205,8 @@ def test_calls_that_would_give_wrong_scores_are_refused():
     two = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])
     refused(ValueError, "takes no part", two, lambda: two[0](x).squeeze(1))
     refused(ValueError, "takes no part", two, lambda: (two[0](x) + two[1](x).detach()).squeeze(1))
-    refused(ValueError, "one number per sample", layer, lambda: layer(x))
+    refused(ValueError, "for 4 outputs", layer, lambda: layer(x))
+    refused(ValueError, "one number per sample", layer, lambda: layer(x)[None])
     refused(ValueError, "n at least 1", layer, lambda: layer(x[:0]).sum(1))
     refused(ValueError, "for 3 outputs", layer, lambda: layer(x[None].expand(2, 3, 4)).sum((0, 2)))
     assert not layer._forward_hooks

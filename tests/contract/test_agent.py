@@ -24,6 +24,7 @@ from envs.sb3 import SB3View
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "npg": {"n_steps": 16, "num_envs": 8, "net_arch": (16,), "target_kl": 0.05, "gamma": 0.9},
+    "trpo": {"n_steps": 16, "num_envs": 8, "net_arch": (16,), "target_kl": 0.05, "gamma": 0.9},
     "ppo": {
         "n_steps": 16,
         "num_envs": 8,
@@ -60,11 +61,11 @@ def _algorithm(request: pytest.FixtureRequest) -> type[Agent]:
     return REGISTRY[request.param]
 
 
-def make(algorithm: type[Agent], env: Any, seed: int | None = 0, **changed: Any) -> Agent:
+def make(algorithm: type[Agent], env: Any, seed: int | None = 0, policy: str = "MlpPolicy", **changed: Any) -> Agent:
     settings = SETTINGS[algorithm.name] | changed
     if not isinstance(env, str):
         settings.pop("num_envs")
-    return algorithm("MlpPolicy", env, seed=seed, device="cpu", **settings)
+    return algorithm(policy, env, seed=seed, device="cpu", **settings)
 
 
 def parameters(agent: Agent) -> torch.Tensor:
@@ -130,6 +131,22 @@ def test_a_saved_agent_predicts_the_same_without_an_environment(algorithm: type[
         assert loaded.config == agent.config
         with pytest.raises(ValueError, match="set_env"):
             loaded.learn(10)
+
+
+@pytest.mark.parametrize("policy", ["LinearPolicy", "RBFPolicy"])
+def test_other_policies_learn_resume_exactly_and_predict(algorithm: type[Agent], policy: str, tmp_path: Path) -> None:
+    if policy not in algorithm.policy_aliases:
+        pytest.skip(f"{algorithm.name} has no {policy}")
+    agent = make(algorithm, "probes/ObservationAction-v0", policy=policy, rbf_features=4).learn(16 * 8 * 80)
+    found, _ = agent.predict(np.array([[-1.0], [1.0]], dtype=np.float32), deterministic=True)
+    np.testing.assert_allclose(found.squeeze(), [-0.5, 0.5], atol=0.1)
+    half = make(algorithm, "InvertedPendulum-v5", policy=policy).learn(128 * 2)
+    half.save(tmp_path / "half")
+    resumed = algorithm.load(tmp_path / "half.zip", make_vec("InvertedPendulum-v5", 8), device="cpu")
+    for part in (half, resumed):
+        part.learn(128 * 2, reset_num_timesteps=False)
+    assert torch.equal(parameters(half), parameters(resumed))
+    assert type(resumed.policy) is type(half.policy)
 
 
 def test_loading_into_more_environments_begins_new_episodes(algorithm: type[Agent], tmp_path: Path) -> None:

@@ -258,3 +258,34 @@ def test_what_cannot_be_evaluated_is_one_sentence(
     out, err = capsys.readouterr()
     assert re.fullmatch(rf"evaluate\.py: error: .*{sentence}.*\n", err), err
     assert out == ""
+
+
+def test_a_run_without_usable_directions_stops_with_its_state_saved(tmp_path, capsys):
+    run = tmp_path / "run"
+    # The first-order inverse refuses each update at such a rate.
+    options = ["--fisher", "adaptive", "--fisher-first-order", "--fisher-rate", "0.9", "--max-rejected-updates", "2"]
+    asked = [*SMALL, *options, "--policy", "LinearPolicy", "--steps", "5000", "--run-dir", str(run)]
+    asked[asked.index("--checkpoint-every=0")] = "--checkpoint-every=1000"
+    assert cli.train(asked) == 1
+    message = capsys.readouterr().err
+    assert "2 updates in a row had no usable direction" in message
+    assert "last saved state" in message
+    manifest, _ = checkpoint.read(run / "checkpoints" / "last.zip")
+    assert (manifest["num_timesteps"], manifest["policy_class"]) == (2 * 4 * 64, "LinearPolicy")
+
+
+def test_tensorboard_groups_the_curves_that_a_run_writes(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    from agents import NPG
+
+    run = tmp_path / "run"
+    assert cli.train([*SMALL, "--steps", "512", "--line-search", "--run-dir", str(run), "--quiet"]) == 0
+    events = EventAccumulator(str(run))
+    events.Reload()
+    layout = layout_pb2.Layout()
+    layout.ParseFromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    assert [category.title for category in layout.category] == list(NPG.dashboard)
+    charted = {tag for category in layout.category for chart in category.chart for tag in chart.multiline.tag}
+    assert charted <= set(events.Tags()["scalars"])
