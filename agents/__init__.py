@@ -8,11 +8,12 @@ from typing import Any
 from agents.base import Agent
 from agents.checkpoint import CheckpointError, read
 from agents.npg import NPG
+from agents.pes import PES
 from agents.ppo import PPO
 
-__all__ = ["NPG", "PPO", "REGISTRY", "Agent", "CheckpointError", "load"]
+__all__ = ["NPG", "PES", "PPO", "REGISTRY", "Agent", "CheckpointError", "load"]
 
-REGISTRY: dict[str, type[Agent]] = {agent.name: agent for agent in (NPG, PPO)}
+REGISTRY: dict[str, type[Agent]] = {agent.name: agent for agent in (NPG, PES, PPO)}
 """Name -> class of every algorithm; the commands read it."""
 
 

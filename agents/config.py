@@ -16,7 +16,7 @@ import yaml
 
 
 @dataclass(frozen=True, kw_only=True)
-class AgentConfig:
+class CommonConfig:
     """What every agent has. Raises ValueError for values that are not possible."""
 
     num_envs: int = 16
@@ -29,8 +29,6 @@ class AgentConfig:
     """Hidden layer sizes of policy and critic."""
     activation_fn: str = "tanh"
     """Activation of the hidden layers: tanh, relu, elu, gelu or silu."""
-    log_std_init: float = 0.0
-    """Initial log standard deviation of Gaussian actions."""
     normalize_observations: bool = True
     """Whether the policy normalizes observations by their running mean and standard deviation."""
 
@@ -67,6 +65,14 @@ class AgentConfig:
             inspect.Parameter(field.name, kind, default=field.default, annotation=field.type)
             for field in dataclasses.fields(cls)
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig(CommonConfig):
+    """What agents have that sample their actions."""
+
+    log_std_init: float = 0.0
+    """Initial log standard deviation of Gaussian actions."""
 
 
 def _as_type(name: str, value: Any, expected: Any) -> Any:

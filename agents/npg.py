@@ -15,6 +15,7 @@ from agents.config import AgentConfig
 from agents.direction.critics import FitStatistics, gauss_newton
 from agents.direction.fisher import NaturalGradient, natural_gradient, step_size
 from agents.direction.scores import FactoredScores, assign_parameters, capture, parameter_vector
+from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.distributions import Distribution
 
 KL_TOLERANCE = 0.05
@@ -93,6 +94,7 @@ class NPG(Agent):
     name: ClassVar[str] = "npg"
     Config = NPGConfig
     config: NPGConfig
+    policy: ActorCriticPolicy
 
     def _setup_model(self) -> None:
         super()._setup_model()

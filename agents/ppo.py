@@ -17,6 +17,7 @@ from agents.direction.adabound import AUTO, AdaBound, handover_gamma
 from agents.direction.critics import explained_variance
 from agents.direction.effective_steps import effective_steps
 from agents.direction.optimizers import OPTIMIZERS, make_optimizer
+from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.distributions import Distribution
 from envs.sb3 import SB3View
 
@@ -50,7 +51,7 @@ class PPOConfig(AgentConfig):
     max_grad_norm: float = 0.5
     """Longest gradient, over all parameters of policy and critic together."""
     optimizer: str = "adabound"
-    """adabound, adam, adamw, amsbound, rmsprop or sgd."""
+    """adabound, adam, adamw, amsbound, clipup, rmsprop or sgd."""
     learning_rate: float = 3e-4
     """The optimizer's step size, constant throughout."""
     eps: float = 1e-5
@@ -126,11 +127,12 @@ class PPO(Agent):
     name: ClassVar[str] = "ppo"
     Config = PPOConfig
     config: PPOConfig
+    policy: ActorCriticPolicy
 
     def _setup_model(self) -> None:
         super()._setup_model()
         c, actor, critic = self.config, self.policy.actor, self.policy.critic
-        settings: dict[str, Any] = {} if c.optimizer == "sgd" else {"eps": c.eps}
+        settings: dict[str, Any] = {} if c.optimizer in ("sgd", "clipup") else {"eps": c.eps}
         if issubclass(OPTIMIZERS[c.optimizer], AdaBound):
             # Gradients are looked at before they are clipped.
             settings |= {"final_lr": AUTO if c.final_lr is None else c.final_lr, "nonfinite": "ignore"}
@@ -255,28 +257,8 @@ class PPO(Agent):
                     self.logger.record(f"train/effective_step_{name}_{key}", value)
 
     def own_tensors(self) -> dict[str, Tensor]:
-        """The optimizer's state, under its name: another optimizer that goes on from here begins anew."""
-        state = self.optimizer.state_dict()
-        tensors = {
-            f"{self.config.optimizer}.{index}.{key}": value
-            for index, entries in state["state"].items()
-            for key, value in entries.items()
-            if isinstance(value, Tensor)
-        }
-        measured = {
-            f"{self.config.optimizer}.final_lr.{index}": torch.tensor(group["final_lr"], dtype=torch.float64)
-            for index, group in enumerate(state["param_groups"])
-            if group.get("final_lr", AUTO) != AUTO
-        }
-        return tensors | measured
+        """The optimizer's state."""
+        return saving.optimizer_tensors(self.optimizer, self.config.optimizer)
 
     def load_own_tensors(self, tensors: dict[str, Tensor]) -> None:
-        groups = self.optimizer.state_dict()["param_groups"]
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in saving.with_prefix(tensors, f"{self.config.optimizer}.").items():
-            first, _, last = name.partition(".")
-            if first != "final_lr":
-                state.setdefault(int(first), {})[last] = value
-            elif groups[int(last)]["final_lr"] == AUTO:
-                groups[int(last)]["final_lr"] = value.item()
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        saving.load_optimizer(self.optimizer, self.config.optimizer, tensors)

@@ -9,10 +9,13 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
 from agents.checkpoint import CheckpointError
+from agents.direction.adabound import AUTO
 from agents.policy.networks import activation_key
 from agents.spaces import decode, encode
 from envs.vector import SnapshotError, VectorEnv
@@ -90,6 +93,36 @@ def policy_class(algorithm: type[Agent], manifest: dict[str, Any]) -> type[BaseP
         f"This agent was made with the policy class {manifest['policy_class']}; "
         "give it again: load(path, custom_objects={'policy_class': ...})."
     )
+
+
+def optimizer_tensors(optimizer: Optimizer, name: str) -> dict[str, Tensor]:
+    """An optimizer's state, under its name: another optimizer that goes on from here begins anew."""
+    state = optimizer.state_dict()
+    tensors = {
+        f"{name}.{index}.{key}": value
+        for index, entries in state["state"].items()
+        for key, value in entries.items()
+        if isinstance(value, Tensor)
+    }
+    measured = {
+        f"{name}.final_lr.{index}": torch.tensor(group["final_lr"], dtype=torch.float64)
+        for index, group in enumerate(state["param_groups"])
+        if group.get("final_lr", AUTO) != AUTO
+    }
+    return tensors | measured
+
+
+def load_optimizer(optimizer: Optimizer, name: str, tensors: dict[str, Tensor]) -> None:
+    """Take back what `optimizer_tensors` gave; its settings stay those of the optimizer."""
+    groups = optimizer.state_dict()["param_groups"]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in with_prefix(tensors, f"{name}.").items():
+        first, _, last = key.partition(".")
+        if first != "final_lr":
+            state.setdefault(int(first), {})[last] = value
+        elif groups[int(last)]["final_lr"] == AUTO:
+            groups[int(last)]["final_lr"] = value.item()
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

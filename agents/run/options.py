@@ -24,6 +24,8 @@ class RunOptions:
     """Environment steps to train for."""
     seed: int = 0
     """Decides everything random in the run."""
+    policy: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the algorithm's first)")] = None
+    """Kind of policy: MlpPolicy; pes has LinearPolicy first."""
     device: str = "auto"
     """Where networks live: auto, cpu, cuda or cuda:1; auto takes the GPU if there is one."""
     backend: Literal["auto", "mujoco", "gymnasium"] = "auto"
