@@ -342,10 +342,10 @@ class Agent(BaseAlgorithm):
         """Show a step to the callbacks, under the names that SB3 uses; False if one asks to stop."""
         # Without autoreset, the observations of a step are the last ones of episodes that ended in it.
         final = step.info.get("final_obs") if step.ids is None else step.observations
-        rows = None
+        rows: list[int] | None = None
         if step.ids is not None:
-            rows = np.full(self.n_envs, -1)
-            rows[step.ids.cpu().numpy()] = np.arange(len(step.ids))
+            row_of = {i: row for row, i in enumerate(step.ids.tolist())}
+            rows = [row_of.get(i, -1) for i in range(self.n_envs)]
         dones = ended.cpu().numpy()
         timed_out = (step.truncated & ~step.terminated).cpu().numpy()
         listener.update_locals(

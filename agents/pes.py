@@ -41,6 +41,8 @@ from envs.vector import SnapshotError, VectorEnv
 ESTIMATORS = ("pes", "nres", "gpes", "es", "truncated_es")
 OPTIMIZERS = ("sgd", "adam", "clipup", "adabound")
 REWARD_SCALINGS = ("std", "ranks", "none")
+MOST_SURPRISE = 3.0
+"""Most that a window's standard deviation of scores counts, in units of the averaged one."""
 ONLY_TENSORBOARD = ("stdout", "log", "json", "csv")
 
 
@@ -122,8 +124,8 @@ class PESConfig(CommonConfig):
             raise ValueError(
                 f"resample_every is {self.resample_every} for {self.estimator}; gpes needs it, and gpes alone."
             )
-        least = self.resample_every is None or self.resample_every >= 1
-        self.require("resample_every", least, "an integer of at least 1")
+        every = self.resample_every
+        self.require("resample_every", every is None or every >= 1, "an integer of at least 1")
         top = self.top_directions
         self.require("top_directions", top is None or top >= 1, "an integer of at least 1, or None")
         if self.estimator != "es" and (top is not None or self.reward_scaling == "ranks"):
@@ -419,16 +421,21 @@ class PES(Agent):
             counts = top_pairs(scores, c.top_directions)
         twins = counts.repeat_interleave(2)
         scale = self._reward_scale(scores[twins]) if c.reward_scaling == "std" else 1.0
-        return torch.where(twins, scores / scale, 0.0), int(counts.sum())
+        # Only differences matter, and they keep their digits where scores are near 0.
+        return torch.where(twins, (scores - scores[twins].mean()) / scale, 0.0), int(counts.sum())
 
     def _reward_scale(self, scores: Tensor) -> float:
-        """σ_R: the standard deviation of scores, averaged over earlier windows; 1 where all have been equal."""
+        """σ_R: the standard deviation of scores, averaged over earlier windows; 1 where all are equal.
+
+        Where scores were nearly equal for long, the first difference would be a huge one: `MOST_SURPRISE` bounds it.
+        """
         own, before = float(scores.var(correction=0)), self.reward_variance
         memory = self.config.reward_memory * self.updates_per_episode
         kept = math.exp(-1 / memory) if memory > 0 else 0.0
         self.reward_variance = own if before is None else kept * before + (1 - kept) * own
-        variance = before if before and memory > 0 else own
-        return math.sqrt(variance) or 1.0
+        if own == 0.0:
+            return 1.0
+        return math.sqrt(own if before is None or memory == 0 else max(before, own / MOST_SURPRISE**2))
 
     def _ascend(self, g: Tensor) -> None:
         """One step of the optimizer along g [P]."""

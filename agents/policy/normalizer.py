@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class Moments(NamedTuple):
     """Of n numbers per column: what can be merged without loss. float64; source: Chan, Golub and LeVeque 1979."""
 
-    count: Tensor
-    """n, of shape ()."""
+    n: Tensor
+    """How many, of shape ()."""
     mean: Tensor
     """[O]."""
     m2: Tensor
@@ -32,10 +32,10 @@ class Moments(NamedTuple):
 
     def merge(self, other: Moments) -> Moments:
         """Of both."""
-        total = self.count + other.count
-        n, delta = total.clamp(min=1), other.mean - self.mean
-        m2 = other.m2 + delta.square() * (self.count * other.count / n)
-        return Moments(total, self.mean + delta * (other.count / n), self.m2 + m2)
+        total = self.n + other.n
+        parts, delta = total.clamp(min=1), other.mean - self.mean
+        m2 = other.m2 + delta.square() * (self.n * other.n / parts)
+        return Moments(total, self.mean + delta * (other.n / parts), self.m2 + m2)
 
 
 class ObservationNormalizer(nn.Module):

@@ -90,9 +90,12 @@ def collect(
 def _step(env: VectorEnv, t: int, actions: Tensor, observations: Tensor, ids: Tensor | None) -> Step:
     """Step the environments ids, and say what became of all."""
     if ids is None or len(ids) == env.num_envs:
-        return Step(t, actions, *env.step(actions), ids)
+        observation, reward, terminated, truncated, info = env.step(actions)
+        return Step(t, actions, observation, reward, terminated, truncated, info, ids)
     observation, reward, terminated, truncated, info = env.step(actions[ids], ids)
-    whole = (observations.clone(), reward.new_zeros(env.num_envs), *terminated.new_zeros(2, env.num_envs))
-    for target, value in zip(whole, (observation, reward, terminated, truncated), strict=True):
-        target[ids] = value
-    return Step(t, actions, *whole, info, ids)
+
+    def whole(values: Tensor) -> Tensor:
+        return values.new_zeros(env.num_envs).index_copy_(0, ids, values)
+
+    observations = observations.index_copy(0, ids, observation)
+    return Step(t, actions, observations, whole(reward), whole(terminated), whole(truncated), info, ids)
