@@ -221,7 +221,7 @@ class PolicySearch:
         stepped, rewards = self.buffer["stepped"][:, ids], self.buffer["rewards"][:, ids]
         if self.gamma != 1.0:
             age = state["steps"] + torch.arange(window, device=ids.device)[:, None]
-            rewards = rewards * self.gamma**age
+            rewards = rewards * self.gamma ** age.double()
         ended = ((self.buffer["terminated"] | self.buffer["truncated"])[:, ids] & stepped).any(0)
         # A running sum: sum adds up in an order that depends on the number of columns.
         scores = rewards.cumsum(0)[-1]

@@ -327,8 +327,8 @@ def weighted(particles: Particles, utilities: Tensor) -> Tensor:
         particles: what `estimate` returned.
         utilities: what each twin's score counts, in the order of the rows, [2n].
     """
-    plus, minus = utilities.view(-1, 2).to(particles.xi.dtype).T
-    estimates = particles.xi * ((plus - minus) / 2)[:, None]
+    plus, minus = utilities.view(-1, 2).T
+    estimates = particles.xi * ((plus - minus).to(particles.xi.dtype) / 2)[:, None]
     return torch.stack([shard.sum(0) for shard in estimates.split(noise.SHARD)])
 
 
