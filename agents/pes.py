@@ -92,6 +92,9 @@ class PESConfig(CommonConfig):
     windows. 0 takes the window's own, as Mania et al. 2018 do."""
     top_directions: int | None = None
     """b, pairs that count, those with the highest scores (Mania et al. 2018); es only. None counts all."""
+    alive_bonus_offset: float = 0.0
+    """Added to the reward of every step when scores are summed: -1 takes away what survival alone is worth in Hopper-v5
+    and Walker2d-v5 (Mania et al. 2018, section 4.3)."""
     squash_actions: bool = False
     """Whether Box actions go through tanh to their bounds; otherwise they are clipped."""
 
@@ -157,6 +160,7 @@ class PolicySearch:
         buffer: for windows of all environments, with `fields`.
         shared: whether rows share states.
         gamma: discount per environment step.
+        offset: added to the reward of every step.
     """
 
     observations: Tensor
@@ -165,9 +169,17 @@ class PolicySearch:
     """Called after each step; False stops the window, which raises `StopAsked`."""
 
     def __init__(
-        self, vector: VectorEnv, policy: DeterministicPolicy, buffer: RolloutBuffer, *, shared: bool, gamma: float
+        self,
+        vector: VectorEnv,
+        policy: DeterministicPolicy,
+        buffer: RolloutBuffer,
+        *,
+        shared: bool = False,
+        gamma: float = 1.0,
+        offset: float = 0.0,
     ) -> None:
-        self.vector, self.policy, self.buffer, self.shared, self.gamma = vector, policy, buffer, shared, gamma
+        self.vector, self.policy, self.buffer = vector, policy, buffer
+        self.shared, self.gamma, self.offset = shared, gamma, offset
         n, size = vector.num_envs, len(policy.normalizer.mean)
         parameters = sum(parameter.numel() for parameter in policy.actor.parameters())
         self._theta = torch.zeros(n, parameters, device=vector.device)
@@ -219,6 +231,8 @@ class PolicySearch:
         self.observations = observations.clone()
 
         stepped, rewards = self.buffer["stepped"][:, ids], self.buffer["rewards"][:, ids]
+        if self.offset:
+            rewards = rewards + self.offset * stepped
         if self.gamma != 1.0:
             age = state["steps"] + torch.arange(window, device=ids.device)[:, None]
             rewards = rewards * self.gamma ** age.double()
@@ -311,9 +325,9 @@ class PES(Agent):
         if self.scheme.shared:
             _require_snapshots(env.vector)
         super()._connect(env)
-        self.task = PolicySearch(
-            env.vector, self._acting, self.buffer, shared=self.scheme.shared, gamma=self.config.gamma
-        )
+        c = self.config
+        settings: dict[str, Any] = {"shared": self.scheme.shared, "gamma": c.gamma, "offset": c.alive_bonus_offset}
+        self.task = PolicySearch(env.vector, self._acting, self.buffer, **settings)
         self.task.began = lambda ids: self.running_episodes.restart(ids)  # type: ignore[method-assign]
         self.task.branched = self._branched  # type: ignore[method-assign]
 

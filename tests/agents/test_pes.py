@@ -196,10 +196,10 @@ class Recording(PolicySearch):
         return after, scores, ended
 
 
-def search(policy: DeterministicPolicy, num_envs: int, window: int, gamma: float = 1.0) -> Recording:
+def search(policy: DeterministicPolicy, num_envs: int, window: int, **options: float) -> Recording:
     env = make_vec("Hopper-v5", num_envs, autoreset="disabled", num_threads=1)
     buffer = RolloutBuffer(window, num_envs, PolicySearch.fields((11,), normalize=True))
-    task = Recording(env, policy, buffer, shared=False, gamma=gamma)
+    task = Recording(env, policy, buffer, **options)
     task.observations, _ = env.reset(seed=0)
     return task
 
@@ -213,11 +213,11 @@ def hopper_policy() -> LinearPolicy:
 BOX_11 = spaces.Box(-np.inf, np.inf, (11,))
 
 
-@pytest.mark.parametrize("gamma", [1.0, 0.9])
-def test_windows_are_those_of_one_environment_after_the_other(gamma: float) -> None:
+@pytest.mark.parametrize(("gamma", "offset"), [(1.0, 0.0), (0.9, 0.0), (0.9, -1.0)])
+def test_windows_are_those_of_one_environment_after_the_other(gamma: float, offset: float) -> None:
     """Episodes that go on from window to window, twins with one seed, dead ones that score 0, statistics that stay."""
     policy, scheme = hopper_policy(), Scheme.of("pes", particles=8, window=16, horizon=64)
-    task, theta = search(policy, 8, 16, gamma), torch.zeros(33)
+    task, theta = search(policy, 8, 16, gamma=gamma, offset=offset), torch.zeros(33)
     particles = start(scheme, theta, seed=3)
     for window in range(8):
         _, particles = estimate(task, scheme, theta + 0.01 * window, 0.3, particles)
@@ -253,7 +253,7 @@ def test_windows_are_those_of_one_environment_after_the_other(gamma: float) -> N
                 if over:
                     break
                 observation, reward, terminated, _, _ = env.step(choose(observation))
-                score += gamma**steps * reward.item()
+                score += gamma**steps * (reward.item() + offset)
                 steps, over = steps + 1, bool(terminated)
             assert scores[row].item() == pytest.approx(score, rel=1e-12)
             assert bool(ended[row]) is over
