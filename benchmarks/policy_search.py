@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--sides", nargs="*", default=["ours", "sb3-contrib"], choices=["ours", "sb3-contrib"])
     parser.add_argument("--most-steps", type=int, help="give a threshold up after these steps")
     parser.add_argument("--every", type=int, default=50_000, help="steps between evaluations on the way to a threshold")
+    parser.add_argument("--threads", type=int, default=0, help="of the physics; 0 takes every core")
     parser.add_argument("--budget-minutes", type=float, default=30.0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -79,8 +80,11 @@ def main() -> None:
         if time.monotonic() > deadline:
             print("the budget of minutes is spent; call again to go on")
             break
-        run = swimmer(key) if key["part"] == "swimmer" else threshold(key, arguments.every, deadline)
-        run = {**key, **settings, **context(), **installed("sb3-contrib"), **run}
+        if key["part"] == "swimmer":
+            run = swimmer(key, arguments.threads)
+        else:
+            run = threshold(key, arguments.every, deadline, arguments.threads)
+        run = {**key, **settings, "physics_threads": arguments.threads, **context(), **installed("sb3-contrib"), **run}
         if key["part"] == "thresholds" and run["out_of_time"]:
             print(f"{key['env']} {key['side']} seed {key['seed']}: out of time, not kept")
             break
@@ -103,9 +107,9 @@ def settings_of(key: dict[str, Any]) -> dict[str, Any]:
     return preset_values("pes", key["env"]) if key["side"] == "ours" else ARS_SETTINGS[key["env"]]
 
 
-def swimmer(key: dict[str, Any]) -> dict[str, Any]:
+def swimmer(key: dict[str, Any], threads: int) -> dict[str, Any]:
     """One estimator's curve and its last policy's return, mean of 16 episodes on seeds of their own."""
-    agent = PES("LinearPolicy", "Swimmer-v5", seed=key["seed"], device="cpu", **settings_of(key))
+    agent = searching(key, threads)
     with contextlib.closing(make_vec("Swimmer-v5", 16, autoreset="disabled")) as env:
         curve, seconds, begin = [], 0.0, time.perf_counter()
         for _ in agent.iterations(key["steps"]):
@@ -125,13 +129,20 @@ def swimmer(key: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def threshold(key: dict[str, Any], every: int, deadline: float) -> dict[str, Any]:
+def searching(key: dict[str, Any], threads: int) -> PES:
+    """An agent with a run's settings."""
+    settings = PES.Config.of(settings_of(key))
+    env = make_vec(key["env"], settings.num_envs, autoreset="disabled", num_threads=threads)
+    return PES("LinearPolicy", env, seed=key["seed"], device="cpu", **settings_of(key))
+
+
+def threshold(key: dict[str, Any], every: int, deadline: float, threads: int) -> dict[str, Any]:
     """Training until the mean return of 8 episodes reaches the task's threshold, is given up, or time is out."""
     env_id, goal = key["env"], THRESHOLDS[key["env"]]
     curve: list[tuple[int, float, float]] = []
     evaluation_steps, seconds, begin = 0, 0.0, time.perf_counter()
     with contextlib.closing(make_vec(env_id, 8, autoreset="disabled")) as env:
-        training = ours(key) if key["side"] == "ours" else ars(key)
+        training = ours(key, threads) if key["side"] == "ours" else ars(key)
         for steps, act in training:
             if steps < (len(curve) + 1) * every and steps < key["steps"]:
                 continue
@@ -155,9 +166,9 @@ def threshold(key: dict[str, Any], every: int, deadline: float) -> dict[str, Any
     }
 
 
-def ours(key: dict[str, Any]) -> Any:
+def ours(key: dict[str, Any], threads: int) -> Any:
     """Steps made so far and the agent, after each update."""
-    agent = PES("LinearPolicy", key["env"], seed=key["seed"], device="cpu", **settings_of(key))
+    agent = searching(key, threads)
     for _ in agent.iterations(key["steps"]):
         yield agent.num_timesteps, agent
 
