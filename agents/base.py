@@ -8,7 +8,7 @@ import inspect
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
@@ -24,7 +24,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces, get_system_
 from torch import Tensor
 
 from agents import checkpoint, noise, saving
-from agents.config import AgentConfig, near, preset_values
+from agents.config import CommonConfig, near, preset_values
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.distributions import Head
 from agents.rollout.advantages import gae, next_values
@@ -54,7 +54,7 @@ class Agent(BaseAlgorithm):
     environment and then calls `train`, which an algorithm defines.
 
     Args:
-        policy: a name in policy_aliases, such as "MlpPolicy", or a subclass of ActorCriticPolicy.
+        policy: a name in policy_aliases, such as "MlpPolicy", or a policy class of the same kind.
         env: a Gymnasium id (config.num_envs of it are made), any environment that `envs.sb3.as_vector` takes, or None
             for an agent that only predicts.
         policy_kwargs: the policy's own options, such as net_arch, activation_fn, log_std_init and
@@ -71,13 +71,16 @@ class Agent(BaseAlgorithm):
     """
 
     name: ClassVar[str]
-    Config: ClassVar[type[AgentConfig]] = AgentConfig
+    Config: ClassVar[type[CommonConfig]] = CommonConfig
     dashboard: ClassVar[dict[str, dict[str, list[str]]]] = {}
     """Group -> chart -> the curves that it shows together, for TensorBoard's page of custom scalars."""
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ActorCriticPolicy}
+    """The first is what train.py takes unless told otherwise."""
+    autoreset: ClassVar[AutoresetMode] = AutoresetMode.SAME_STEP
+    """What its environments do with those that end."""
 
-    config: AgentConfig
-    policy: ActorCriticPolicy
+    config: CommonConfig
+    policy: Any
     env: SB3View | None
     buffer: RolloutBuffer
 
@@ -109,7 +112,7 @@ class Agent(BaseAlgorithm):
             raise ValueError(f"seed is {seed}; give 0 or more.")
         config = self.Config.of(hyperparameters)
         if env is not None:
-            env = _as_view(env, config, wanted=hyperparameters.get("num_envs"))
+            env = self._as_view(env, config, wanted=hyperparameters.get("num_envs"))
             config = dataclasses.replace(config, num_envs=env.num_envs)
         super().__init__(
             policy,
@@ -134,7 +137,7 @@ class Agent(BaseAlgorithm):
             self._setup_model()
 
     @classmethod
-    def preset(cls, env_id: str) -> AgentConfig:
+    def preset(cls, env_id: str) -> CommonConfig:
         """The defaults with this algorithm's tuned values for an environment."""
         return cls.Config.of(preset_values(cls.name, env_id))
 
@@ -185,7 +188,7 @@ class Agent(BaseAlgorithm):
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Train on other environments of the same spaces from now on; they may be another number of them."""
-        view = _as_view(env, self.config, wanted=None)
+        view = self._as_view(env, self.config, wanted=None)
         check_for_correct_spaces(view, self.observation_space, self.action_space)
         self._connect(view)  # first: an algorithm may refuse that number of environments
         self.env, self.n_envs = view, view.num_envs
@@ -208,9 +211,13 @@ class Agent(BaseAlgorithm):
         begins = reset_num_timesteps or self.observations is None
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if begins:
-            self.observations = torch.as_tensor(self._last_obs, device=self.env.vector.device)
-            self.running_episodes = EpisodeStatistics(self.n_envs, self.env.vector.device)
+            self._begin_episodes(self.env.vector)
         return result
+
+    def _begin_episodes(self, vector: VectorEnv) -> None:
+        """Forget the episodes that ran; all environments have just been reset."""
+        self.observations = torch.as_tensor(self._last_obs, device=vector.device)
+        self.running_episodes = EpisodeStatistics(self.n_envs, vector.device)
 
     # Learning --------------------------------------------------------------------------------------------------------
 
@@ -309,21 +316,27 @@ class Agent(BaseAlgorithm):
             actions = sample(observations, block[t])
             return actions, self._acting.to_environment(actions)
 
-        def on_step(step: Step) -> bool:
-            self.num_timesteps += self.n_envs
-            ended = step.terminated | step.truncated
-            finished = self.running_episodes.update(step.rewards, ended)
-            episodes = {} if finished is None else self._finish_episodes(ended, *finished)
-            # Callbacks' locals cost as much as acting: they are built for callbacks only.
-            return not listens or self._tell(listener, step, ended, episodes, total_timesteps)
-
         listener.on_rollout_start()
         with torch.no_grad(), single_thread():
+            on_step = self._on_step(listener, listens, total_timesteps)
             self.observations = collect(self.env.vector, act, self.buffer, self.observations, on_step)
         if self.observations is None:
             return False
         listener.on_rollout_end()
         return True
+
+    def _on_step(self, listener: BaseCallback, listens: bool, total_timesteps: int) -> Callable[[Step], bool]:
+        """What counts a step and shows it to the callbacks, for `collect`."""
+
+        def on_step(step: Step) -> bool:
+            self.num_timesteps += self.n_envs if step.ids is None else len(step.ids)
+            ended = step.terminated | step.truncated
+            finished = self.running_episodes.update(step.rewards, ended, step.ids)
+            episodes = {} if finished is None else self._finish_episodes(ended, *finished)
+            # Callbacks' locals cost as much as acting: they are built for callbacks only.
+            return not listens or self._tell(listener, step, ended, episodes, total_timesteps)
+
+        return on_step
 
     def _finish_episodes(self, ended: Tensor, returns: Tensor, lengths: Tensor) -> dict[int, dict[str, Any]]:
         """Keep the statistics of the episodes that ended, [k] each; returns them by environment, as SB3's infos do."""
@@ -339,7 +352,12 @@ class Agent(BaseAlgorithm):
         self, listener: BaseCallback, step: Step, ended: Tensor, episodes: dict[int, dict[str, Any]], total: int
     ) -> bool:
         """Show a step to the callbacks, under the names that SB3 uses; False if one asks to stop."""
-        final = step.info.get("final_obs")
+        # Without autoreset, the observations of a step are the last ones of episodes that ended in it.
+        final = step.info.get("final_obs") if step.ids is None else step.observations
+        rows: list[int] | None = None
+        if step.ids is not None:
+            row_of = {i: row for row, i in enumerate(step.ids.tolist())}
+            rows = [row_of.get(i, -1) for i in range(self.n_envs)]
         dones = ended.cpu().numpy()
         timed_out = (step.truncated & ~step.terminated).cpu().numpy()
         listener.update_locals(
@@ -352,7 +370,7 @@ class Agent(BaseAlgorithm):
                 "rewards": step.rewards.cpu().numpy(),
                 "dones": dones,
                 "infos": LazyInfos(
-                    step.info, dones, timed_out, None if final is None else final.cpu().numpy(), episodes
+                    step.info, dones, timed_out, None if final is None else final.cpu().numpy(), episodes, rows
                 ),
             }
         )
@@ -479,21 +497,26 @@ class Agent(BaseAlgorithm):
         if self.env is not None and self._acting is not self.policy:
             self._acting.load_state_dict(self.policy.state_dict())
 
-
-def _as_view(env: Any, config: AgentConfig, wanted: int | None) -> SB3View:
-    """env as the view that agents train on; its autoreset, spaces and (if given) number of environments are checked."""
-    if isinstance(env, str):
-        env = make_vec(env, config.num_envs)
-    elif wanted is not None and (n := as_vector(env).num_envs) != wanted:
-        raise ValueError(f"num_envs is {wanted} but env holds {n}; leave num_envs out where you give an environment.")
-    view = env if isinstance(env, SB3View) else SB3View(as_vector(env))
-    vector: VectorEnv = view.vector
-    if vector.autoreset is not AutoresetMode.SAME_STEP:
-        raise ValueError("env has autoreset 'disabled'; agents train with make_vec(..., autoreset='same_step').")
-    if not isinstance(vector.single_observation_space, spaces.Box):
-        raise ValueError(
-            f"The observation space is {vector.single_observation_space}; agents take a Box: wrap the environment in "
-            "gymnasium.wrappers.FlattenObservation."
-        )
-    Head.of(vector.single_action_space)
-    return view
+    @classmethod
+    def _as_view(cls, env: Any, config: CommonConfig, wanted: int | None) -> SB3View:
+        """env as the view that agents train on; its autoreset, spaces and (if given) number of them are checked."""
+        if isinstance(env, str):
+            env = make_vec(env, config.num_envs, autoreset=cls.autoreset)
+        elif wanted is not None and (n := as_vector(env).num_envs) != wanted:
+            raise ValueError(
+                f"num_envs is {wanted} but env holds {n}; leave num_envs out where you give an environment."
+            )
+        view = env if isinstance(env, SB3View) else SB3View(as_vector(env))
+        vector: VectorEnv = view.vector
+        if vector.autoreset is not cls.autoreset:
+            mine, theirs = (mode.name.lower() for mode in (cls.autoreset, vector.autoreset))
+            raise ValueError(
+                f"env has autoreset {theirs!r}; {cls.__name__} trains with make_vec(..., autoreset={mine!r})."
+            )
+        if not isinstance(vector.single_observation_space, spaces.Box):
+            raise ValueError(
+                f"The observation space is {vector.single_observation_space}; agents take a Box: wrap the environment "
+                "in gymnasium.wrappers.FlattenObservation."
+            )
+        Head.of(vector.single_action_space)
+        return view

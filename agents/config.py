@@ -16,7 +16,7 @@ import yaml
 
 
 @dataclass(frozen=True, kw_only=True)
-class AgentConfig:
+class CommonConfig:
     """What every agent has. Raises ValueError for values that are not possible."""
 
     num_envs: int = 16
@@ -29,14 +29,6 @@ class AgentConfig:
     """Hidden layer sizes of policy and critic."""
     activation_fn: str = "tanh"
     """Activation of the hidden layers: tanh, relu, elu, gelu or silu."""
-    log_std_init: float = 0.0
-    """Initial log standard deviation of Gaussian actions."""
-    value_network: str = "mlp"
-    """The critic's network: mlp, or linear in fixed features: linear, rbf or quadratic (products of two inputs)."""
-    rbf_features: int = 250
-    """Random Fourier features of "RBFPolicy" and of the value network "rbf"."""
-    rbf_bandwidth: float | None = None
-    """ν of those features, in standard deviations of the observations; None takes the root of twice their number."""
     normalize_observations: bool = True
     """Whether the policy normalizes observations by their running mean and standard deviation."""
 
@@ -45,11 +37,6 @@ class AgentConfig:
         self.require("n_steps", self.n_steps >= 1, "an integer of at least 1")
         self.require("gamma", 0.0 <= self.gamma <= 1.0, "a number from 0 to 1")
         self.require("net_arch", all(size >= 1 for size in self.net_arch), "layer sizes of at least 1")
-        kinds = ("mlp", "linear", "rbf", "quadratic")
-        self.require("value_network", self.value_network in kinds, f"one of {', '.join(kinds)}")
-        self.require("rbf_features", self.rbf_features >= 1, "an integer of at least 1")
-        bandwidth = self.rbf_bandwidth
-        self.require("rbf_bandwidth", bandwidth is None or bandwidth > 0, "a number above 0, or None")
 
     def require(self, name: str, holds: bool, allowed: str) -> None:
         """Raise ValueError, naming the field and what is allowed, unless holds."""
@@ -78,6 +65,28 @@ class AgentConfig:
             inspect.Parameter(field.name, kind, default=field.default, annotation=field.type)
             for field in dataclasses.fields(cls)
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig(CommonConfig):
+    """What agents have that sample their actions."""
+
+    log_std_init: float = 0.0
+    """Initial log standard deviation of Gaussian actions."""
+    value_network: str = "mlp"
+    """The critic's network: mlp, or linear in fixed features: linear, rbf or quadratic (products of two inputs)."""
+    rbf_features: int = 250
+    """Random Fourier features of "RBFPolicy" and of the value network "rbf"."""
+    rbf_bandwidth: float | None = None
+    """ν of those features, in standard deviations of the observations; None takes the root of twice their number."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kinds = ("mlp", "linear", "rbf", "quadratic")
+        self.require("value_network", self.value_network in kinds, f"one of {', '.join(kinds)}")
+        self.require("rbf_features", self.rbf_features >= 1, "an integer of at least 1")
+        bandwidth = self.rbf_bandwidth
+        self.require("rbf_bandwidth", bandwidth is None or bandwidth > 0, "a number above 0, or None")
 
 
 def _as_type(name: str, value: Any, expected: Any) -> Any:

@@ -38,7 +38,7 @@ from agents.direction.scores import (
 )
 from agents.direction.solvers import MATRIX_BYTES, SOLVERS, check_solver
 from agents.direction.trust_region import StepReport, line_search, matched_step, report_step
-from agents.policy.actor_critic import POLICIES, Actor
+from agents.policy.actor_critic import POLICIES, Actor, ActorCriticPolicy
 from agents.policy.distributions import Distribution
 
 STAGES = ("advantages", "scores", "direction", "step", "critic")
@@ -218,6 +218,7 @@ class NPG(Agent):
     }
     Config = NPGConfig
     config: NPGConfig
+    policy: ActorCriticPolicy
 
     def _setup_model(self) -> None:
         super()._setup_model()

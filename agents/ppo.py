@@ -17,7 +17,7 @@ from agents.direction.adabound import AUTO, AdaBound, handover_gamma
 from agents.direction.critics import explained_variance
 from agents.direction.effective_steps import effective_steps
 from agents.direction.optimizers import OPTIMIZERS, load_optimizer_tensors, make_optimizer, optimizer_tensors
-from agents.policy.actor_critic import POLICIES
+from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
 from agents.policy.distributions import Distribution
 from envs.sb3 import SB3View
 
@@ -51,7 +51,7 @@ class PPOConfig(AgentConfig):
     max_grad_norm: float = 0.5
     """Longest gradient, over all parameters of policy and critic together."""
     optimizer: str = "adabound"
-    """adabound, adam, adamw, amsbound, rmsprop or sgd."""
+    """adabound, adam, adamw, amsbound, clipup, rmsprop or sgd."""
     learning_rate: float = 3e-4
     """The optimizer's step size, constant throughout."""
     eps: float = 1e-5
@@ -128,11 +128,12 @@ class PPO(Agent):
     policy_aliases = POLICIES
     Config = PPOConfig
     config: PPOConfig
+    policy: ActorCriticPolicy
 
     def _setup_model(self) -> None:
         super()._setup_model()
         c, actor, critic = self.config, self.policy.actor, self.policy.critic
-        settings: dict[str, Any] = {} if c.optimizer == "sgd" else {"eps": c.eps}
+        settings: dict[str, Any] = {} if c.optimizer in ("sgd", "clipup") else {"eps": c.eps}
         if issubclass(OPTIMIZERS[c.optimizer], AdaBound):
             # Gradients are looked at before they are clipped.
             settings |= {"final_lr": AUTO if c.final_lr is None else c.final_lr, "nonfinite": "ignore"}

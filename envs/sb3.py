@@ -123,6 +123,7 @@ class LazyInfos(Sequence[dict[str, Any]]):
         timed_out: [n], truncated and not terminated.
         final: [n, *O] last observations, or None where no episode ended.
         episodes: the statistics of the episodes that ended, by environment.
+        rows: the info's row of each environment, -1 for those that were not stepped; None: they are the same.
     """
 
     def __init__(
@@ -132,8 +133,10 @@ class LazyInfos(Sequence[dict[str, Any]]):
         timed_out: np.ndarray,
         final: np.ndarray | None,
         episodes: dict[int, dict[str, Any]],
+        rows: Sequence[int] | None = None,
     ) -> None:
         self._info, self._ended, self._timed_out, self._final, self._episodes = info, ended, timed_out, final, episodes
+        self._rows = range(len(ended)) if rows is None else rows
         self._built: list[dict[str, Any] | None] = [None] * len(ended)
 
     def __len__(self) -> int:
@@ -153,7 +156,8 @@ class LazyInfos(Sequence[dict[str, Any]]):
     def _build(self, i: int) -> dict[str, Any]:
         ended = bool(self._ended[i])
         source = self._info.get("final_info", self._info) if ended else self._info
-        built = _row(source, i) if source else {}
+        row = self._rows[i]
+        built = _row(source, row) if source and row >= 0 else {}
         built["TimeLimit.truncated"] = bool(self._timed_out[i])
         if ended and self._final is not None:
             built["terminal_observation"] = self._final[i]

@@ -170,20 +170,29 @@ class EpisodeStatistics:
         self.returns = torch.zeros(num_envs, dtype=torch.float64, device=device)
         self.lengths = torch.zeros(num_envs, dtype=torch.int64, device=device)
 
-    def update(self, reward: Tensor, ended: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Count one step of every environment: reward [N], ended [N] (terminated or truncated).
+    def update(self, reward: Tensor, ended: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+        """Count one step of the environments ids (all: None): reward [N], 0 elsewhere, and ended [N] (terminated or
+        truncated).
 
         Returns:
             The returns and lengths of the episodes that ended in this step, in the environments' order, or None.
         """
         self.returns += reward
-        self.lengths += 1
+        if ids is None:
+            self.lengths += 1
+        else:
+            self.lengths[ids] += 1
         if not bool(ended.any()):
             return None
         finished = self.returns[ended].clone(), self.lengths[ended].clone()
         self.returns[ended] = 0.0
         self.lengths[ended] = 0
         return finished
+
+    def restart(self, ids: Tensor) -> None:
+        """Count from 0 in the environments ids, whose episodes were left."""
+        self.returns[ids] = 0.0
+        self.lengths[ids] = 0
 
 
 def parse_autoreset(mode: AutoresetMode | str) -> AutoresetMode:

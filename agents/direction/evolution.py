@@ -317,6 +317,41 @@ def estimate(
     return result, after
 
 
+def weighted(particles: Particles, utilities: Tensor) -> Tensor:
+    """The last window's estimates with utilities in place of scores: sums like `Estimate.sums`, [shards, P].
+
+    With the scores themselves they are those of the estimate, unless that was analytic. The caller finds the utilities
+    from all pairs' scores; each worker sums its own.
+
+    Args:
+        particles: what `estimate` returned.
+        utilities: what each twin's score counts, in the order of the rows, [2n].
+    """
+    plus, minus = utilities.view(-1, 2).T
+    estimates = particles.xi * ((plus - minus).to(particles.xi.dtype) / 2)[:, None]
+    return torch.stack([shard.sum(0) for shard in estimates.split(noise.SHARD)])
+
+
+def centered_ranks(scores: Tensor) -> Tensor:
+    """Ranks of scores [n], from -1/2 for the lowest to 1/2 for the highest; equal scores share their mean rank.
+
+    Source: Salimans et al. 2017, section 2, https://arxiv.org/abs/1703.03864. A monotone rescaling of scores changes
+    nothing; what is maximized is not the mean score.
+    """
+    below = (scores[:, None] > scores).sum(1) - (scores[:, None] < scores).sum(1)
+    return below.double() / max(2 * (len(scores) - 1), 1)
+
+
+def top_pairs(scores: Tensor, count: int) -> Tensor:
+    """Which of n pairs are the count with the highest better twin, of their scores [2n]: boolean [n].
+
+    Source: Mania et al. 2018, algorithm 2, line 7, https://arxiv.org/abs/1803.07055. Of equal pairs the first are kept.
+    """
+    best = scores.view(-1, 2).amax(1)
+    order = best.argsort(descending=True, stable=True)
+    return torch.zeros_like(best, dtype=torch.bool).index_fill(0, order[:count], True)
+
+
 def join(estimates: Sequence[Estimate]) -> Estimate:
     """The estimate of all pairs from those of consecutive ranges, in order: equal to one that was computed at once."""
     return Estimate(*(torch.cat([getattr(part, field.name) for part in estimates]) for field in fields(Estimate)))

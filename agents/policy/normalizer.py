@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 
+class Moments(NamedTuple):
+    """Of n numbers per column: what can be merged without loss. float64; source: Chan, Golub and LeVeque 1979."""
+
+    n: Tensor
+    """How many, of shape ()."""
+    mean: Tensor
+    """[O]."""
+    m2: Tensor
+    """Sums of squared differences from the mean, [O]."""
+
+    @classmethod
+    def of(cls, x: Tensor, mask: Tensor | None = None) -> Self:
+        """Of the rows of x [n, O], or of those in mask [n], boolean. The others must be finite."""
+        x = x.to(torch.float64)
+        if mask is None:
+            mean = x.mean(0)
+            return cls(x.new_tensor(len(x)), mean, (x - mean).square().sum(0))
+        weight = mask.to(torch.float64)[:, None]
+        count = weight.sum()
+        mean = (x * weight).sum(0) / count.clamp(min=1)
+        return cls(count, mean, ((x - mean) * weight).square().sum(0))
+
+    def merge(self, other: Moments) -> Moments:
+        """Of both."""
+        total = self.n + other.n
+        parts, delta = total.clamp(min=1), other.mean - self.mean
+        m2 = other.m2 + delta.square() * (self.n * other.n / parts)
+        return Moments(total, self.mean + delta * (other.n / parts), self.m2 + m2)
+
+
 class ObservationNormalizer(nn.Module):
     """Subtracts the mean of all observations so far, divides by their standard deviation, clips to +-clip.
 
-    Moments are kept in float64 and merged batch by batch (Chan, Golub and LeVeque 1979). Before the first update it is
-    the identity.
+    Moments are kept in float64 and merged batch by batch. Before the first update it is the identity: normalized values
+    are (x - shift) scale, clipped.
 
     Args:
         size: O, the length of an observation.
@@ -34,24 +64,23 @@ class ObservationNormalizer(nn.Module):
     def _refresh(self) -> None:
         """Recompute the float32 constants that forward uses."""
         variance = self.m2 / self.count if self.count > 0 else torch.ones_like(self.m2)
-        self._scale = torch.rsqrt(variance + 1e-8).float()
-        self._shift = self.mean.float()
+        self.scale = torch.rsqrt(variance + 1e-8).float()
+        self.shift = self.mean.float()
 
     def forward(self, observations: Tensor) -> Tensor:
         """[n, O] float32, normalised."""
-        return ((observations - self._shift) * self._scale).clamp_(-self.clip, self.clip)
+        return ((observations - self.shift) * self.scale).clamp_(-self.clip, self.clip)
 
     @torch.no_grad()
     def update(self, observations: Tensor) -> None:
         """Take observations [n, O] into the statistics."""
-        batch = observations.to(torch.float64)
-        n = batch.shape[0]
-        mean = batch.mean(0)
-        delta = mean - self.mean
-        total = self.count + n
-        self.m2 += (batch - mean).square().sum(0) + delta.square() * (self.count * n / total)
-        self.mean += delta * (n / total)
-        self.count += n
+        self.merge(Moments.of(observations))
+
+    def merge(self, moments: Moments) -> None:
+        """Take the moments of other observations into the statistics."""
+        merged = Moments(self.count, self.mean, self.m2).merge(moments)
+        for held, value in zip((self.count, self.mean, self.m2), merged, strict=True):
+            held.copy_(value)
         self._refresh()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

@@ -26,6 +26,9 @@ class Step:
     terminated: Tensor
     truncated: Tensor
     info: dict[str, Any]
+    """Of the environments that were stepped, in the order of ids."""
+    ids: Tensor | None = None
+    """The environments that were stepped, or None for all; the others' rewards are 0, and they did not end."""
 
 
 def collect(
@@ -34,37 +37,65 @@ def collect(
     buffer: RolloutBuffer,
     observations: Tensor,
     on_step: Callable[[Step], bool] | None = None,
+    ids: Tensor | None = None,
 ) -> Tensor | None:
     """Fill a buffer with T steps of N environments.
 
-    Only the fields that the buffer declares are kept. Where an episode was truncated, the observation that it really
-    ended in is kept too, if the buffer keeps observations.
+    Only the fields that the buffer declares are kept. Where an episode was truncated and another began, the observation
+    that it really ended in is kept too, if the buffer keeps observations. Where environments stand still, the fields
+    "rewards" and "stepped" hold 0, and what the others hold means nothing.
 
     Args:
-        env: in SAME_STEP mode, num_envs = N.
+        env: num_envs = N. In SAME_STEP mode, unless ids are given.
         act: chooses actions.
         buffer: is cleared first.
         observations: [N, *O], current in env.
         on_step: called after each step; False stops collecting.
+        ids: the environments to step, int64 [k] in ascending order, in DISABLED mode; each of them stands still once it
+            has ended, and collecting ends when all have.
 
     Returns:
         The observations to go on from, or None if on_step stopped it.
     """
     buffer.clear()
     keeps = buffer.specs.keys()
+    if ids is not None:
+        for name in keeps & {"rewards", "stepped"}:
+            buffer[name].zero_()
     for t in range(buffer.n_steps):
         actions, environment_actions = act(t, observations)
         # Before the step, which may reuse the observations' memory.
         before = {"observations": observations, "actions": actions}
         buffer.add(t, **{name: value for name, value in before.items() if name in keeps})
-        observations, rewards, terminated, truncated, info = env.step(environment_actions)
-        after = {"rewards": rewards, "terminated": terminated, "truncated": truncated}
+        step = _step(env, t, environment_actions, observations, ids)
+        observations, truncated = step.observations, step.truncated
+        after = {"rewards": step.rewards, "terminated": step.terminated, "truncated": truncated}
         buffer.add(t, **{name: value for name, value in after.items() if name in keeps})
-        if "observations" in keeps and truncated.any():
-            ids = truncated.nonzero()[:, 0]
-            buffer.add_final(t, ids, info["final_obs"][ids])
-        if on_step is not None and not on_step(
-            Step(t, environment_actions, observations, rewards, terminated, truncated, info)
-        ):
+        if "stepped" in keeps:
+            buffer["stepped"][t, ids] = True
+        if "observations" in keeps and ids is None and truncated.any():
+            ended = truncated.nonzero()[:, 0]
+            buffer.add_final(t, ended, step.info["final_obs"][ended])
+        if on_step is not None and not on_step(step):
             return None
+        if ids is not None:
+            goes_on = ~(step.terminated | truncated)[ids]
+            if not goes_on.all():
+                ids = ids[goes_on]
+                if not len(ids):
+                    break
     return observations
+
+
+def _step(env: VectorEnv, t: int, actions: Tensor, observations: Tensor, ids: Tensor | None) -> Step:
+    """Step the environments ids, and say what became of all."""
+    if ids is None or len(ids) == env.num_envs:
+        observation, reward, terminated, truncated, info = env.step(actions)
+        return Step(t, actions, observation, reward, terminated, truncated, info, ids)
+    observation, reward, terminated, truncated, info = env.step(actions[ids], ids)
+
+    def whole(values: Tensor) -> Tensor:
+        return values.new_zeros(env.num_envs).index_copy_(0, ids, values)
+
+    observations = observations.index_copy(0, ids, observation)
+    return Step(t, actions, observations, whole(reward), whole(terminated), whole(truncated), info, ids)

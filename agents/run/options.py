@@ -21,12 +21,12 @@ class RunOptions:
     # Plain YAML values only: config.yaml keeps them, and resume reads them back.
     env: Annotated[str, arg(metavar="ID")]
     """Environment to train in, e.g. Hopper-v5."""
-    policy: str = "MlpPolicy"
-    """The policy, of those that the algorithm knows."""
     steps: int = 1_000_000
     """Environment steps to train for."""
     seed: int = 0
     """Decides everything random in the run."""
+    policy: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the algorithm's first)")] = None
+    """Kind of policy: MlpPolicy, LinearPolicy or RBFPolicy; pes has LinearPolicy first, and no RBFPolicy."""
     device: str = "auto"
     """Where networks live: auto, cpu, cuda or cuda:1; auto takes the GPU if there is one."""
     backend: Literal["auto", "mujoco", "gymnasium"] = "auto"

@@ -11,11 +11,12 @@ import time
 from collections.abc import Iterator
 
 import torch
+from gymnasium.vector import AutoresetMode
 from rich.console import Console
 
 from agents import REGISTRY, checkpoint, load
 from agents.base import Agent
-from agents.config import AgentConfig
+from agents.config import CommonConfig
 from agents.run import report
 from agents.run.errors import UsageError
 from agents.run.evaluation import BLOCK, Evaluation, evaluate
@@ -32,7 +33,7 @@ EVALUATION_SEED, FINAL_SEED = 1_000_000, 2_000_000
 """Added to the run's seed: evaluations repeat their own episodes, the final one has fresh ones."""
 
 
-def start(algorithm: str, run: RunOptions, config: AgentConfig, origins: dict[str, str], command: str) -> int:
+def start(algorithm: str, run: RunOptions, config: CommonConfig, origins: dict[str, str], command: str) -> int:
     """Train a new agent; returns the exit code.
 
     Args:
@@ -50,8 +51,10 @@ def start(algorithm: str, run: RunOptions, config: AgentConfig, origins: dict[st
     values = dataclasses.asdict(config)
     torch.set_num_threads(run.threads)
     with _usage_errors():
-        env = _make_env(run, config.num_envs, autoreset="same_step")
-        agent = REGISTRY[algorithm](run.policy, env, seed=run.seed, device=run.device, **values)
+        kind = REGISTRY[algorithm]
+        policy = run.policy or next(iter(kind.policy_aliases))
+        env = _make_env(run, config.num_envs, kind.autoreset)
+        agent = kind(policy, env, seed=run.seed, device=run.device, **values)
     settings = RunConfig(algorithm, run, values, origins)
     folder = RunFolder.create(settings, command)
     with folder.lock():
@@ -83,7 +86,7 @@ def resume(path: str, steps: int | None, device: str, threads: int, quiet: bool,
             print(f"{folder.path} is finished with {done:,} steps; --steps with a larger number goes on.")
             return 0
         torch.set_num_threads(threads)
-        env = _make_env(run, settings.config["num_envs"], autoreset="same_step")
+        env = _make_env(run, settings.config["num_envs"], REGISTRY[settings.algorithm].autoreset)
         agent = load(folder.last, env=env, device=device)
         folder.write_config(settings)
         with folder.command.open("a") as file:
@@ -115,7 +118,7 @@ class _Training:
             record_hyperparameters(agent.logger, self.settings.algorithm, self.settings.config)
         final = None
         with (
-            contextlib.closing(_make_env(run, BLOCK, autoreset="disabled")) as env,
+            contextlib.closing(_make_env(run, BLOCK, AutoresetMode.DISABLED)) as env,
             StopRequest() as stop,
             Progress(self.console, self.title, run.steps, agent.num_timesteps, self._mean, stop, run.quiet) as progress,
             self._noting_the_last_state(),
@@ -216,7 +219,7 @@ class _Training:
             raise
 
 
-def _make_env(run: RunOptions, num_envs: int, autoreset: str) -> VectorEnv:
+def _make_env(run: RunOptions, num_envs: int, autoreset: AutoresetMode) -> VectorEnv:
     env_kwargs = run.parsed_env_kwargs()
     return make_vec(run.env, num_envs, backend=run.backend, seed=run.seed, autoreset=autoreset, **env_kwargs)
 

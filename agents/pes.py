@@ -1,0 +1,544 @@
+"""Persistent evolution strategies and their kin: policy search on truncated episodes (Vicol et al. 2021)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor
+
+from agents import noise, saving
+from agents.base import Agent
+from agents.config import CommonConfig, near
+from agents.direction.adabound import AUTO, handover_gamma
+from agents.direction.evolution import (
+    Estimate,
+    Particles,
+    Scheme,
+    centered_ranks,
+    estimate,
+    start,
+    top_pairs,
+    weighted,
+)
+from agents.direction.optimizers import load_optimizer_tensors, make_optimizer, optimizer_tensors
+from agents.direction.scores import parameter_vector
+from agents.direction.unrolls.protocol import State
+from agents.policy.normalizer import Moments
+from agents.policy.particles import DeterministicPolicy, LinearPolicy, MlpPolicy
+from agents.rollout.buffer import FieldSpec, RolloutBuffer
+from agents.rollout.collect import Step, collect
+from envs.sb3 import SB3View
+from envs.vector import SnapshotError, VectorEnv
+
+ESTIMATORS = ("pes", "nres", "gpes", "es", "truncated_es")
+OPTIMIZERS = ("sgd", "adam", "clipup", "adabound")
+REWARD_SCALINGS = ("std", "ranks", "none")
+MOST_SURPRISE = 3.0
+"""Most that a window's standard deviation of scores counts, in units of the averaged one."""
+ONLY_TENSORBOARD = ("stdout", "log", "json", "csv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PESConfig(CommonConfig):
+    """Hyperparameters of PES. An episode is the horizon T, in environment steps."""
+
+    num_envs: int = 20
+    """N, particles: two to a pair, and a third one for truncated_es, which follows the mean parameters."""
+    n_steps: int = 100
+    """K, the window: environment steps per particle and update."""
+    gamma: float = 1.0
+    """Discount per environment step since the episode's beginning."""
+    estimator: str = "pes"
+    """pes, nres, gpes, es (whole episodes: n_steps is the horizon) or truncated_es (biased, for comparison)."""
+    horizon: int | None = None
+    """T, environment steps after which a pair begins anew, a multiple of n_steps; None: the environment's time limit,
+    or no limit where it has none."""
+    resample_every: int | None = None
+    """M, windows between new perturbations; for gpes only (Li et al. 2023)."""
+    staggered: bool = True
+    """Whether the pairs' first episodes are cut short, so that their phases spread evenly over the horizon."""
+    sigma: float = 0.1
+    """Standard deviation of a perturbation, in units of a parameter."""
+    sigma_end: float | None = None
+    """The same at the end of training, reached linearly; None keeps it."""
+    learning_rate: float = 0.02
+    """Step size. The update is learning_rate times the mean over pairs of (u+ - u-) σ ξ, with scores u in standard
+    deviations: for es that is Mania et al.'s α. adam, adabound and clipup take it in units of a parameter."""
+    learning_rate_end: float | None = None
+    """The same at the end of training, reached linearly; None keeps it."""
+    optimizer: str = "sgd"
+    """sgd, adam, clipup (Toklu et al. 2020) or adabound (Luo et al. 2019)."""
+    momentum: float | None = None
+    """Share of the last direction that is left after an episode, also Adam's β₁; None is 0 for sgd, 0.9 for others. An
+    update of K steps takes the power K/T of it."""
+    beta2: float = 0.99
+    """Adam's and AdaBound's β₂, per episode too."""
+    final_lr: float | None = None
+    """AdaBound's step size in the end; None measures it at the hand-over."""
+    handover: float = 0.5
+    """When AdaBound hands over from Adam to SGD, as a share of the updates that are made if no episode ends early."""
+    reward_scaling: str = "std"
+    """std (scores divided by their standard deviation), none, or ranks (centered, Salimans et al. 2017; es only)."""
+    reward_memory: float = 1.0
+    """Episodes over which the standard deviation is averaged; it lags by a window, so that it cannot re-weight the
+    windows. 0 takes the window's own, as Mania et al. 2018 do."""
+    top_directions: int | None = None
+    """b, pairs that count, those with the highest scores (Mania et al. 2018); es only. None counts all."""
+    alive_bonus_offset: float = 0.0
+    """Added to the reward of every step when scores are summed: -1 takes away what survival alone is worth in Hopper-v5
+    and Walker2d-v5 (Mania et al. 2018, section 4.3)."""
+    squash_actions: bool = False
+    """Whether Box actions go through tanh to their bounds; otherwise they are clipped."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in (
+            ("estimator", ESTIMATORS),
+            ("optimizer", OPTIMIZERS),
+            ("reward_scaling", REWARD_SCALINGS),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"There is no {name} {value!r}{near(value, list(known))}.")
+        for name in ("sigma", "learning_rate"):
+            self.require(name, 0 < getattr(self, name) < math.inf, "a number above 0")
+        for name, least in (("sigma_end", "above 0"), ("learning_rate_end", "of at least 0"), ("final_lr", "above 0")):
+            end = getattr(self, name)
+            holds = end is None or (0 <= end < math.inf if least == "of at least 0" else 0 < end < math.inf)
+            self.require(name, holds, f"a number {least}, or None")
+        self.require("horizon", self.horizon is None or self.horizon >= 1, "an integer of at least 1, or None")
+        if self.horizon is not None and self.horizon % self.n_steps:
+            raise ValueError(
+                f"n_steps is {self.n_steps}, which does not divide the horizon, {self.horizon}; give a divisor."
+            )
+        self.require("momentum", self.momentum is None or 0 <= self.momentum < 1, "a number from 0 to below 1, or None")
+        self.require("beta2", 0 <= self.beta2 < 1, "a number from 0 to below 1")
+        self.require("handover", 0 < self.handover <= 1, "a share of the updates, above 0 and up to 1")
+        self.require("reward_memory", self.reward_memory >= 0, "a number of at least 0")
+        if (self.estimator == "gpes") != (self.resample_every is not None):
+            raise ValueError(
+                f"resample_every is {self.resample_every} for {self.estimator}; gpes needs it, and gpes alone."
+            )
+        every = self.resample_every
+        self.require("resample_every", every is None or every >= 1, "an integer of at least 1")
+        top = self.top_directions
+        self.require("top_directions", top is None or top >= 1, "an integer of at least 1, or None")
+        if self.estimator != "es" and (top is not None or self.reward_scaling == "ranks"):
+            raise ValueError(
+                f"estimator is {self.estimator!r}, whose windows are parts of episodes: ranks and top_directions "
+                "compare whole ones; give estimator='es', or reward_scaling='std' and top_directions=None."
+            )
+        if top is not None and self.reward_scaling == "ranks":
+            raise ValueError("reward_scaling is 'ranks', of all pairs; with top_directions give 'std' or 'none'.")
+
+
+class StopAsked(Exception):  # noqa: N818, as Python's StopIteration
+    """A callback asked to stop within a window."""
+
+
+class PolicySearch:
+    """Policies on environments as an `Unroll`: a particle's parameters are its policy, its score the rewards.
+
+    Particle k plays in environment k, and stays in its episode from window to window. An environment that has ended is
+    stepped no more until it begins anew. Each particle keeps the observation statistics of its episode's beginning:
+    other ones would change what its parameters mean.
+
+    With a shared state three rows come from one particle k. They play in environments 3k to 3k + 2, after the first two
+    have been put into the state of the third, which the particle lives in.
+
+    Args:
+        vector: with autoreset disabled.
+        policy: what the parameters are those of; lives where the environments do.
+        buffer: for windows of all environments, with `fields`.
+        shared: whether rows share states.
+        gamma: discount per environment step.
+        offset: added to the reward of every step.
+    """
+
+    observations: Tensor
+    """Current in the environments, [N, *O]."""
+    on_step: Callable[[Step], bool] | None = None
+    """Called after each step; False stops the window, which raises `StopAsked`."""
+
+    def __init__(
+        self,
+        vector: VectorEnv,
+        policy: DeterministicPolicy,
+        buffer: RolloutBuffer,
+        *,
+        shared: bool = False,
+        gamma: float = 1.0,
+        offset: float = 0.0,
+    ) -> None:
+        self.vector, self.policy, self.buffer = vector, policy, buffer
+        self.shared, self.gamma, self.offset = shared, gamma, offset
+        n, size = vector.num_envs, len(policy.normalizer.mean)
+        parameters = sum(parameter.numel() for parameter in policy.actor.parameters())
+        self._theta = torch.zeros(n, parameters, device=vector.device)
+        self._shift = torch.zeros(n, size, device=vector.device)
+        self._scale = torch.ones(n, size, device=vector.device)
+
+    @staticmethod
+    def fields(observation_shape: tuple[int, ...], normalize: bool) -> dict[str, FieldSpec]:
+        """What the buffer keeps of each step."""
+        kept = {
+            "rewards": FieldSpec(dtype=torch.float64),
+            "terminated": FieldSpec(dtype=torch.bool),
+            "truncated": FieldSpec(dtype=torch.bool),
+            "stepped": FieldSpec(dtype=torch.bool),
+        }
+        return {**kept, "observations": FieldSpec(observation_shape)} if normalize else kept
+
+    def init(self, keys: Tensor, slots: Tensor) -> State:
+        ids = 3 * slots + 2 if self.shared else slots
+        first, _ = self.vector.reset(seed=keys.cpu().numpy(), ids=ids)
+        self.observations[ids] = first
+        self.began(ids)
+        normalizer, n = self.policy.normalizer, len(slots)
+        return {
+            "steps": torch.zeros_like(slots),
+            "slots": slots,
+            "shift": normalizer.shift.expand(n, -1).clone(),
+            "scale": normalizer.scale.expand(n, -1).clone(),
+        }
+
+    def began(self, ids: Tensor) -> None:
+        """Called where environments begin an episode."""
+
+    def branched(self, source: Tensor, target: Tensor) -> None:
+        """Called where environments go on with other ones' episodes."""
+
+    def unroll(self, theta: Tensor, state: State, window: int) -> tuple[State, Tensor, Tensor]:
+        ids = self._share(state["slots"]) if self.shared else state["slots"]
+        self._theta[ids], self._shift[ids], self._scale[ids] = theta, state["shift"], state["scale"]
+        choose = self.policy.particles(self._theta, self._shift, self._scale)
+
+        def act(t: int, observations: Tensor) -> tuple[Tensor, Tensor]:
+            actions = choose(observations)
+            return actions, actions
+
+        observations = collect(self.vector, act, self.buffer, self.observations, self.on_step, ids)
+        if observations is None:
+            raise StopAsked
+        self.observations = observations.clone()
+
+        stepped, rewards = self.buffer["stepped"][:, ids], self.buffer["rewards"][:, ids]
+        if self.offset:
+            rewards = rewards + self.offset * stepped
+        if self.gamma != 1.0:
+            age = state["steps"] + torch.arange(window, device=ids.device)[:, None]
+            rewards = rewards * self.gamma ** age.double()
+        ended = ((self.buffer["terminated"] | self.buffer["truncated"])[:, ids] & stepped).any(0)
+        # A running sum: sum adds up in an order that depends on the number of columns.
+        scores = rewards.cumsum(0)[-1]
+        return {**state, "steps": state["steps"] + stepped.sum(0)}, scores, ended
+
+    def moments(self) -> list[Moments]:
+        """Of the last window's observations, for each shard of `noise.SHARD` pairs; to be merged in this order."""
+        width = noise.SHARD * (3 if self.shared else 2)
+        observations, stepped = self.buffer["observations"], self.buffer["stepped"]
+        return [
+            Moments.of(
+                observations[:, first : first + width].flatten(0, 1).flatten(1),
+                stepped[:, first : first + width].flatten(),
+            )
+            for first in range(0, self.buffer.num_envs, width)
+        ]
+
+    @property
+    def terminations(self) -> int:
+        """Episodes that ended in the last window, other than by a time limit."""
+        return int((self.buffer["terminated"] & self.buffer["stepped"]).sum())
+
+    def _share(self, slots: Tensor) -> Tensor:
+        """The environments of triples of rows, each put into the state of its third."""
+        ids = 3 * slots + torch.arange(3, device=slots.device).repeat(len(slots) // 3)
+        source = ids[2::3]
+        snapshot = self.vector.snapshot(source)
+        for twin in (0, 1):
+            target = ids[twin::3]
+            self.vector.restore(snapshot, target)
+            self.observations[target] = self.observations[source]
+            self.branched(source, target)
+        return ids
+
+
+class PES(Agent):
+    """Persistent evolution strategies: θ ← θ + α/(2N σ_R) Σ (R⁺ - R⁻) σ ξ, an update after every window of K steps.
+
+    R± are the rewards that antithetic particles θ ± ε have in the window, ξ the sum of ε/σ² since their episode began,
+    σ_R the scores' standard deviation. Other estimators, optimizers and scores: see `PESConfig`. ARS is
+    estimator="es" with reward_memory=0 (V2 with normalize_observations, V2-t with top_directions too); OpenAI-ES is
+    estimator="es" with reward_scaling="ranks" and optimizer="adam".
+
+    Arguments: see `Agent` and `PESConfig`. env: num_envs particles, with autoreset disabled. Policies: "LinearPolicy"
+    or "MlpPolicy", deterministic.
+
+    Source: Vicol, Metz & Sohl-Dickstein 2021, algorithm 2, https://arxiv.org/abs/2112.13835; see
+    `agents.direction.evolution` for the other estimators and their sources.
+
+    Differs from the paper: twins that end score 0 until their pair begins anew, which is when both have ended;
+    scores are divided by their standard deviation; observations are normalized inside the policy, by statistics that
+    stay as they are for a pair's episode.
+
+    Raises:
+        ValueError: num_envs is no multiple of two (truncated_es: three), n_steps and the horizon do not fit, the
+            environments cannot be put back where truncated_es must, or the policy is no `DeterministicPolicy`.
+    """
+
+    name: ClassVar[str] = "pes"
+    Config = PESConfig
+    autoreset = AutoresetMode.DISABLED
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"LinearPolicy": LinearPolicy, "MlpPolicy": MlpPolicy}
+    config: PESConfig
+    policy: DeterministicPolicy
+
+    # Set-up ----------------------------------------------------------------------------------------------------------
+
+    def _setup_model(self) -> None:
+        if not issubclass(self.policy_class, DeterministicPolicy):
+            raise ValueError(
+                f"policy is {self.policy_class.__name__}; PES evaluates the policies of all particles at once, which "
+                "needs one without noise or state: a subclass of agents.policy.particles.DeterministicPolicy."
+            )
+        self.particles: Particles | None = None
+        self.reward_variance: float | None = None
+        self.steps_with_mean_parameters = 0
+        super()._setup_model()
+        c = self.config
+        settings: dict[str, Any] = {"lr": c.learning_rate}
+        if c.optimizer == "adabound":
+            settings["final_lr"] = AUTO if c.final_lr is None else c.final_lr
+        self.optimizer = make_optimizer(c.optimizer, self.policy.actor.parameters(), **settings)
+
+    def _connect(self, env: SB3View) -> None:
+        self.scheme = self._scheme(env.vector)
+        if self.scheme.shared:
+            _require_snapshots(env.vector)
+        super()._connect(env)
+        c = self.config
+        settings: dict[str, Any] = {"shared": self.scheme.shared, "gamma": c.gamma, "offset": c.alive_bonus_offset}
+        self.task = PolicySearch(env.vector, self._acting, self.buffer, **settings)
+        self.task.began = lambda ids: self.running_episodes.restart(ids)  # type: ignore[method-assign]
+        self.task.branched = self._branched  # type: ignore[method-assign]
+
+    def _scheme(self, vector: VectorEnv) -> Scheme:
+        c, n = self.config, vector.num_envs
+        width = 3 if c.estimator == "truncated_es" else 2
+        if n % width:
+            third = " and a third one for truncated_es, with the mean parameters" if width == 3 else ""
+            raise ValueError(f"num_envs is {n}; give a multiple of {width}: particles come in antithetic pairs{third}.")
+        pairs, limit, horizon = n // width, _time_limit(vector), c.horizon
+        if horizon is None and limit is not None:
+            horizon = -(-limit // c.n_steps) * c.n_steps
+        elif horizon is not None and limit is not None and horizon > limit:
+            raise ValueError(
+                f"horizon is {horizon}, but the environment's episodes end after {limit} steps; give None."
+            )
+        if c.estimator == "es" and horizon != c.n_steps:
+            whole = "which have no limit: give horizon too" if horizon is None else f"give n_steps={limit or horizon}"
+            raise ValueError(f"es unrolls whole episodes, but n_steps is {c.n_steps}; {whole}.")
+        if c.top_directions is not None and c.top_directions > pairs:
+            raise ValueError(f"top_directions is {c.top_directions}; there are {pairs} pairs.")
+        return Scheme.of(
+            c.estimator,
+            particles=2 * pairs,
+            window=c.n_steps,
+            horizon=horizon,
+            resample_every=c.resample_every,
+            staggered=c.staggered,
+        )
+
+    def _buffer_fields(self) -> dict[str, FieldSpec]:
+        return PolicySearch.fields(self.observation_space.shape or (), self.policy.normalize_observations)
+
+    def _begin_episodes(self, vector: VectorEnv) -> None:
+        super()._begin_episodes(vector)
+        theta = parameter_vector(self._acting.actor)
+        self.particles = dataclasses.replace(start(self.scheme, theta, self.stream_seed), iteration=self.iteration)
+
+    def _branched(self, source: Tensor, target: Tensor) -> None:
+        running = self.running_episodes
+        running.returns[target], running.lengths[target] = running.returns[source], running.lengths[source]
+
+    # Learning --------------------------------------------------------------------------------------------------------
+
+    @property
+    def sigma(self) -> float:
+        """The standard deviation of a perturbation now."""
+        return self._scheduled(self.config.sigma, self.config.sigma_end)
+
+    @property
+    def step_size(self) -> float:
+        """The learning rate now."""
+        return self._scheduled(self.config.learning_rate, self.config.learning_rate_end)
+
+    def _scheduled(self, first: float, last: float | None) -> float:
+        if last is None:
+            return first
+        return first + (last - first) * min(self.num_timesteps / max(self._total_timesteps, 1), 1.0)
+
+    @property
+    def updates_per_episode(self) -> float:
+        """T / K; 1 where episodes have no limit."""
+        return 1.0 if self.scheme.horizon is None else self.scheme.horizon / self.scheme.window
+
+    def _collect(self, listener: BaseCallback, listens: bool, total_timesteps: int) -> bool:
+        """Unroll all pairs by one window; False if a callback asked to stop."""
+        assert self.observations is not None
+        assert self.particles is not None
+        self.task.observations = self.observations
+        self.task.on_step = self._on_step(listener, listens, total_timesteps)
+        self.window_sigma = self.sigma
+        theta = parameter_vector(self._acting.actor)
+        listener.on_rollout_start()
+        try:
+            self.found, self.particles = estimate(self.task, self.scheme, theta, self.window_sigma, self.particles)
+        except StopAsked:
+            self.observations = None  # the pairs stand somewhere within a window
+            return False
+        self.observations = self.task.observations
+        listener.on_rollout_end()
+        return True
+
+    @torch.no_grad()
+    def train(self) -> None:
+        found = self.found
+        assert self.particles is not None
+        u, counted = self._utilities(found.scores)
+        # The mean over pairs of (u⁺ - u⁻) σ ξ; an engine's estimate is ξ (u⁺ - u⁻) / 2.
+        g = 2 * self.window_sigma * weighted(self.particles, u).sum(0) / counted
+        self._ascend(g.to(self.device))
+        if self.policy.normalize_observations:
+            for moments in self.task.moments():
+                self.policy.normalizer.merge(Moments(*(part.to(self.device) for part in moments)))
+        if self.scheme.shared:
+            self.steps_with_mean_parameters += int(self.buffer["stepped"][:, 2::3].sum())
+        self._record_update(found, g)
+
+    def _utilities(self, scores: Tensor) -> tuple[Tensor, int]:
+        """What scores [2n] count, and how many pairs do."""
+        c = self.config
+        if c.reward_scaling == "ranks":
+            return centered_ranks(scores), len(scores) // 2
+        counts = torch.ones(len(scores) // 2, dtype=torch.bool, device=scores.device)
+        if c.top_directions is not None:
+            counts = top_pairs(scores, c.top_directions)
+        twins = counts.repeat_interleave(2)
+        scale = self._reward_scale(scores[twins]) if c.reward_scaling == "std" else 1.0
+        # Only differences matter, and they keep their digits where scores are near 0.
+        return torch.where(twins, (scores - scores[twins].mean()) / scale, 0.0), int(counts.sum())
+
+    def _reward_scale(self, scores: Tensor) -> float:
+        """σ_R: the standard deviation of scores, averaged over earlier windows; 1 where all are equal.
+
+        Where scores were nearly equal for long, the first difference would be a huge one: `MOST_SURPRISE` bounds it.
+        """
+        own, before = float(scores.var(correction=0)), self.reward_variance
+        memory = self.config.reward_memory * self.updates_per_episode
+        kept = math.exp(-1 / memory) if memory > 0 else 0.0
+        self.reward_variance = own if before is None else kept * before + (1 - kept) * own
+        if own == 0.0:
+            return 1.0
+        return math.sqrt(own if before is None or memory == 0 else max(before, own / MOST_SURPRISE**2))
+
+    def _ascend(self, g: Tensor) -> None:
+        """One step of the optimizer along g [P]."""
+        if not g.isfinite().all():
+            raise FloatingPointError(
+                "the search direction is not finite; this window changed nothing. Look for huge rewards, or give a "
+                "smaller sigma."
+            )
+        c, share = self.config, 1 / self.updates_per_episode
+        momentum = (0.9 if c.optimizer != "sgd" else 0.0) if c.momentum is None else c.momentum
+        (group,) = self.optimizer.param_groups
+        group["lr"] = self.step_size
+        if "betas" in group:
+            group["betas"] = (momentum**share, c.beta2**share)
+        else:
+            group["momentum"] = momentum**share if momentum else 0.0
+        if c.optimizer == "adabound":
+            planned = -(-self._total_timesteps // (c.n_steps * self.n_envs))
+            group["gamma"] = handover_gamma(c.handover, planned)
+        parameters = group["params"]
+        parts = (-g).split([parameter.numel() for parameter in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+        if group["lr"] > 0:
+            self.optimizer.step()
+
+    def _record_update(self, found: Estimate, g: Tensor) -> None:
+        record = self.logger.record
+        record("train/sigma", self.window_sigma)
+        record("train/learning_rate", self.step_size)
+        record("train/gradient_norm", g.norm().item())
+        record("train/gradient_signal_to_noise", found.signal_to_noise.item())
+        record("train/score_mean", found.scores.mean().item())
+        record("train/score_std", found.scores.std(correction=0).item())
+        record("search/twin_deaths", self.task.terminations)
+        record("search/live_twins", int((found.steps > 0).sum()))
+        record("search/xi_norm", found.xi_norm.mean().item())
+        record("search/phases", found.phase.cpu(), exclude=ONLY_TENSORBOARD)
+        for age, norm in enumerate(found.xi_by_phase.tolist()):
+            if not math.isnan(norm):
+                record(f"search/xi_norm_at_age_{age:02}", norm, exclude=ONLY_TENSORBOARD)
+        record("steps/perturbed", self.num_timesteps - self.steps_with_mean_parameters)
+        record("steps/mean_parameters", self.steps_with_mean_parameters)
+
+    # Acting ----------------------------------------------------------------------------------------------------------
+
+    def act(self, observations: Tensor, deterministic: bool = True, noise: Tensor | None = None) -> Tensor:
+        """Actions [n, *A] as the environment takes them; they are deterministic whatever is asked for."""
+        return super().act(observations, deterministic=True)
+
+    # Saving ----------------------------------------------------------------------------------------------------------
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """The optimizer's state, the particles, and the rewards' scale."""
+        tensors = optimizer_tensors(self.config.optimizer, self.optimizer)
+        tensors["steps_with_mean_parameters"] = torch.tensor(self.steps_with_mean_parameters)
+        if self.reward_variance is not None:
+            tensors["reward_variance"] = torch.tensor(self.reward_variance, dtype=torch.float64)
+        if self.particles is not None:
+            values = {field.name: getattr(self.particles, field.name) for field in dataclasses.fields(Particles)}
+            held = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+            tensors |= {f"particles.{name}": value for name, value in held.items()}
+            tensors |= {f"particles.state.{name}": value for name, value in self.particles.state.items()}
+        return tensors
+
+    def load_own_tensors(self, tensors: dict[str, Tensor]) -> None:
+        load_optimizer_tensors(self.config.optimizer, self.optimizer, tensors)
+        self.steps_with_mean_parameters = int(tensors["steps_with_mean_parameters"])
+        if "reward_variance" in tensors:
+            self.reward_variance = float(tensors["reward_variance"])
+        if held := saving.with_prefix(tensors, "particles."):
+            state = saving.with_prefix(held, "state.")
+            own = {name: value for name, value in held.items() if not name.startswith("state.")}
+            self.particles = Particles(
+                seed=self.stream_seed, iteration=self.iteration, first_pair=0, state=state, **own
+            )
+
+
+def _time_limit(vector: VectorEnv) -> int | None:
+    """Environment steps after which episodes are truncated, where that is known."""
+    limit = getattr(vector, "max_episode_steps", None)
+    return limit if limit is not None else getattr(vector.spec, "max_episode_steps", None)
+
+
+def _require_snapshots(vector: VectorEnv) -> None:
+    """Raise ValueError unless the environments can be put into each other's state."""
+    vector.reset()
+    try:
+        vector.restore(vector.snapshot())
+    except SnapshotError as error:
+        raise ValueError(
+            f"estimator is 'truncated_es', which puts environments into one state, but {error} Give another estimator."
+        ) from error

@@ -1,0 +1,181 @@
+"""Deterministic policies for evolution strategies, and many of them, each with its own parameters, at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NoReturn
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor, nn
+
+from agents.policy.distributions import DiagonalGaussian, Distribution, Head
+from agents.policy.networks import activation_key, flatten, mlp
+from agents.policy.normalizer import ObservationNormalizer
+
+
+class DeterministicActor(nn.Module):
+    """Normalized observations to the outputs that an action is made of. Its parameters are what is searched over.
+
+    Args:
+        head: how actions are parametrized.
+        net: Linear layers and activations, [n, O] to [n, K].
+    """
+
+    def __init__(self, head: Head, net: nn.Sequential) -> None:
+        super().__init__()
+        self.head = head
+        self.net = net
+
+    def forward(self, normalized: Tensor) -> Tensor:
+        return self.net(normalized)
+
+
+class DeterministicPolicy(BasePolicy):
+    """An actor without noise or state, on observations that the policy itself normalizes.
+
+    Args:
+        observation_space: a Box, flattened.
+        action_space: Box, Discrete, MultiDiscrete or MultiBinary.
+        net_arch: hidden layer sizes.
+        activation_fn: key or class of `ACTIVATIONS`.
+        normalize_observations: whether the normalizer learns; otherwise it stays the identity.
+        squash_actions: whether Box actions are outputs through tanh, scaled to the bounds, in place of clipped ones.
+    """
+
+    options: ClassVar[tuple[str, ...]] = ("net_arch", "activation_fn", "normalize_observations", "squash_actions")
+    """Its keyword arguments, which agents take as hyperparameters and in policy_kwargs."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        net_arch: Sequence[int] = (64, 64),
+        activation_fn: str | type[nn.Module] = "tanh",
+        normalize_observations: bool = True,
+        squash_actions: bool = False,
+    ) -> None:
+        box = isinstance(action_space, spaces.Box)
+        super().__init__(observation_space, action_space, squash_output=squash_actions and box)
+        size, head = int(np.prod(observation_space.shape or ())), Head.of(action_space)
+        self.normalize_observations = normalize_observations
+        self.normalizer = ObservationNormalizer(size)
+        self.actor = DeterministicActor(head, self.network(size, head.outputs, net_arch, activation_key(activation_fn)))
+        if isinstance(action_space, spaces.Box):
+            self.register_buffer("_low", torch.as_tensor(action_space.low), persistent=False)
+            self.register_buffer("_high", torch.as_tensor(action_space.high), persistent=False)
+
+    def network(self, inputs: int, outputs: int, net_arch: Sequence[int], activation: str) -> nn.Sequential:
+        """The actor's network: Linear layers and activations."""
+        raise NotImplementedError
+
+    def normalize(self, observations: Tensor) -> Tensor:
+        """[n, *O] as the network takes them: flat, float32, normalized."""
+        flat = flatten(observations)
+        return self.normalizer.forward(flat) if self.normalize_observations else flat
+
+    def distribution(self, observations: Tensor) -> Distribution:
+        """For observations [n, *O], distributions of which only the mode counts."""
+        return self._actions_of(self.actor(self.normalize(observations)))
+
+    def _actions_of(self, outputs: Tensor) -> Distribution:
+        if self.actor.head.kind == "gaussian":
+            return DiagonalGaussian(torch.tanh(outputs) if self.squash_output else outputs, outputs.new_zeros(()))
+        return self.actor.head.distribution(outputs)
+
+    def to_environment(self, actions: Tensor) -> Tensor:
+        """Actions [n, *A] as the environment takes them: Box actions clipped to their bounds or, squashed, scaled."""
+        if self.actor.head.kind != "gaussian":
+            return actions
+        actions = actions.reshape(-1, *self.actor.head.shape)
+        if self.squash_output:
+            return self._low + (0.5 * (actions + 1.0) * (self._high - self._low))  # type: ignore[operator]
+        return torch.clamp(actions, self._low, self._high)  # type: ignore[arg-type]
+
+    def particles(self, theta: Tensor, shift: Tensor, scale: Tensor) -> Callable[[Tensor], Tensor]:
+        """The actions [N, *A], as the environment takes them, of N actors for observations [N, *O], one for each.
+
+        Args:
+            theta: the actors' parameters, [N, P], in the order of `actor.parameters()`.
+            shift, scale: each one's normalization, [N, O].
+
+        A row depends on its own row of the arguments alone, to the last bit, and little on N in time.
+        """
+        clip = self.normalizer.clip
+        layers = self._layers(theta)
+        normalized = torch.empty_like(shift)
+
+        def act(observations: Tensor) -> Tensor:
+            x = flatten(observations)
+            if self.normalize_observations:
+                x = torch.sub(x, shift, out=normalized).mul_(scale).clamp_(-clip, clip)
+            for layer in layers:
+                x = layer(x)
+            return self.to_environment(self._actions_of(x).mode())
+
+        return act
+
+    def _layers(self, theta: Tensor) -> list[Callable[[Tensor], Tensor]]:
+        """The network's layers with a weight and a bias for each row of theta [N, P]."""
+        parts = iter(theta.split([parameter.numel() for parameter in self.actor.parameters()], dim=1))
+        layers: list[Callable[[Tensor], Tensor]] = []
+        for module in self.actor.net:
+            if isinstance(module, nn.Linear):
+                weight = next(parts).reshape(len(theta), *module.weight.shape)
+                layers.append(_Affine(weight, next(parts) if module.bias is not None else None))
+            else:
+                layers.append(module)
+        return layers
+
+    def forward(self, obs: Tensor, deterministic: bool = True) -> Tensor:
+        return self._predict(obs, deterministic)
+
+    def _predict(self, observation: Any, deterministic: bool = True) -> Tensor:
+        return self.distribution(observation).mode().reshape(-1, *self.actor.head.shape)
+
+    def save(self, path: str) -> NoReturn:
+        raise NotImplementedError("Save the agent: a policy is not stored apart from its algorithm's settings.")
+
+    @classmethod
+    def load(cls, path: str, device: torch.device | str = "auto") -> NoReturn:
+        raise NotImplementedError(
+            "Load the agent, e.g. PES.load(path), and use its .policy; nothing is unpickled here."
+        )
+
+
+class LinearPolicy(DeterministicPolicy):
+    """One matrix without bias, zero at first, as in Mania et al. 2018, https://arxiv.org/abs/1803.07055.
+
+    net_arch and activation_fn mean nothing to it.
+    """
+
+    def network(self, inputs: int, outputs: int, net_arch: Sequence[int], activation: str) -> nn.Sequential:
+        layer = nn.Linear(inputs, outputs, bias=False)
+        nn.init.zeros_(layer.weight)
+        return nn.Sequential(layer)
+
+
+class MlpPolicy(DeterministicPolicy):
+    """Hidden layers with biases; a small last layer makes the first policy nearly the same in every state."""
+
+    def network(self, inputs: int, outputs: int, net_arch: Sequence[int], activation: str) -> nn.Sequential:
+        return mlp(inputs, net_arch, outputs, activation, output_gain=0.01)
+
+
+class _Affine:
+    """x [N, I] to W x + b [N, J], with a matrix for each row.
+
+    A product and a sum, in memory that is allocated once: a matrix product with one column is no quicker on a CPU, and
+    its rounding may depend on the number of rows.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+        self._products = torch.empty_like(weight)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = torch.mul(self.weight, x[:, None], out=self._products).sum(-1)
+        return y if self.bias is None else y.add_(self.bias)

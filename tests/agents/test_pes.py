@@ -1,0 +1,560 @@
+"""Policy search with evolution strategies: windows against plain loops, updates against their formulas."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+from torch.nn.utils import vector_to_parameters
+
+from agents import PES
+from agents.direction.evolution import (
+    Estimate,
+    Particles,
+    Scheme,
+    centered_ranks,
+    estimate,
+    join,
+    start,
+    top_pairs,
+    weighted,
+)
+from agents.direction.optimizers import ClipUp
+from agents.direction.scores import parameter_vector
+from agents.pes import MOST_SURPRISE, PESConfig, PolicySearch
+from agents.policy.actor_critic import ActorCriticPolicy
+from agents.policy.normalizer import Moments, ObservationNormalizer
+from agents.policy.particles import DeterministicPolicy, LinearPolicy, MlpPolicy
+from agents.rollout.buffer import RolloutBuffer
+from agents.rollout.collect import Step, collect
+from envs import GymVectorEnv, SnapshotError, VectorEnv, make_vec
+
+BOX = spaces.Box(-np.inf, np.inf, (5,))
+ACTIONS = {
+    "box": spaces.Box(np.float32([-1, -2]), np.float32([1, 0.5])),
+    "discrete": spaces.Discrete(4),
+    "multi-discrete": spaces.MultiDiscrete([3, 2]),
+    "multi-binary": spaces.MultiBinary(3),
+}
+
+
+def make(env: Any = "Hopper-v5", policy: Any = "LinearPolicy", seed: int = 0, **changed: Any) -> PES:
+    """An agent of four pairs."""
+    settings = {"n_steps": 8} | changed
+    if isinstance(env, str):
+        threads = {} if env.startswith("probes") else {"num_threads": 1}
+        env = make_vec(env, settings.pop("num_envs", 8), autoreset="disabled", **threads)
+    return PES(policy, env, seed=seed, device="cpu", **settings)
+
+
+def windows(agent: PES, count: int) -> list[tuple[Tensor, Particles, Estimate]]:
+    """Consecutive windows: the parameters before, the particles after, and the estimate."""
+    found = []
+    generator = agent.iterations(10**9)
+    for _ in range(count):
+        theta = parameter_vector(agent.policy.actor)
+        next(generator)
+        assert agent.particles is not None
+        found.append((theta, agent.particles, agent.found))
+    return found
+
+
+# Policies ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("squash", [False, True])
+@pytest.mark.parametrize("kind", ACTIONS)
+@pytest.mark.parametrize("policy_class", [LinearPolicy, MlpPolicy])
+def test_particles_act_as_the_policies_that_they_are(
+    policy_class: type[DeterministicPolicy], kind: str, squash: bool
+) -> None:
+    torch.manual_seed(0)
+    policy = policy_class(BOX, ACTIONS[kind], net_arch=(7, 6), squash_actions=squash)
+    policy.normalizer.update(3 * torch.randn(50, 5) + 1)
+    n, size = 6, len(parameter_vector(policy.actor))
+    theta, observations = torch.randn(n, size), 3 * torch.randn(n, 5, dtype=torch.float64)
+    shift, scale = (x.expand(n, -1).contiguous() for x in (policy.normalizer.shift, policy.normalizer.scale))
+    actions = policy.particles(theta, shift, scale)(observations).clone()
+    for row in range(n):
+        vector_to_parameters(theta[row], policy.actor.parameters())
+        single = policy.to_environment(policy.distribution(observations[row : row + 1]).mode())
+        torch.testing.assert_close(actions[row : row + 1], single)
+    for rows in (slice(0, 2), slice(2, 6), slice(1, 2)):
+        part = policy.particles(theta[rows], shift[rows], scale[rows])(observations[rows])
+        assert torch.equal(part, actions[rows])
+
+
+def test_box_actions_are_clipped_or_squashed_to_their_bounds() -> None:
+    observations = torch.tensor([[9.0, 0, 0, 0, 0], [-9.0, 0, 0, 0, 0], [0.0, 0, 0, 0, 0], [0.1, 0, 0, 0, 0]])
+    found = {}
+    for squash in (False, True):
+        policy = LinearPolicy(BOX, ACTIONS["box"], normalize_observations=False, squash_actions=squash)
+        with torch.no_grad():
+            policy.actor.net[0].weight[:, 0] = 1.0
+        found[squash] = policy.to_environment(policy.distribution(observations).mode()).detach()
+        np.testing.assert_array_equal(found[squash].numpy(), policy.predict(observations.numpy())[0])
+    torch.testing.assert_close(found[False], torch.tensor([[1.0, 0.5], [-1.0, -2.0], [0.0, 0.0], [0.1, 0.1]]))
+    t = float(np.tanh(0.1))
+    expected = torch.tensor([[1.0, 0.5], [-1.0, -2.0], [0.0, -0.75], [t, -0.75 + 1.25 * t]])
+    torch.testing.assert_close(found[True], expected, atol=1e-6, rtol=0)
+
+
+def test_the_linear_policy_has_one_matrix_that_begins_at_zero() -> None:
+    agent = make()
+    (weight,) = agent.policy.actor.parameters()
+    assert weight.shape == (3, 11)
+    assert not weight.any()
+
+
+@pytest.mark.parametrize("counts", [(1, 4), (40, 3), (0, 5), (5, 0), (0, 0)])
+def test_merged_moments_are_those_of_everything(counts: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    parts = [torch.from_numpy(rng.normal(1e4, 1.0, (count, 3))) for count in counts]
+    masked = [torch.cat([part, torch.full((2, 3), -7.0)]) for part in parts]
+    masks = [torch.arange(len(x)) < len(x) - 2 for x in masked]
+    merged = Moments.of(masked[0], masks[0]).merge(Moments.of(masked[1], masks[1]))
+    everything = torch.cat(parts)
+    assert merged.n == len(everything)
+    if len(everything):
+        torch.testing.assert_close(merged.mean, everything.mean(0), rtol=1e-14, atol=0)
+        m2 = (everything - everything.mean(0)).square().sum(0)
+        torch.testing.assert_close(merged.m2, m2, rtol=1e-9, atol=1e-9)
+        normalizer = ObservationNormalizer(3)
+        normalizer.merge(merged)
+        whole = ObservationNormalizer(3)
+        whole.update(everything)
+        torch.testing.assert_close(normalizer.shift, whole.shift)
+
+
+# The engine's parts --------------------------------------------------------------------------------------------------
+
+
+def test_clipup_by_hand() -> None:
+    parts = [torch.tensor([0.0, 0.0], requires_grad=True), torch.tensor([0.0], requires_grad=True)]
+    optimizer = ClipUp(parts, lr=0.5, momentum=0.5, max_speed=1.5)
+    parts[0].grad, parts[1].grad = torch.tensor([6.0, 0.0]), torch.tensor([8.0])
+    optimizer.step()  # v = 0.5 (0.6, 0, 0.8)
+    torch.testing.assert_close(parts[0].detach(), torch.tensor([-0.3, 0.0]))
+    torch.testing.assert_close(parts[1].detach(), torch.tensor([-0.4]))
+    optimizer.step()  # v = 0.5 v + 0.5 (0.6, 0, 0.8) = (0.45, 0, 0.6), as long as the limit, 0.75
+    torch.testing.assert_close(parts[0].detach(), torch.tensor([-0.75, 0.0]))
+    optimizer.step()  # 0.5 v + ... = (0.525, 0, 0.7) is too long
+    torch.testing.assert_close(parts[0].detach(), torch.tensor([-1.2, 0.0]))
+    parts[0].grad, parts[1].grad = torch.zeros(2), torch.zeros(1)
+    optimizer.step()
+    torch.testing.assert_close(parts[0].detach(), torch.tensor([-1.425, 0.0]))
+    for bad in ({"lr": 0.0}, {"momentum": 1.0}, {"max_speed": 0.0}):
+        with pytest.raises(ValueError, match=f"{next(iter(bad))} is"):
+            ClipUp(parts, **bad)
+
+
+def test_ranks_and_top_pairs_by_hand() -> None:
+    ranks = centered_ranks(torch.tensor([3.0, -1.0, 3.0, 10.0]))
+    torch.testing.assert_close(ranks, torch.tensor([0.0, -0.5, 0.0, 0.5]).double())
+    assert centered_ranks(torch.tensor([2.0])).tolist() == [0.0]
+    assert centered_ranks(torch.tensor([2.0, 2.0])).tolist() == [0.0, 0.0]
+    scores = torch.tensor([0.0, 5.0, 7.0, -9.0, 5.0, 1.0, 4.0, 4.0])
+    assert top_pairs(scores, 1).tolist() == [False, True, False, False]
+    assert top_pairs(scores, 2).tolist() == [True, True, False, False]  # of equal ones the first
+    assert top_pairs(scores, 4).all()
+
+
+@pytest.mark.parametrize("estimator", ["pes", "nres", "truncated_es"])
+def test_with_scores_for_utilities_the_estimate_is_the_engines(estimator: str) -> None:
+    agent = make(estimator=estimator, num_envs=12)
+    for _, particles, found in windows(agent, 3):
+        assert torch.equal(weighted(particles, found.scores), found.sums)
+
+
+# Windows -------------------------------------------------------------------------------------------------------------
+
+
+class Recording(PolicySearch):
+    """Keeps what it was asked for and what it answered."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.begun: list[tuple[int, Tensor, Tensor, Tensor]] = []
+        self.answers: list[tuple[Tensor, dict[str, Tensor], Tensor, Tensor]] = []
+
+    def init(self, keys: Tensor, slots: Tensor) -> dict[str, Tensor]:
+        state = super().init(keys, slots)
+        self.begun.append((len(self.answers), keys, slots, state["shift"]))
+        return state
+
+    def unroll(self, theta: Tensor, state: dict[str, Tensor], window: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        after, scores, ended = super().unroll(theta, state, window)
+        self.answers.append((theta.clone(), state, scores, ended))
+        return after, scores, ended
+
+
+def search(policy: DeterministicPolicy, num_envs: int, window: int, **options: float) -> Recording:
+    env = make_vec("Hopper-v5", num_envs, autoreset="disabled", num_threads=1)
+    buffer = RolloutBuffer(window, num_envs, PolicySearch.fields((11,), normalize=True))
+    task = Recording(env, policy, buffer, **options)
+    task.observations, _ = env.reset(seed=0)
+    return task
+
+
+def hopper_policy() -> LinearPolicy:
+    policy = LinearPolicy(BOX_11, spaces.Box(-1, 1, (3,)))
+    policy.normalizer.update(torch.randn(50, 11, generator=torch.Generator().manual_seed(0)))
+    return policy
+
+
+BOX_11 = spaces.Box(-np.inf, np.inf, (11,))
+
+
+@pytest.mark.parametrize(("gamma", "offset"), [(1.0, 0.0), (0.9, 0.0), (0.9, -1.0)])
+def test_windows_are_those_of_one_environment_after_the_other(gamma: float, offset: float) -> None:
+    """Episodes that go on from window to window, twins with one seed, dead ones that score 0, statistics that stay."""
+    policy, scheme = hopper_policy(), Scheme.of("pes", particles=8, window=16, horizon=64)
+    task, theta = search(policy, 8, 16, gamma=gamma, offset=offset), torch.zeros(33)
+    particles = start(scheme, theta, seed=3)
+    for window in range(8):
+        _, particles = estimate(task, scheme, theta + 0.01 * window, 0.3, particles)
+        # Statistics move on every window; an episode keeps those of its beginning.
+        for moments in task.moments():
+            policy.normalizer.merge(moments)
+
+    env = make_vec("Hopper-v5", 1, autoreset="disabled", num_threads=1)
+    begun = {
+        (window, int(slot)): (int(key), shift)
+        for window, keys, slots, shifts in task.begun
+        for key, slot, shift in zip(keys, slots, shifts, strict=True)
+    }
+    deaths = survivals = 0
+    for slot in range(8):
+        twin = slot ^ 1
+        for window, (thetas, state, scores, ended) in enumerate(task.answers):
+            if (window, slot) in begun:
+                key, shift = begun[window, slot]
+                assert begun[window, twin][0] == key
+                observation, _ = env.reset(seed=[key])
+                steps, over = 0, False
+            rows = (state["slots"] == slot).nonzero().flatten().tolist()
+            assert bool(rows) is not over  # the dead are not unrolled
+            if over:
+                continue
+            (row,) = rows
+            assert torch.equal(state["shift"][row], shift)
+            assert state["steps"][row] == steps
+            choose = policy.particles(*(x[row : row + 1] for x in (thetas, state["shift"], state["scale"])))
+            score = 0.0
+            for _ in range(16):
+                if over:
+                    break
+                observation, reward, terminated, _, _ = env.step(choose(observation))
+                score += gamma**steps * (reward.item() + offset)
+                steps, over = steps + 1, bool(terminated)
+            assert scores[row].item() == pytest.approx(score, rel=1e-12)
+            assert bool(ended[row]) is over
+            deaths, survivals = deaths + over, survivals + (not over)
+    assert deaths > 3
+    assert survivals > 3
+
+
+def test_shards_computed_apart_give_the_bits_of_those_computed_together() -> None:
+    scheme, theta = Scheme.of("pes", particles=128, window=16, horizon=64), torch.zeros(33)
+
+    def run(ranges: list[tuple[int, int]]) -> tuple[list[Tensor], ObservationNormalizer]:
+        policy = hopper_policy()
+        tasks = [search(policy, 2 * pairs, 16) for _, pairs in ranges]
+        parts = [start(scheme, theta, 5, first_pair=first, pairs=pairs) for first, pairs in ranges]
+        gradients = []
+        for _ in range(3):
+            both = [estimate(task, scheme, theta, 0.3, part) for task, part in zip(tasks, parts, strict=True)]
+            parts = [part for _, part in both]
+            gradients.append(join([found for found, _ in both]).gradient)
+            for task in tasks:
+                for moments in task.moments():
+                    policy.normalizer.merge(moments)
+        return gradients, policy.normalizer
+
+    together, apart = run([(0, 64)]), run([(0, 32), (32, 32)])
+    assert all(torch.equal(a, b) for a, b in zip(together[0], apart[0], strict=True))
+    assert torch.equal(together[1].mean, apart[1].mean)
+    assert torch.equal(together[1].m2, apart[1].m2)
+
+
+def test_moments_are_those_of_the_observations_that_were_acted_on() -> None:
+    task = search(hopper_policy(), 4, 32)
+    seen: list[Tensor] = []
+
+    def on_step(step: Step) -> bool:
+        seen.append(step.observations)
+        return True
+
+    first = task.observations.clone()
+    task.on_step = on_step
+    scheme, theta = Scheme.of("nres", particles=4, window=32, horizon=64), torch.zeros(33)
+    found, _ = estimate(task, scheme, theta, 0.5, start(scheme, theta, 1))
+    (moments,) = task.moments()
+    assert moments.n == found.steps.sum() < 4 * 32
+    # An environment's k-th action is chosen from the observation before its k-th step.
+    lengths = task.buffer["stepped"].sum(0)
+    kept = torch.cat([task.buffer["observations"][: lengths[i], i] for i in range(4)]).double()
+    torch.testing.assert_close(moments.mean, kept.mean(0))
+    for i in range(4):
+        following = torch.stack(seen)[: lengths[i] - 1, i].float()
+        assert torch.equal(task.buffer["observations"][1 : lengths[i], i], following)
+    assert not torch.equal(task.buffer["observations"][0], first.float())  # the pairs have begun anew
+
+
+def test_truncated_es_puts_twins_into_the_state_of_the_mean() -> None:
+    agent = make(estimator="truncated_es", num_envs=12, sigma=0.5, n_steps=16)
+    agent.learn(1)
+    assert agent.scheme.particles == 8
+    env = agent.env.vector
+    for _ in range(5):
+        before = {name: value.clone() for name, value in env.snapshot([2, 5, 8, 11]).items()}
+        begins = agent.particles.due.clone()
+        states: list[Tensor] = []
+        step = env.step
+
+        def recorded(actions: Any, ids: Any = None, states=states, step=step) -> Any:
+            if not states:
+                states.extend(env.snapshot([i, i + 1, i + 2])["physics"] for i in (0, 3, 6, 9))
+            return step(actions, ids)
+
+        env.step = recorded
+        agent.learn(1, reset_num_timesteps=False)
+        del env.step
+        for pair, state in enumerate(states):
+            assert torch.equal(state[0], state[2])
+            assert torch.equal(state[1], state[2])
+            assert begins[pair] or torch.equal(state[2], before["physics"][pair])
+    assert agent.last_metrics["steps/mean_parameters"] > 0
+    total = agent.last_metrics["steps/mean_parameters"] + agent.last_metrics["steps/perturbed"]
+    assert total == agent.num_timesteps
+
+
+def test_the_dead_stand_still_and_are_shown_as_such() -> None:
+    class Watcher(BaseCallback):
+        seen = 0
+
+        def reward_of(self, info: dict[str, Any]) -> float:
+            return info["reward_forward"] + info["reward_survive"] - info["control_cost"]
+
+        def _on_step(self) -> bool:
+            for info, reward in zip(self.locals["infos"], self.locals["rewards"], strict=True):
+                if "x_velocity" in info:
+                    assert reward == pytest.approx(self.reward_of(info), rel=1e-6)
+                else:
+                    assert reward == 0
+                    self.seen += 1
+            return True
+
+    watcher = Watcher()
+    make(n_steps=64, sigma=0.5).learn(800, callback=watcher)
+    assert watcher.seen > 20
+
+
+def test_collecting_ends_when_all_have_ended() -> None:
+    env = make_vec("probes/OneStepReward-v0", 4, autoreset="disabled")
+    observations, _ = env.reset(seed=0)
+    buffer = RolloutBuffer(5, 4, PolicySearch.fields((1,), normalize=True))
+    for name in ("rewards", "stepped"):
+        buffer[name].fill_(1)
+    ids, steps = torch.tensor([0, 3]), []
+    zeros = torch.zeros(4, dtype=torch.int64)
+    collect(
+        env, lambda t, s: (zeros, zeros), buffer, observations, lambda step: bool(steps.append(step.t)) or True, ids
+    )
+    assert steps == [0]
+    expected = torch.zeros(5, 4)
+    expected[0, ids] = 1
+    assert torch.equal(buffer["rewards"], expected.double())
+    assert torch.equal(buffer["stepped"], expected.bool())
+
+
+# Updates -------------------------------------------------------------------------------------------------------------
+
+
+def episodes(agent: PES) -> tuple[Tensor, Tensor, Tensor]:
+    """The noise δ [n, P] and returns [n, 2] of a first iteration of whole episodes, and how far θ went."""
+    ((theta, particles, found),) = windows(agent, 1)
+    delta = particles.epsilon / agent.config.sigma
+    return delta.double(), found.scores.view(-1, 2), (parameter_vector(agent.policy.actor) - theta).double()
+
+
+def test_ars_by_its_formula() -> None:
+    """Mania et al. 2018, algorithm 2: θ ← θ + α / (b σ_R) Σ (r⁺ - r⁻) δ over the b best directions."""
+    env = {"estimator": "es", "n_steps": 50, "horizon": 50, "reward_memory": 0.0, "learning_rate": 0.3, "sigma": 0.2}
+    for b in (None, 3):
+        delta, r, step = episodes(make(num_envs=16, top_directions=b, **env))
+        order = sorted(range(8), key=lambda i: -r[i].max())[: b or 8]
+        best, deviation = r[order], r[order].flatten().std(correction=0)
+        expected = 0.3 / (len(order) * deviation) * ((best[:, 0] - best[:, 1])[:, None] * delta[order]).sum(0)
+        torch.testing.assert_close(step, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_openai_es_by_its_formula() -> None:
+    """Salimans et al. 2017: Adam along the mean of centered ranks times noise; its first step has the rate's length."""
+    env = {"estimator": "es", "n_steps": 50, "horizon": 50, "reward_scaling": "ranks", "optimizer": "adam"}
+    agent = make(num_envs=16, learning_rate=0.3, sigma=0.2, **env)
+    delta, r, step = episodes(agent)
+    ranks = centered_ranks(r.flatten()).view(-1, 2)
+    direction = ((ranks[:, 0] - ranks[:, 1])[:, None] * delta).mean(0)
+    torch.testing.assert_close(step, 0.3 * direction.sign(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(agent.last_metrics["train/gradient_norm"], direction.norm().item(), rtol=1e-4, atol=0)
+
+
+def test_pes_by_its_formula() -> None:
+    """θ ← θ + α/(2N σ_R) Σ (R⁺ - R⁻) σ ξ over windows, where ξ adds up and σ_R lags."""
+    agent = make("Swimmer-v5", sigma=0.4, learning_rate=0.05, n_steps=10, horizon=40, staggered=False)
+    found = windows(agent, 5)
+    after = [theta for theta, _, _ in found[1:]]
+    noise, variance = torch.zeros(4, 16).double(), None
+    for window, ((theta, particles, estimated), end) in enumerate(zip(found, after, strict=False)):
+        noise = particles.epsilon.double() / 0.4 + (noise if window % 4 else 0)
+        r = estimated.scores.view(-1, 2)
+        own = r.flatten().var(correction=0).item()
+        scale = max(variance or own, own / MOST_SURPRISE**2) ** 0.5
+        expected = 0.05 / (4 * scale) * ((r[:, 0] - r[:, 1])[:, None] * noise).sum(0)
+        torch.testing.assert_close((end - theta).double(), expected, rtol=1e-4, atol=1e-7)
+        kept = np.exp(-1 / 4)  # one episode of four windows
+        variance = own if variance is None else kept * variance + (1 - kept) * own
+
+
+def test_schedules_reach_their_ends_and_momentum_counts_in_episodes() -> None:
+    env = {"sigma": 0.4, "sigma_end": 0.1, "learning_rate": 0.02, "learning_rate_end": 0.0, "optimizer": "adam"}
+    agent = make("Swimmer-v5", n_steps=10, horizon=40, momentum=0.5, beta2=0.9, **env)
+    sigmas = []
+    for _ in agent.iterations(80 * 4):
+        sigmas.append(agent.last_metrics["train/sigma"])
+    assert sigmas == pytest.approx([0.4, 0.325, 0.25, 0.175])
+    (group,) = agent.optimizer.param_groups
+    assert group["betas"] == pytest.approx((0.5**0.25, 0.9**0.25))
+    assert group["lr"] == 0.0
+
+
+def test_equal_scores_move_nothing_and_a_first_difference_is_bounded() -> None:
+    agent = make("probes/OneStepReward-v0", policy="MlpPolicy", num_envs=4)
+    before = parameter_vector(agent.policy.actor)
+    agent.learn(2000)
+    assert torch.equal(before, parameter_vector(agent.policy.actor))
+    assert agent._reward_scale(torch.tensor([0.0, 0.0, 3.0, -3.0]).double()) == pytest.approx(4.5**0.5 / MOST_SURPRISE)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "clipup", "adabound"])
+def test_every_optimizer_climbs_and_resumes_exactly(optimizer: str, tmp_path) -> None:
+    env = {"num_envs": 16, "n_steps": 25, "horizon": 100, "sigma": 0.3, "optimizer": optimizer, "momentum": 0.5}
+    agent = make("Swimmer-v5", learning_rate=0.1 if optimizer == "sgd" else 0.03, **env)
+    agent.learn(16 * 25 * 8)
+    agent.save(tmp_path / "half.zip")
+    more = PES.load(tmp_path / "half.zip", make_vec("Swimmer-v5", 16, autoreset="disabled"), device="cpu")
+    scores = []
+    for _ in agent.iterations(16 * 25 * 24, reset_num_timesteps=False):
+        scores.append(agent.last_metrics["train/score_mean"])
+    more.learn(16 * 25 * 24, reset_num_timesteps=False)
+    assert torch.equal(parameter_vector(agent.policy.actor), parameter_vector(more.policy.actor))
+    # The first policy scores 0 but for its noise.
+    assert np.mean(scores[-16:]) > 1.0
+
+
+def test_the_state_of_an_episode_cut_by_the_horizon_is_left() -> None:
+    agent = make("Swimmer-v5", n_steps=10, horizon=40, staggered=True, num_envs=32)
+    ages = [agent.found.phase.clone() for _ in agent.iterations(32 * 10 * 12)]
+    assert all(age.max() < 4 for age in ages)
+    late = torch.stack(ages[4:]).flatten().bincount(minlength=4).double()
+    assert (late / late.sum() - 0.25).abs().max() < 0.07
+    assert agent.running_episodes.lengths.max() <= 40
+
+
+def test_metrics_say_what_the_search_does(tmp_path) -> None:
+    agent = make(n_steps=32, sigma=0.5, tensorboard_log=str(tmp_path)).learn(2000)
+    metrics = agent.last_metrics
+    assert metrics["steps/perturbed"] == agent.num_timesteps
+    assert metrics["steps/mean_parameters"] == 0
+    assert 0 <= metrics["search/twin_deaths"] <= 8
+    assert metrics["train/gradient_signal_to_noise"] == pytest.approx(agent.found.signal_to_noise.item())
+    assert metrics["search/xi_norm_at_age_00"] == pytest.approx(agent.found.xi_by_phase[0].item())
+    assert torch.equal(metrics["search/phases"], agent.found.phase)
+
+
+# Refusals ------------------------------------------------------------------------------------------------------------
+
+
+class Unrestorable(GymVectorEnv):
+    def snapshot(self, ids: Any = None) -> dict[str, Tensor]:
+        raise SnapshotError("its state is out of reach.")
+
+
+def cart_poles(number: int, kind: type[GymVectorEnv] = GymVectorEnv) -> VectorEnv:
+    return kind([gymnasium.make("CartPole-v1") for _ in range(number)], autoreset="disabled")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"num_envs": 7}, "num_envs is 7; give a multiple of 2"),
+        ({"num_envs": 8, "estimator": "truncated_es"}, "num_envs is 8; give a multiple of 3"),
+        ({"horizon": 60}, "n_steps is 8, which does not divide the horizon, 60"),
+        ({"horizon": 1600}, "horizon is 1600, but the environment's episodes end after 1000 steps"),
+        ({"sigma": 0.0}, "sigma is 0.0; give a number above 0"),
+        ({"sigma": -1.0}, "sigma is -1.0"),
+        ({"sigma_end": 0.0}, "sigma_end is 0.0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"learning_rate_end": -1.0}, "learning_rate_end is -1.0"),
+        ({"estimator": "ps"}, "no estimator 'ps'; did you mean"),
+        ({"estimator": "pes_analytic"}, "no estimator 'pes_analytic'"),
+        ({"estimator": "es"}, "es unrolls whole episodes, but n_steps is 8; give n_steps=1000"),
+        ({"estimator": "gpes"}, "resample_every is None for gpes"),
+        ({"resample_every": 2}, "gpes needs it, and gpes alone"),
+        ({"estimator": "gpes", "resample_every": 0}, "resample_every is 0"),
+        ({"optimizer": "adamw"}, "no optimizer 'adamw'; did you mean 'adam'"),
+        ({"reward_scaling": "rank"}, "no reward_scaling 'rank'; did you mean 'ranks'"),
+        ({"reward_scaling": "ranks"}, "compare whole ones"),
+        ({"top_directions": 2}, "compare whole ones"),
+        ({"estimator": "es", "n_steps": 1000, "top_directions": 5}, "top_directions is 5; there are 4 pairs"),
+        ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"beta2": -0.1}, "beta2 is -0.1"),
+        ({"handover": 0.0}, "handover is 0.0"),
+        ({"reward_memory": -1.0}, "reward_memory is -1.0"),
+        ({"policy": "LinearPolcy"}, "no policy 'LinearPolcy'; did you mean 'LinearPolicy'"),
+        ({"policy": ActorCriticPolicy}, "without noise or state"),
+        ({"policy_kwargs": {"log_std_init": 0.0}}, "policy_kwargs has no 'log_std_init'"),
+    ],
+)
+def test_what_is_not_possible_is_refused_at_construction(changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make(**changed)
+
+
+def test_environments_that_cannot_do_what_the_estimator_needs_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"'truncated_es'.*state is out of reach"):
+        make(cart_poles(6, Unrestorable), estimator="truncated_es")
+    make(cart_poles(6, Unrestorable))
+    make(cart_poles(6), estimator="truncated_es").learn(100)
+    with pytest.raises(ValueError, match=r"autoreset='disabled'"):
+        make(make_vec("CartPole-v1", 6))
+    endless = GymVectorEnv([Endless() for _ in range(2)], autoreset="disabled")
+    with pytest.raises(ValueError, match="no limit: give horizon too"):
+        make(endless, estimator="es")
+    make(endless, horizon=24).learn(64)
+
+
+class Endless(gymnasium.Env):
+    observation_space = spaces.Box(-1, 1, (1,))
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        return np.zeros(1, dtype=np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        return np.zeros(1, dtype=np.float32), float(action), False, False, {}
+
+
+def test_the_defaults_are_possible() -> None:
+    config = PESConfig()
+    assert replace(config) == config
+    copy.deepcopy(make(policy="MlpPolicy", net_arch=(4,)).policy)
