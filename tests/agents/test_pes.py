@@ -81,6 +81,7 @@ def test_particles_act_as_the_policies_that_they_are(
     policy.normalizer.update(3 * torch.randn(50, 5) + 1)
     n, size = 6, len(parameter_vector(policy.actor))
     theta, observations = torch.randn(n, size), 3 * torch.randn(n, 5, dtype=torch.float64)
+    observations[0, 0] = 1000.0  # beyond the normalizer's bound
     shift, scale = (x.expand(n, -1).contiguous() for x in (policy.normalizer.shift, policy.normalizer.scale))
     actions = policy.particles(theta, shift, scale)(observations).clone()
     for row in range(n):
@@ -273,7 +274,8 @@ def test_shards_computed_apart_give_the_bits_of_those_computed_together() -> Non
         for _ in range(3):
             both = [estimate(task, scheme, theta, 0.3, part) for task, part in zip(tasks, parts, strict=True)]
             parts = [part for _, part in both]
-            gradients.append(join([found for found, _ in both]).gradient)
+            whole = join([found for found, _ in both])
+            gradients += [whole.gradient, whole.scores]
             for task in tasks:
                 for moments in task.moments():
                     policy.normalizer.merge(moments)
