@@ -7,12 +7,13 @@ from typing import Any
 
 from agents.base import Agent
 from agents.checkpoint import CheckpointError, read
+from agents.meta import FOMAML, MAML, Reptile
 from agents.npg import NPG
 from agents.ppo import PPO
 
-__all__ = ["NPG", "PPO", "REGISTRY", "Agent", "CheckpointError", "load"]
+__all__ = ["FOMAML", "MAML", "NPG", "PPO", "REGISTRY", "Agent", "CheckpointError", "Reptile", "load"]
 
-REGISTRY: dict[str, type[Agent]] = {agent.name: agent for agent in (NPG, PPO)}
+REGISTRY: dict[str, type[Agent]] = {agent.name: agent for agent in (NPG, PPO, Reptile, FOMAML, MAML)}
 """Name -> class of every algorithm; the commands read it."""
 
 

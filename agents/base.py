@@ -8,7 +8,7 @@ import inspect
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -281,13 +281,28 @@ class Agent(BaseAlgorithm):
 
     def _collect(self, listener: BaseCallback, listens: bool, total_timesteps: int) -> bool:
         """Fill the buffer; False if a callback asked to stop."""
+        return self._fill(self._acting.sampler(), self.iteration, listener, listens, total_timesteps)
+
+    def _fill(
+        self,
+        sample: Callable[[Tensor, Tensor], Tensor],
+        counter: int,
+        listener: BaseCallback,
+        listens: bool,
+        total_timesteps: int,
+    ) -> bool:
+        """Fill the buffer with actions of a policy; False if a callback asked to stop.
+
+        Args:
+            sample: the policy, from observations [N, *O] and noise [N, *noise_shape] to actions [N, *A].
+            counter: which of the run's rollouts this is, which decides its noise.
+        """
         assert self.env is not None
         assert self.observations is not None
         head = self.policy.actor.head
         draw = noise.normal if head.kind == "gaussian" else noise.uniform
         shape = (self.config.n_steps, self.n_envs, *head.noise_shape)
-        block = draw(self.stream_seed, "action", self.iteration, shape).to(self.env.vector.device)
-        sample = self._acting.sampler()
+        block = draw(self.stream_seed, "action", counter, shape).to(self.env.vector.device)
 
         def act(t: int, observations: Tensor) -> tuple[Tensor, Tensor]:
             actions = sample(observations, block[t])

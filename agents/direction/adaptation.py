@@ -163,7 +163,8 @@ def meta_gradients(
         return result.theta, result
 
     phi_tilde, pullback, adapted = torch.func.vjp(updated, theta, has_aux=True)  # type: ignore[misc]
-    return MetaGradients(*pullback(gradients_of(loss, phi_tilde, test)), adapted)
+    (through,) = pullback(gradients_of(loss, phi_tilde, test))
+    return MetaGradients(through, adapted)
 
 
 def check_rule(rule: str, inner: InnerOptimizer, steps: int) -> None:
