@@ -33,7 +33,7 @@ from agents.rollout.collect import collect
 from agents.run import report
 from agents.run.errors import UsageError
 from envs import make_vec
-from envs.mujoco import FamilyVectorEnv
+from envs.mujoco import FAMILIES, FamilyVectorEnv
 
 if TYPE_CHECKING:
     from agents.run.assessment import Assessment
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 LATER = 0.5
 """Factor on the inner step size after the first update, as in Finn et al. 2017, appendix A.2."""
 BASELINE_ENVS = 64
+INNER = ("inner_step", "inner_lr", "inner_optimizer", "inner_target_kl", "gamma", "gae_lambda")
+"""The hyperparameters that an update takes from a run's; others have MetaConfig's defaults."""
 
 
 def adapted_returns(
@@ -60,12 +62,9 @@ def adapted_returns(
         tasks: [M, G].
         seed: fixes episodes and actions.
     """
-    asked = REGISTRY["fomaml"].Config.of(
-        {name: value for name, value in config.items() if name in REGISTRY["fomaml"].Config.names()}
-    )
+    asked: Any = REGISTRY["fomaml"].Config.of({name: value for name, value in config.items() if name in INNER})
     actor, M, N, T = BatchedActor(policy.actor), len(tasks), env.num_envs, env.task.horizon
-    first: InnerOptimizer = asked.inner  # type: ignore[attr-defined]
-    kind, target_kl = asked.inner_step, asked.inner_target_kl  # type: ignore[attr-defined]
+    first: InnerOptimizer = asked.inner
     theta = parameter_vector(policy.actor).expand(M, -1)
     state = first.begin(theta)
     buffer = RolloutBuffer(T, N, buffer_fields(policy))
@@ -84,8 +83,10 @@ def adapted_returns(
         found.append(first_returns(buffer).view(M, -1).mean(1).numpy())
         if update < updates:
             optimizer = with_lr(first, first.lr * (LATER if update else 1.0))
-            data = task_data(policy, actor, theta, buffer, asked.gamma, asked.gae_lambda)  # type: ignore[attr-defined]
-            theta, _, state = InnerStep(actor, optimizer, kind, target_kl=target_kl)(theta, data, state)
+            data = task_data(policy, actor, theta, buffer, asked.gamma, asked.gae_lambda)
+            theta, _, state = InnerStep(actor, optimizer, asked.inner_step, target_kl=asked.inner_target_kl)(
+                theta, data, state
+            )
     return np.stack(found)
 
 
@@ -126,20 +127,23 @@ def assess_adaptation(asked: Assessment, file: Path, others: list[Path]) -> int:
     agent = load(file, device="cpu")
     with contextlib.closing(_family(env_id, asked, kwargs)) as env:
         tasks = env.draw_tasks(range(asked.tasks))
-        policies = [_Policy(f"{manifest['algorithm']}, this run", agent, asked.adapt, file)]
+        policies = [_Policy(f"{manifest['algorithm']}, {manifest['num_timesteps']:,} steps", agent, asked.adapt, file)]
         for other in others:
             theirs, _ = checkpoint.read(other)
             if theirs["env_id"] != env_id:
                 raise UsageError(f"--beside {other} was trained on {theirs['env_id']}, not on {env_id}.")
             oracle = theirs["env_kwargs"].get("observe_task", False)
-            name = f"{theirs['algorithm']}, {'oracle' if oracle else 'jointly trained'}: {other.parents[1].name}"
+            name = f"{'oracle' if oracle else 'beside'}: {theirs['algorithm']}, {theirs['num_timesteps']:,} steps"
+            same = sum(one.name.startswith(name) for one in policies)
+            name += f" ({same + 1})" if same else ""
             policies.append(_Policy(name, load(other, device="cpu"), 0 if oracle else asked.adapt, other))
         if asked.joint_steps:
             joint = _baseline(env_id, asked.joint_steps, kwargs, asked)
-            policies.append(_Policy("npg, jointly trained", joint, asked.adapt))
+            policies.append(_Policy(f"joint training: npg, {joint.num_timesteps:,} steps", joint, asked.adapt))
         if asked.oracle_steps:
             seeing = {**kwargs, "observe_task": True}
-            policies.append(_Policy("npg, oracle", _baseline(env_id, asked.oracle_steps, seeing, asked), 0))
+            oracle = _baseline(env_id, asked.oracle_steps, seeing, asked)
+            policies.append(_Policy(f"oracle: npg, {oracle.num_timesteps:,} steps", oracle, 0))
         policies.append(_Policy("random initialization", _untrained(agent, asked.seed), asked.adapt))
         for one in policies:
             # A run that says nothing of inner steps takes this run's.
@@ -166,14 +170,15 @@ def assess_adaptation(asked: Assessment, file: Path, others: list[Path]) -> int:
 
 
 def _family(env_id: str | None, asked: Assessment, kwargs: dict[str, Any]) -> FamilyVectorEnv:
-    try:
-        env = make_vec(env_id or "", asked.tasks * asked.rollouts, split=asked.split, **kwargs) if env_id else None
-    except ValueError as error:
-        raise UsageError(str(error).replace("ask for split='train'", "give --split train")) from error
-    if not isinstance(env, FamilyVectorEnv):
+    if env_id not in FAMILIES:
         raise UsageError(
             f"--adapt needs a run on a family of tasks, such as families/Point-v0; this one is on {env_id}."
         )
+    try:
+        env = make_vec(env_id, asked.tasks * asked.rollouts, split=asked.split, **kwargs)
+    except ValueError as error:
+        raise UsageError(str(error).replace("ask for split='train'", "give --split train")) from error
+    assert isinstance(env, FamilyVectorEnv)
     return env
 
 

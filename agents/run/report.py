@@ -108,13 +108,13 @@ def adaptation_statistics(values: np.ndarray) -> dict[str, list[Any]]:
 def adaptation_table(rows: Mapping[str, np.ndarray]) -> Table:
     """Returns after each update, a row per policy: name -> returns [updates + 1, M]."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("policy")
+    table.add_column("policy", max_width=24)
     for update in range(max(map(len, rows.values()))):
         table.add_column(f"after {update}", justify="right")
     for name, values in rows.items():
         found = adaptation_statistics(values)
         pairs = zip(found["mean"], found["interval"], strict=True)
-        table.add_row(name, *(f"{mean:,.1f} ({low:,.1f} to {high:,.1f})" for mean, (low, high) in pairs))
+        table.add_row(name, *(f"{mean:,.1f}\n{low:,.1f} to {high:,.1f}" for mean, (low, high) in pairs))
     return table
 
 
