@@ -61,6 +61,8 @@ class Agent(BaseAlgorithm):
     """
 
     name: ClassVar[str]
+    has_critic: ClassVar[bool] = True
+    """Whether policy.critic is learned."""
     Config: ClassVar[type[AgentConfig]] = AgentConfig
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ActorCriticPolicy}
 

@@ -61,8 +61,12 @@ class MetaConfig(AgentConfig):
     """What becomes of inner Adam's moments between tasks: reset, or persist (the mean of the last tasks')."""
     inner_target_kl: float = 0.01
     """Length of a natural-gradient inner step, in nats."""
+    log_std_min: float | None = None
+    """Floor of φ's log standard deviation of Gaussian actions, or None."""
     gae_lambda: float = 1.0
     """Lambda of generalized advantage estimation around each task's own linear baseline."""
+    normalize_advantage: bool = True
+    """Whether advantages are shifted to mean 0 and scaled to standard deviation 1 in each task's rollouts."""
     outer_optimizer: str = "adam"
     """adabound, adam, adamw, amsbound, rmsprop or sgd."""
     learning_rate: float = 1e-3
@@ -176,7 +180,7 @@ class MetaAgent(Agent):
     around a linear baseline in each task.
     """
 
-    has_critic: ClassVar[bool] = False
+    has_critic = False
     rollouts_after: ClassVar[int]
     """Rollouts after the last inner step."""
     config: MetaConfig
@@ -229,7 +233,9 @@ class MetaAgent(Agent):
                 return False
             buffer = self.buffer.to(self.device)
             self.returns.append(first_returns(buffer))
-            data = task_data(self.policy, self.actor, theta, buffer, c.gamma, c.gae_lambda)
+            data = task_data(
+                self.policy, self.actor, theta, buffer, c.gamma, c.gae_lambda, normalize=c.normalize_advantage
+            )
             self.data.append(data)
             if j < c.inner_steps:
                 before = theta
@@ -280,8 +286,10 @@ class MetaAgent(Agent):
 
     def _finish(self, gradient: Tensor, gradients: Tensor) -> None:
         """Take φ into the policy and record the iteration."""
-        assign_parameters(self.policy.actor, self.phi)
         record, actor = self.logger.record, self.policy.actor
+        if self.actor.log_std is not None and self.config.log_std_min is not None:
+            self.phi[self.actor.log_std].clamp_(min=self.config.log_std_min)
+        assign_parameters(actor, self.phi)
         for j, returns in enumerate(self.returns):
             record(f"adapt/return_{j}", returns.mean().item())
         record("adapt/inner_kl", self.inner_kl.item())

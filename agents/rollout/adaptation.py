@@ -36,7 +36,7 @@ class TaskData(NamedTuple):
     a: Tensor
     """Actions, [M, n, *A]."""
     advantages: Tensor
-    """Of mean 0 and standard deviation 1 in each task, [M, n]."""
+    """[M, n]; of mean 0 and standard deviation 1 in each task, if they are normalized."""
     log_old: Tensor
     """log π(a|s) of the policies that acted, [M, n]."""
     begin: Tensor
@@ -70,6 +70,8 @@ def task_data(
     buffer: RolloutBuffer,
     gamma: float,
     gae_lambda: float,
+    *,
+    normalize: bool = True,
 ) -> TaskData:
     """What the policies theta [M, P] made of the rollout in the buffer, [T, M * R].
 
@@ -95,13 +97,16 @@ def task_data(
     following = torch.cat((values[1:], zeros[:1]))
     advantages, _ = gae(buffer["rewards"], values, following, ends, ends, gamma, gae_lambda)
     A = advantages.T.reshape(rows)
-    spread = A.std(1, keepdim=True, correction=0)
-    size = A.abs().amax(1, keepdim=True)
-    centered = A - A.mean(1, keepdim=True)
-    # Advantages that differ by rounding only say nothing.
-    A = torch.where(spread > 1e-9 * size, centered / spread, 0.0)
+    A = standardize(A) if normalize else A
     log_old = actor.distribution(theta, s).log_prob(a.flatten(0, 1)).view(rows)
     return TaskData(s, a, A.float(), log_old, begin.T.reshape(tasks, -1, T))
+
+
+def standardize(A: Tensor) -> Tensor:
+    """Rows of A [M, n] with mean 0 and standard deviation 1; zeros where a row's entries are equal but for rounding."""
+    spread = A.std(1, keepdim=True, correction=0)
+    differ = spread > 1e-9 * A.abs().amax(1, keepdim=True)
+    return torch.where(differ, (A - A.mean(1, keepdim=True)) / spread, 0.0)
 
 
 def linear_baseline(s: Tensor, t: Tensor, returns: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 LATER = 0.5
 """Factor on the inner step size after the first update, as in Finn et al. 2017, appendix A.2."""
 BASELINE_ENVS = 64
-INNER = ("inner_step", "inner_lr", "inner_optimizer", "inner_target_kl", "gamma", "gae_lambda")
+INNER = ("inner_step", "inner_lr", "inner_optimizer", "inner_target_kl", "gamma", "gae_lambda", "normalize_advantage")
 """The hyperparameters that an update takes from a run's; others have MetaConfig's defaults."""
 
 
@@ -83,7 +83,8 @@ def adapted_returns(
         found.append(first_returns(buffer).view(M, -1).mean(1).numpy())
         if update < updates:
             optimizer = with_lr(first, first.lr * (LATER if update else 1.0))
-            data = task_data(policy, actor, theta, buffer, asked.gamma, asked.gae_lambda)
+            normalize = asked.normalize_advantage
+            data = task_data(policy, actor, theta, buffer, asked.gamma, asked.gae_lambda, normalize=normalize)
             theta, _, state = InnerStep(actor, optimizer, asked.inner_step, target_kl=asked.inner_target_kl)(
                 theta, data, state
             )
