@@ -11,13 +11,14 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from agents.base import Agent
 from agents.checkpoint import CheckpointError, read
+from agents.meta import FOMAML, MAML, Reptile
 from agents.npg import NPG, TRPO
 from agents.pes import PES
 from agents.ppo import PPO
 
-__all__ = ["NPG", "PES", "PPO", "REGISTRY", "TRPO", "Agent", "CheckpointError", "load"]
+__all__ = ["FOMAML", "MAML", "NPG", "PES", "PPO", "REGISTRY", "TRPO", "Agent", "CheckpointError", "Reptile", "load"]
 
-REGISTRY: dict[str, type[Agent]] = {agent.name: agent for agent in (NPG, TRPO, PES, PPO)}
+REGISTRY: dict[str, type[Agent]] = {agent.name: agent for agent in (NPG, TRPO, PPO, PES, Reptile, FOMAML, MAML)}
 """Name -> class of every algorithm; the commands read it."""
 
 

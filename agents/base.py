@@ -71,6 +71,8 @@ class Agent(BaseAlgorithm):
     """
 
     name: ClassVar[str]
+    has_critic: ClassVar[bool] = True
+    """Whether policy.critic is learned."""
     Config: ClassVar[type[CommonConfig]] = CommonConfig
     dashboard: ClassVar[dict[str, dict[str, list[str]]]] = {}
     """Group -> chart -> the curves that it shows together, for TensorBoard's page of custom scalars."""
@@ -255,7 +257,9 @@ class Agent(BaseAlgorithm):
         try:
             while self.num_timesteps < total:
                 started = time.perf_counter()
-                if not self._collect(listener, listens, total):
+                with single_thread():
+                    filled = self._collect(listener, listens, total)
+                if not filled:
                     break
                 collected = time.perf_counter()
                 self._update_current_progress_remaining(self.num_timesteps, total)
@@ -304,20 +308,35 @@ class Agent(BaseAlgorithm):
 
     def _collect(self, listener: BaseCallback, listens: bool, total_timesteps: int) -> bool:
         """Fill the buffer; False if a callback asked to stop."""
+        return self._fill(self._acting.sampler(), self.iteration, listener, listens, total_timesteps)
+
+    def _fill(
+        self,
+        sample: Callable[[Tensor, Tensor], Tensor],
+        counter: int,
+        listener: BaseCallback,
+        listens: bool,
+        total_timesteps: int,
+    ) -> bool:
+        """Fill the buffer with actions of a policy; False if a callback asked to stop.
+
+        Args:
+            sample: the policy, from observations [N, *O] and noise [N, *noise_shape] to actions [N, *A].
+            counter: which of the run's rollouts this is, which decides its noise.
+        """
         assert self.env is not None
         assert self.observations is not None
         head = self.policy.actor.head
         draw = noise.normal if head.kind == "gaussian" else noise.uniform
         shape = (self.config.n_steps, self.n_envs, *head.noise_shape)
-        block = draw(self.stream_seed, "action", self.iteration, shape).to(self.env.vector.device)
-        sample = self._acting.sampler()
+        block = draw(self.stream_seed, "action", counter, shape).to(self.env.vector.device)
 
         def act(t: int, observations: Tensor) -> tuple[Tensor, Tensor]:
             actions = sample(observations, block[t])
             return actions, self._acting.to_environment(actions)
 
         listener.on_rollout_start()
-        with torch.no_grad(), single_thread():
+        with torch.no_grad():
             on_step = self._on_step(listener, listens, total_timesteps)
             self.observations = collect(self.env.vector, act, self.buffer, self.observations, on_step)
         if self.observations is None:

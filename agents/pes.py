@@ -297,6 +297,7 @@ class PES(Agent):
     name: ClassVar[str] = "pes"
     Config = PESConfig
     autoreset = AutoresetMode.DISABLED
+    has_critic = False
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"LinearPolicy": LinearPolicy, "MlpPolicy": MlpPolicy}
     config: PESConfig
     policy: DeterministicPolicy

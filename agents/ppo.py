@@ -17,6 +17,7 @@ from agents.direction.adabound import AUTO, AdaBound, handover_gamma
 from agents.direction.critics import explained_variance
 from agents.direction.effective_steps import effective_steps
 from agents.direction.optimizers import OPTIMIZERS, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from agents.direction.surrogates import clipped_surrogate
 from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
 from agents.policy.distributions import Distribution
 from envs.sb3 import SB3View
@@ -93,19 +94,6 @@ class Losses(NamedTuple):
     entropy_loss: Tensor
     approx_kl: Tensor
     clip_fraction: Tensor
-
-
-def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
-    """The mean of min(r A, clip(r, 1 - ε, 1 + ε) A), which is to be maximised, of shape ().
-
-    Args:
-        ratio: r = π(a|s) / π_old(a|s), [n].
-        advantages: A, [n].
-        clip_range: ε.
-
-    Source: Schulman et al. 2017, equation 7, https://arxiv.org/abs/1707.06347.
-    """
-    return torch.min(ratio * advantages, ratio.clamp(1 - clip_range, 1 + clip_range) * advantages).mean()
 
 
 class PPO(Agent):

@@ -16,6 +16,8 @@ from envs.vector import SnapshotError, VectorEnv, check_num_envs
 
 __all__ = ["GymVectorEnv", "SnapshotError", "VectorEnv", "make_vec"]
 
+_OWN = {"probes": "envs.probes", "families": "envs.mujoco.families"}
+"""Namespace of ids -> the module that registers them."""
 BACKENDS = ("auto", "mujoco", "gymnasium")
 
 
@@ -34,8 +36,8 @@ def make_vec(
     Args:
         env_id: an id registered with Gymnasium, or a callable that returns a new gymnasium.Env at each call.
         num_envs: number of environments, at least 1.
-        backend: "mujoco" (batched physics, for the tasks in envs.mujoco.TASKS), "gymnasium" (one environment after the
-            other), or "auto": mujoco where it has the task.
+        backend: "mujoco" (batched physics, for the tasks in envs.mujoco.TASKS and FAMILIES), "gymnasium" (one
+            environment after the other), or "auto": mujoco where it has the task.
         device: where the environments run; both backends run on the CPU.
         seed: fixes the episodes of a first reset that is given no seed.
         autoreset: "same_step" or "disabled", see `VectorEnv`.
@@ -71,10 +73,11 @@ def _make_vector(
     **kwargs: Any,
 ) -> VectorEnv:
     if isinstance(env_id, str) and backend != "gymnasium":
-        from envs.mujoco import TASKS, MujocoVectorEnv
+        from envs.mujoco import FamilyVectorEnv, MujocoVectorEnv
 
-        if env_id in TASKS:
-            return MujocoVectorEnv(env_id, num_envs, autoreset=autoreset, seed=seed, **kwargs)
+        for kind in (MujocoVectorEnv, FamilyVectorEnv):
+            if env_id in kind.task_types:
+                return kind(env_id, num_envs, autoreset=autoreset, seed=seed, **kwargs)
     if backend == "mujoco":
         raise ValueError(f"backend 'mujoco' does not have {env_id!r}; use backend='auto' or 'gymnasium'.")
     return GymVectorEnv([_make_env(env_id, kwargs) for _ in range(num_envs)], autoreset=autoreset, seed=seed)
@@ -95,8 +98,7 @@ def _make_env(env_id: str | Callable[..., gymnasium.Env], kwargs: dict[str, Any]
 def _registered(env_id: str) -> str:
     """The registered id, after importing the package that an id of the form 'package:Id-v0' names."""
     package, _, name = env_id.rpartition(":")
-    if name.startswith("probes/"):
-        package = "envs.probes"
+    package = _OWN.get(name.partition("/")[0], package)
     if package:
         importlib.import_module(package)
     if name not in gymnasium.registry:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from rich.console import Console
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from agents import checkpoint, load
 from agents.run import report
@@ -43,6 +43,22 @@ class Assessment:
     """Draw the distribution of returns to this new PNG file."""
     video: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Film one more episode, in Gymnasium's own environment, to this new MP4 file."""
+    adapt: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """Returns on a family's held-out tasks after 0 to this many updates of each task's own policy, beside a policy that
+    nobody trained. The update is the run's inner step, halved after the first."""
+    tasks: int = 40
+    """With --adapt: number of tasks."""
+    rollouts: int = 20
+    """With --adapt: episodes per task and update, from which the next update is computed; actions are sampled."""
+    split: Literal["held_out", "train"] = "held_out"
+    """With --adapt: which of the family's tasks."""
+    beside: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="RUN_OR_FILE")] = ()
+    """With --adapt: another run on the same family, such as joint pretraining, whose policy is adapted alike. One that
+    observes the task (--env-kwargs observe_task=true) is an oracle and not adapted. May be given again."""
+    joint_steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """With --adapt: first train npg for this many steps jointly on training tasks, to show beside."""
+    oracle_steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """With --adapt: first train npg for this many steps with the task in its observations, to show beside."""
     backend: Literal["auto", "mujoco", "gymnasium"] = "auto"
     """Physics: mujoco is the batched one, gymnasium runs any registered environment."""
     device: str = "auto"
@@ -54,9 +70,15 @@ class Assessment:
 
     def check(self) -> None:
         """Raise UsageError for a value that is not possible, and for an output that exists."""
-        for name, least in {"episodes": 1, "seed": 0, "threads": 1}.items():
-            if getattr(self, name) < least:
-                raise UsageError(f"--{name} is {getattr(self, name)}; give at least {least}.")
+        least_of = {"episodes": 1, "seed": 0, "threads": 1, "adapt": 0, "tasks": 1, "rollouts": 2}
+        for name, least in {**least_of, "joint_steps": 1, "oracle_steps": 1}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"--{name.replace('_', '-')} is {value}; give at least {least}.")
+        if self.adapt is None and (self.beside or self.joint_steps or self.oracle_steps):
+            raise UsageError(
+                "--beside, --joint-steps and --oracle-steps belong to --adapt; give it a number of updates."
+            )
         check_device(self.device)
         for option in ("json", "plot", "video"):
             _check_output(option, getattr(self, option))
@@ -74,8 +96,12 @@ def assess(asked: Assessment) -> int:
         os.environ.setdefault("MUJOCO_GL", "egl")
     torch.set_num_threads(asked.threads)
     torch.manual_seed(asked.seed)  # sampled actions draw from it
-    file = _checkpoint_file(asked)
+    file = checkpoint_file(asked.target, asked.best)
     manifest, _ = checkpoint.read(file)
+    if asked.adapt is not None:
+        from agents.run.adaptation import assess_adaptation
+
+        return assess_adaptation(asked, file, [checkpoint_file(name, asked.best) for name in asked.beside])
     agent = load(file, device=asked.device)
     env_id, env_kwargs = manifest["env_id"], manifest["env_kwargs"]
     if env_id is None:
@@ -114,14 +140,15 @@ def _check_output(option: str, name: str | None) -> None:
         raise UsageError(f"--{option} is {name}; there is no folder {Path(name).parent}, make it first.")
 
 
-def _checkpoint_file(asked: Assessment) -> Path:
-    target = Path(asked.target)
+def checkpoint_file(name: str, best: bool) -> Path:
+    """The checkpoint that a run's folder or a file's name means."""
+    target = Path(name)
     if not target.is_dir():
-        if asked.best:
+        if best:
             raise UsageError(f"--best needs a run's folder; {target} is none.")
         return target
     folder = RunFolder.open(target)
-    return folder.best if asked.best else folder.last
+    return folder.best if best else folder.last
 
 
 def _record(asked: Assessment, file: Path, manifest: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:

@@ -61,12 +61,17 @@ class Evaluation:
     @cached_property
     def interval(self) -> tuple[float, float]:
         """95 % percentile bootstrap interval of the mean, over episodes; the value itself if all episodes agree."""
-        if np.ptp(self.returns) == 0.0:
-            return self.mean, self.mean
-        from scipy.stats import bootstrap
+        return bootstrap_interval(self.returns)
 
-        result = bootstrap((self.returns,), np.mean, method="percentile", rng=np.random.default_rng(0))
-        return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of values [n]; the value itself if they all agree."""
+    if np.ptp(values) == 0.0:
+        return float(values[0]), float(values[0])
+    from scipy.stats import bootstrap
+
+    result = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0))
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def evaluate(agent: Actor, env: VectorEnv, episodes: int, seed: int, deterministic: bool = True) -> Evaluation:

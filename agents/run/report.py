@@ -7,10 +7,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from agents.run.evaluation import Evaluation
+from agents.run.evaluation import Evaluation, bootstrap_interval
 from agents.run.folder import RunFolder, read_rows
 
 if TYPE_CHECKING:
@@ -96,6 +97,45 @@ def plot_returns(evaluation: Evaluation, file: Path, title: str) -> None:
     axes.set_xlabel("return of one episode")
     axes.set_ylabel("episodes")
     axes.legend(frameon=False)
+    figure.savefig(file, dpi=150, format="png")
+
+
+def adaptation_statistics(values: np.ndarray) -> dict[str, list[Any]]:
+    """Means and intervals over tasks after each update, of returns [updates + 1, M]."""
+    return {"mean": values.mean(1).tolist(), "interval": [bootstrap_interval(row) for row in values]}
+
+
+def adaptation_table(rows: Mapping[str, np.ndarray]) -> Table:
+    """Returns after each update, a row per policy: name -> returns [updates + 1, M]."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("policy", max_width=24)
+    for update in range(max(map(len, rows.values()))):
+        table.add_column(f"after {update}", justify="right")
+    for name, values in rows.items():
+        found = adaptation_statistics(values)
+        pairs = zip(found["mean"], found["interval"], strict=True)
+        table.add_row(name, *(f"{mean:,.1f}\n{low:,.1f} to {high:,.1f}" for mean, (low, high) in pairs))
+    return table
+
+
+def plot_adaptation(rows: Mapping[str, np.ndarray], file: Path, title: str) -> None:
+    """Draw returns over updates, with their intervals; a policy that is not adapted is a level line."""
+    figure, axes = _axes(title)
+    last = max(map(len, rows.values())) - 1
+    for index, (name, values) in enumerate(rows.items()):
+        found = adaptation_statistics(values)
+        means, intervals = found["mean"], found["interval"]
+        if len(means) == 1:
+            axes.axhline(means[0], color=f"C{index}", linestyle="--", linewidth=1.4, label=name)
+            axes.axhspan(*intervals[0], color=f"C{index}", alpha=0.15, linewidth=0)
+            continue
+        axes.plot(range(len(means)), means, color=f"C{index}", marker="o", markersize=4, label=name)
+        low, high = zip(*intervals, strict=True)
+        axes.fill_between(range(len(means)), low, high, color=f"C{index}", alpha=0.2, linewidth=0)
+    axes.set_xticks(range(last + 1))
+    axes.set_xlabel("updates on the task")
+    axes.set_ylabel("return")
+    axes.legend(frameon=False, fontsize=8)
     figure.savefig(file, dpi=150, format="png")
 
 

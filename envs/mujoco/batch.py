@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import mujoco
@@ -50,6 +50,8 @@ class MujocoVectorEnv(VectorEnv):
         **kwargs: the Gymnasium environment's own keyword arguments.
     """
 
+    task_types: ClassVar[Mapping[str, Callable[..., Task]]] = TASKS
+
     def __init__(
         self,
         env_id: str,
@@ -61,20 +63,18 @@ class MujocoVectorEnv(VectorEnv):
         max_episode_steps: int | None = None,
         **kwargs: Any,
     ) -> None:
-        self.task, self._render_kwargs = _make_task(env_id, kwargs)
+        self.task, self._render_kwargs = make_task(self.task_types[env_id], env_id, kwargs)
         self.spec = gymnasium.spec(env_id)
         self.max_episode_steps: int = max_episode_steps or self.spec.max_episode_steps or 1000
-        self.model = _load_model(self.task.xml_file)
-        fields = self.task.fields()
-        physics_type = ThreadedPhysics if "cfrc_ext" in fields else BatchPhysics
-        self._physics: Physics = physics_type(self.model, num_envs, fields, num_threads)
+        self.model = self._load_model()
+        self._physics = self._make_physics(num_envs, num_threads)
         self._period = self.model.opt.timestep * self.task.frame_skip
         self._init_qpos, self._init_qvel = self.model.qpos0.copy(), np.zeros(self.model.nv)
 
         everyone = np.arange(num_envs)
         self._physics.set_state(everyone, *(np.tile(x, (num_envs, 1)) for x in (self._init_qpos, self._init_qvel)))
-        self._observation = self.task.observe(np, self._physics.read(), self.model)
-        self._position = self.task.position(np, self._physics.read(), self.model)
+        self._observation = self.task.observe(np, self._state(), self.model)
+        self._position = self.task.position(np, self._state(), self.model)
         low, high = self.model.actuator_ctrlrange.astype(np.float32).T
         super().__init__(
             num_envs,
@@ -91,6 +91,22 @@ class MujocoVectorEnv(VectorEnv):
         self._episode = np.full(num_envs, -1, dtype=np.int64)
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
         self._ended = np.ones(num_envs, dtype=bool)
+
+    def _load_model(self) -> mujoco.MjModel:
+        return load_model(self.task.xml_file)
+
+    def _make_physics(self, num_envs: int, num_threads: int) -> Physics:
+        fields = self.task.fields()
+        physics_type = ThreadedPhysics if "cfrc_ext" in fields else BatchPhysics
+        return physics_type(self.model, num_envs, fields, num_threads)
+
+    def _state(self, ids: np.ndarray | None = None) -> Any:
+        """What the task reads of the simulations ids."""
+        return self._physics.read(ids)
+
+    def _controls(self, actions: np.ndarray) -> np.ndarray:
+        """Actions [n, A] as the physics takes them."""
+        return actions
 
     @property
     def dt(self) -> float:
@@ -138,7 +154,7 @@ class MujocoVectorEnv(VectorEnv):
 
     def _place(self, rows: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
         self._physics.set_state(rows, qpos, qvel)
-        state = self._physics.read(rows)
+        state = self._state(rows)
         self._observation[rows] = self.task.observe(np, state, self.model)
         if self._position is not None:
             self._position[rows] = self.task.position(np, state, self.model)
@@ -154,8 +170,8 @@ class MujocoVectorEnv(VectorEnv):
                 f"environments {np.flatnonzero(self._ended).tolist()} have ended or never begun; reset them first."
             )
 
-        diverged = self._physics.step(actions, self.task.frame_skip, index)
-        state = self._physics.read(index)
+        diverged = self._physics.step(self._controls(actions), self.task.frame_skip, index)
+        state = self._state(index)
         observation = self.task.observe(np, state, self.model)
         velocity = None
         if self._position is not None:
@@ -240,9 +256,8 @@ class MujocoVectorEnv(VectorEnv):
             self._renderer.close()
 
 
-def _make_task(env_id: str, kwargs: dict[str, Any]) -> tuple[Task, dict[str, Any]]:
+def make_task(task_type: Callable[..., Task], env_id: str, kwargs: dict[str, Any]) -> tuple[Task, dict[str, Any]]:
     """The task and the keyword arguments that concern rendering only."""
-    task_type = TASKS[env_id]
     names = {field.name for field in dataclasses.fields(task_type)}  # type: ignore[arg-type]
     unknown = kwargs.keys() - names - _RENDER_KWARGS
     if unknown:
@@ -254,7 +269,7 @@ def _make_task(env_id: str, kwargs: dict[str, Any]) -> tuple[Task, dict[str, Any
     return task_type(**{name: value for name, value in kwargs.items() if name in names}), rendering
 
 
-def _load_model(xml_file: str) -> mujoco.MjModel:
+def load_model(xml_file: str) -> mujoco.MjModel:
     with _silent_warnings():
         return mujoco.MjModel.from_xml_path(expand_model_path(xml_file))
 

@@ -8,7 +8,7 @@ of threads. Both give the bits of a loop over Gymnasium's own simulation, at any
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -99,6 +99,17 @@ class BatchPhysics(Physics):
         diverged: np.ndarray = np.logical_or.reduce(self._diverged, axis=1)
         self._diverged[:] = 0
         return diverged if ids is None else diverged[ids]
+
+    def set_parameters(self, ids: np.ndarray, parameters: Mapping[str, np.ndarray]) -> None:
+        """Give the simulations ids their own model parameters, and the constants that mj_setConst derives from them.
+
+        Args:
+            ids: [k].
+            parameters: MjModel field -> values [k, ...].
+        """
+        for name, values in parameters.items():
+            self.batch.expand(name)[ids] = values
+        self.batch.set_const(np.sort(ids))
 
     def integration_state(self, ids: np.ndarray) -> np.ndarray:
         return self.batch.state[ids]

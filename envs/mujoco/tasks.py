@@ -33,6 +33,8 @@ class State(Protocol):
     cinert: Array
     cvel: Array
     cfrc_ext: Array
+    goal: Array
+    """Each simulation's own task, [n, G]; of task families only."""
 
 
 class Noise(Protocol):
@@ -115,6 +117,10 @@ class _Runner(Task):
     def position(self, xp: Any, s: State, model: mujoco.MjModel) -> Array:
         return s.qpos[:, 0].copy()
 
+    def forward(self, xp: Any, s: State, velocity: Array) -> Array:
+        """What the velocity [n] earns, [n]."""
+        return self.forward_reward_weight * velocity
+
     def observe(self, xp: Any, s: State, model: mujoco.MjModel) -> Array:
         skip = self.root if self.exclude_current_positions_from_observation else 0
         return xp.concat((s.qpos[:, skip:], s.qvel), axis=1)
@@ -122,7 +128,7 @@ class _Runner(Task):
     def reward(
         self, xp: Any, s: State, model: mujoco.MjModel, action: Array, velocity: Array
     ) -> tuple[Array, Array | None, dict[str, Array]]:
-        forward = self.forward_reward_weight * velocity
+        forward = self.forward(xp, s, velocity)
         control = _control_cost(xp, self.ctrl_cost_weight, action)
         return forward - control, None, {"x_velocity": velocity, "reward_forward": forward, "control_cost": control}
 
@@ -175,7 +181,7 @@ class _PlanarLegged(_Runner):
         self, xp: Any, s: State, model: mujoco.MjModel, action: Array, velocity: Array
     ) -> tuple[Array, Array | None, dict[str, Array]]:
         healthy = self.healthy(xp, s)
-        forward = self.forward_reward_weight * velocity
+        forward = self.forward(xp, s, velocity)
         survive = healthy * self.healthy_reward
         control = _control_cost(xp, self.ctrl_cost_weight, action)
         terms = {
@@ -240,6 +246,10 @@ class Ant(Task):
     def position(self, xp: Any, s: State, model: mujoco.MjModel) -> Array:
         return s.xpos[:, model.body(self.main_body).id, :2].copy()
 
+    def forward(self, xp: Any, s: State, velocity: Array) -> Array:
+        """What the velocity [n, 2] earns, [n]."""
+        return velocity[:, 0] * self.forward_reward_weight
+
     def _contact_forces(self, xp: Any, s: State) -> Array:
         return xp.clip(s.cfrc_ext, *self.contact_force_range)
 
@@ -255,7 +265,7 @@ class Ant(Task):
         low, high = self.healthy_z_range
         z = s.qpos[:, 2]
         healthy = xp.all(xp.isfinite(s.qpos), axis=1) & xp.all(xp.isfinite(s.qvel), axis=1) & (low <= z) & (z <= high)
-        forward = velocity[:, 0] * self.forward_reward_weight
+        forward = self.forward(xp, s, velocity)
         survive = healthy * self.healthy_reward
         costs = control = _control_cost(xp, self.ctrl_cost_weight, action)
         terms = {

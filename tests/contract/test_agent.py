@@ -42,6 +42,23 @@ SETTINGS: dict[str, dict[str, Any]] = {
         # Normalized ones would drive the standard deviation to 0 where rewards have no noise.
         "normalize_advantage": False,
     },
+    # An iteration has two rollouts, so it makes as many steps as those above.
+    **{
+        name: {
+            "n_steps": 8,
+            "num_envs": 8,
+            "net_arch": (16,),
+            "gamma": 0.9,
+            "normalize_advantage": False,
+            "log_std_init": -1.0,
+            **own,
+        }
+        for name, own in {
+            "reptile": {"inner_lr": 0.5, "learning_rate": 1.0},
+            "fomaml": {"learning_rate": 1e-2, "n_epochs": 3},
+            "maml": {"learning_rate": 1e-2, "n_epochs": 3},
+        }.items()
+    },
 }
 VALUES = {
     "OneStepReward": {0.0: 1.0},
@@ -82,10 +99,9 @@ def parameters(agent: Agent) -> torch.Tensor:
 
 @pytest.mark.parametrize("probe", VALUES)
 def test_the_critic_learns_known_values(algorithm: type[Agent], probe: str) -> None:
-    agent = make(algorithm, f"probes/{probe}-v0")
-    if not hasattr(agent.policy, "critic"):
-        pytest.skip("it has no critic")
-    agent.learn(16 * 8 * 40)
+    if not algorithm.has_critic:
+        pytest.skip("this algorithm has no critic")
+    agent = make(algorithm, f"probes/{probe}-v0").learn(16 * 8 * 40)
     for observation, value in VALUES[probe].items():
         s = agent.policy.normalize(torch.tensor([[observation]]))
         assert agent.policy.critic(s).item() == pytest.approx(value, abs=0.05)

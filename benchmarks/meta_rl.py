@@ -1,0 +1,165 @@
+"""Meta-RL on task families: returns after 0 to 3 updates on held-out tasks, beside joint training and an oracle.
+
+Each row is `python train.py ALGORITHM --env families/NAME-v0` as a user runs it, with its preset, and then
+`evaluate.py RUN --adapt 3`: 40 tasks (the family's own two where it has no others), 20 episodes each, sampled actions.
+Joint training is npg on a new training task in every episode, the oracle is npg that observes the task; both make as
+many environment steps as the meta-learner. Finished runs are kept in results/meta_rl.json by family, algorithm, steps
+and seed, and are not repeated, so that the table grows over several calls. --rate measures environment steps per second
+of whole iterations beside those of the environment layer under random actions, alternated in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import context, is_same, panels, read, save, timed, write
+
+from agents import REGISTRY
+from envs import make_vec
+
+ROOT = Path(__file__).parent.parent
+NAME = "meta_rl"
+STEPS = {"Point": 12_000_000, "HalfCheetahVel": 12_800_000, "HalfCheetahDir": 12_800_000, "AntDir": 6_400_000}
+TWO_TASKS = ("HalfCheetahDir", "AntDir")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--families", nargs="*", default=list(STEPS), choices=list(STEPS))
+    parser.add_argument("--algorithms", nargs="*", default=["fomaml", "reptile"])
+    parser.add_argument("--steps", type=int, help="in place of each family's own")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--budget-minutes", type=float, default=60.0)
+    parser.add_argument("--rate", action="store_true", help="only measure steps per second")
+    arguments = parser.parse_args()
+    kept = read(NAME) or {"runs": [], "rates": []}
+    if arguments.rate:
+        for family in arguments.families:
+            rate = {"family": family, **context(), **rates(family)}
+            kept["rates"] = [other for other in kept["rates"] if other["family"] != family] + [rate]
+            write(NAME, kept)
+            print(f"{family}: {rate['share']:.2f} of {rate['environment']:,.0f} steps per second", flush=True)
+        return
+    deadline = time.monotonic() + 60 * arguments.budget_minutes
+    for family in arguments.families:
+        for seed in range(arguments.seeds):
+            for algorithm in arguments.algorithms:
+                steps = arguments.steps or STEPS[family]
+                key = {"family": family, "algorithm": algorithm, "steps": steps, "seed": seed}
+                if any(is_same(run, key) for run in kept["runs"]):
+                    continue
+                if time.monotonic() > deadline:
+                    print("the budget of minutes is spent; call again to go on")
+                    break
+                run = {**key, **context(), **measure(key, arguments.threads)}
+                kept["runs"] = [other for other in kept["runs"] if not is_same(other, key, versions=False)] + [run]
+                write(NAME, kept)
+                show(run)
+    plot(kept["runs"])
+
+
+def measure(key: dict[str, Any], threads: int) -> dict[str, Any]:
+    """One run and its evaluation: the policies' returns, and the seconds of the training."""
+    env_id = f"families/{key['family']}-v0"
+    with tempfile.TemporaryDirectory() as folder:
+        run, file = Path(folder) / "run", Path(folder) / "returns.json"
+        options = ["--env", env_id, "--steps", str(key["steps"]), "--seed", str(key["seed"]), "--device", "cpu"]
+        options += ["--run-dir", str(run), "--quiet", "--eval-every", str(key["steps"]), "--threads", str(threads)]
+        seconds = timed(lambda: call("train.py", key["algorithm"], *options))
+        baselines = ["--joint-steps", str(key["steps"]), "--oracle-steps", str(key["steps"])]
+        split = ["--split", "train"] if key["family"] in TWO_TASKS else []
+        # One joint training and one oracle serve all algorithms of a seed.
+        baselines = baselines if key["algorithm"] == "fomaml" else []
+        call("evaluate.py", str(run), "--adapt", "3", "--json", str(file), *split, *baselines)
+        with (run / "progress.csv").open() as stream:
+            rows = [row for row in csv.DictReader(stream) if row.get("adapt/return_0")]
+        record = json.loads(file.read_text())
+    names = sorted(name for name in rows[0] if name.startswith("adapt/return_"))
+    curve = [[int(row["time/total_timesteps"]), *(round(float(row[name]), 2) for name in names)] for row in rows]
+    return {
+        "seconds": round(seconds, 1),
+        "threads": threads,
+        "policies": record["policies"],
+        "config": record["config"],
+        "split": record["split"],
+        "curve": curve[:: max(1, len(curve) // 60)],
+    }
+
+
+def call(script: str, *arguments: str) -> None:
+    subprocess.run([sys.executable, script, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def rates(family: str, repeats: int = 3, iterations: int = 2) -> dict[str, Any]:
+    """Environment steps per second of FOMAML's iterations and of random actions, alternated; medians."""
+    torch.set_num_threads(2)
+    env_id = f"families/{family}-v0"
+    values = {name: value for name, value in REGISTRY["fomaml"].preset(env_id).__dict__.items()}
+    env = make_vec(env_id, values["num_envs"])
+    agent = REGISTRY["fomaml"]("MlpPolicy", env, seed=0, device="cpu", **values)
+    horizon, n = env.task.horizon, env.num_envs
+    other = make_vec(env_id, n)
+    other.reset(seed=0)
+    space = other.single_action_space
+    actions = np.random.default_rng(0).uniform(space.low, space.high, (8, n, *space.shape)).astype(np.float32)
+
+    def bare() -> None:
+        for t in range(horizon * 2 * iterations):
+            other.step(actions[t % 8])
+
+    def learn() -> None:
+        agent.learn(iterations * 2 * horizon * n, reset_num_timesteps=False)
+
+    agent.learn(1)
+    steps = iterations * 2 * horizon * n
+    pairs = [(steps / timed(learn), steps / timed(bare)) for _ in range(repeats)]
+    learning, environment = (statistics.median(side) for side in zip(*pairs, strict=True))
+    return {"learning": learning, "environment": environment, "share": learning / environment, "pairs": pairs}
+
+
+def show(run: dict[str, Any]) -> None:
+    print(f"{run['family']}, {run['algorithm']}, {run['steps']:,} steps, seed {run['seed']}, {run['seconds']:.0f} s")
+    for name, entry in run["policies"].items():
+        print(f"  {name:34}" + " / ".join(f"{mean:.1f}" for mean in entry["mean"]), flush=True)
+
+
+def plot(runs: list[dict[str, Any]]) -> None:
+    families = list(dict.fromkeys(run["family"] for run in runs))
+    if not families:
+        return
+    figure, axes = panels(len(families), 2)
+    for axis, family in zip(axes, families, strict=True):
+        found: dict[str, list[list[float]]] = {}
+        for run in runs:
+            if run["family"] == family:
+                for name, entry in run["policies"].items():
+                    kind = name.partition(",")[0].partition(" (")[0]
+                    found.setdefault(kind, []).append(entry["mean"])
+        for index, (kind, rows) in enumerate(found.items()):
+            means = np.mean(rows, 0)
+            if len(means) == 1:
+                axis.axhline(means[0], color=f"C{index}", linestyle="--", label=kind)
+                continue
+            axis.plot(range(len(means)), means, color=f"C{index}", marker="o", markersize=4, label=kind)
+            axis.fill_between(range(len(means)), np.min(rows, 0), np.max(rows, 0), color=f"C{index}", alpha=0.2)
+        axis.set_xticks(range(4))
+        axis.set(xlabel="updates on the task", ylabel="return")
+        axis.set_title(f"{family}, mean and range of seeds", loc="left", fontsize=11)
+        axis.legend(fontsize=8, frameon=False)
+    save(figure, NAME)
+
+
+if __name__ == "__main__":
+    main()

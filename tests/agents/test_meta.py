@@ -1,0 +1,315 @@
+"""Reptile, FOMAML and MAML as agents on task families."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import agents
+from agents import FOMAML, MAML, NPG, REGISTRY, Reptile
+from agents.direction.adaptation import InnerOptimizer
+from agents.direction.scores import parameter_vector
+from agents.meta import MetaAgent
+from agents.policy.actor_critic import ActorCriticPolicy
+from agents.policy.batched import BatchedActor
+from agents.rollout import adaptation
+from agents.rollout.adaptation import InnerStep, TaskData, first_returns, linear_baseline, task_data
+from agents.rollout.buffer import RolloutBuffer
+from agents.run import cli
+from agents.run.adaptation import adapted_returns
+from envs import make_vec
+
+SMALL = {"meta_batch_size": 3, "n_steps": 10, "net_arch": (8,)}
+
+
+def make(algorithm: type[MetaAgent], env_id: str = "families/Point-v0", seed: int = 0, **changed: Any) -> MetaAgent:
+    settings = SMALL | changed
+    env = make_vec(env_id, 12, horizon=settings["n_steps"], num_threads=1)
+    return algorithm("MlpPolicy", env, seed=seed, device="cpu", **settings)
+
+
+def parameters(agent: MetaAgent) -> Tensor:
+    return torch.cat([tensor.double().flatten() for tensor in agent.policy.state_dict().values()])
+
+
+def filled_buffer(policy: ActorCriticPolicy, T: int, N: int, seed: int = 0) -> RolloutBuffer:
+    """Random steps with some ends of episodes."""
+    generator = torch.Generator().manual_seed(seed)
+    buffer = RolloutBuffer(T, N, adaptation.buffer_fields(policy))
+    for name, values in (("observations", 2), ("actions", 2)):
+        buffer[name].copy_(torch.randn(T, N, values, generator=generator))
+    buffer["rewards"].copy_(torch.randn(T, N, generator=generator))
+    buffer["terminated"].copy_(torch.rand(T, N, generator=generator) < 0.2)
+    buffer["truncated"].copy_((torch.rand(T, N, generator=generator) < 0.1) & ~buffer["terminated"])
+    return buffer
+
+
+@pytest.fixture(name="policy")
+def _policy() -> ActorCriticPolicy:
+    env = make_vec("families/Point-v0", 1)
+    torch.manual_seed(0)
+    return ActorCriticPolicy(env.single_observation_space, env.single_action_space, net_arch=(3,))
+
+
+def test_task_data_is_what_a_loop_over_episodes_gives(policy: ActorCriticPolicy) -> None:
+    T, M, R, gamma, lam = 9, 2, 3, 0.9, 0.8
+    buffer, actor = filled_buffer(policy, T, M * R), BatchedActor(policy.actor)
+    theta = parameter_vector(policy.actor).expand(M, -1) + torch.randn(M, actor.size)
+    data = task_data(policy, actor, theta, buffer, gamma, lam)
+    for task in range(M):
+        rows, features, returns, episodes = [], [], [], []
+        for i in range(task * R, task * R + R):
+            first = 0
+            for t in range(T):
+                if buffer["terminated"][t, i] or buffer["truncated"][t, i] or t == T - 1:
+                    episodes.append((i, first, t))
+                    first = t + 1
+        for i, first, last in episodes:
+            for t in range(first, last + 1):
+                s = buffer["observations"][t, i].double().tolist()
+                u = (t - first) / 100
+                features.append([*s, *(x * x for x in s), u, u * u, u**3, 1.0])
+                future = [gamma ** (k - t) * buffer["rewards"][k, i].item() for k in range(t, last + 1)]
+                returns.append(sum(future))
+                rows.append((i, t))
+                assert data.begin[task, i - task * R, t] == first
+        X, y = np.array(features), np.array(returns)
+        ridge = 1e-5 * np.diag(X.T @ X / len(X)).mean() * np.eye(X.shape[1])
+        values = X @ np.linalg.solve(X.T @ X / len(X) + ridge, X.T @ y / len(X))
+        value_of = dict(zip(rows, values, strict=True))
+        expected = {}
+        for i, first, last in episodes:
+            running = 0.0
+            for t in range(last, first - 1, -1):
+                following = 0.0 if t == last else value_of[i, t + 1]
+                delta = buffer["rewards"][t, i].item() + gamma * following - value_of[i, t]
+                running = expected[i, t] = delta + gamma * lam * running
+        A = np.array([expected[i, t] for i in range(task * R, task * R + R) for t in range(T)])
+        np.testing.assert_allclose(data.advantages[task], (A - A.mean()) / A.std(), atol=1e-5)
+    alone = policy.actor.head.distribution(actor.network(theta, data.s)[1], theta[1, actor.log_std]).log_prob(data.a[1])
+    torch.testing.assert_close(data.log_old[1], alone)
+
+
+def test_returns_are_those_of_first_episodes(policy: ActorCriticPolicy) -> None:
+    buffer = filled_buffer(policy, 9, 6)
+    for i in range(6):
+        total = 0.0
+        for t in range(9):
+            total += buffer["rewards"][t, i].item()
+            if buffer["terminated"][t, i] or buffer["truncated"][t, i]:
+                break
+        assert first_returns(buffer)[i].item() == pytest.approx(total)
+
+
+def test_the_linear_baseline_finds_what_is_linear_in_its_features_for_each_task() -> None:
+    s, t = torch.randn(2, 400, 3), torch.arange(200).repeat(2, 2)
+    y = 2 * s[..., 0].double() - s[..., 1].double() ** 2 + 3 + t.double() / 100
+    y[1] = -5 * y[1]
+    torch.testing.assert_close(linear_baseline(s, t, y), y, atol=0.02, rtol=0.01)
+
+
+def test_systems_are_solved_side_by_side() -> None:
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(4, 6, 6, generator=generator, dtype=torch.float64)
+    A = root @ root.mT + torch.eye(6, dtype=torch.float64)
+    b = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    b[2] = 0
+    x = adaptation.conjugate_gradients(lambda v: torch.einsum("nij,nj->ni", A, v), b, 30)
+    torch.testing.assert_close(x, torch.linalg.solve(A, b))
+
+
+def test_a_natural_inner_step_has_its_length_in_every_task(policy: ActorCriticPolicy) -> None:
+    buffer, actor = filled_buffer(policy, 40, 6), BatchedActor(policy.actor)
+    nn.init.orthogonal_(policy.actor.net[-1].weight)
+    theta = parameter_vector(policy.actor).expand(2, -1)
+    data = task_data(policy, actor, theta, buffer, 0.9, 1.0)
+    step = InnerStep(actor, InnerOptimizer(), "natural_gradient", target_kl=1e-3)
+    after, g, _ = step(theta, data, {})
+    kl = actor.distribution(theta, data.s).kl(actor.distribution(after, data.s)).view(2, -1).mean(1)
+    torch.testing.assert_close(kl, torch.full((2,), 1e-3), rtol=0.1, atol=0)
+    assert ((after - theta) * g).sum(1).max() < 0
+    assert (step.loss(after, data) < step.loss(theta, data)).all()
+    still = data._replace(advantages=torch.zeros_like(data.advantages))
+    assert torch.equal(step(theta, still, {})[0], theta)
+
+
+@pytest.mark.parametrize("surrogate", ["lvc", "dice"])
+def test_mamls_meta_gradient_is_that_of_the_whole_computation(surrogate: str) -> None:
+    agent = make(MAML, inner_surrogate=surrogate, inner_lr=0.5, inner_steps=2, net_arch=(3,)).learn(1)
+    widen = lambda data: TaskData(*(x.double() if x.is_floating_point() else x for x in data))  # noqa: E731
+    agent.data = [widen(data) for data in agent.data]
+    agent.phi, agent.adapted = agent.phi.double(), agent.adapted.double()
+    phi = agent.phi + 0.01 * torch.randn(len(agent.phi), dtype=torch.float64)
+    objective = agent._objective(agent.data[-1])
+    h, eye = 1e-6, torch.eye(len(phi), dtype=torch.float64)
+    differences = torch.stack([(objective(phi + h * e) - objective(phi - h * e)) / (2 * h) for e in eye])
+    torch.testing.assert_close(torch.func.grad(objective)(phi), differences, atol=1e-7, rtol=1e-5)
+    # What FOMAML leaves out is there: the Jacobian of the inner steps is not I.
+    jacobian = torch.func.jacrev(agent._post())(phi)
+    assert (jacobian - torch.eye(len(phi))).abs().max() > 1e-3
+
+
+def test_fomaml_takes_the_jacobian_for_the_identity() -> None:
+    agent = make(FOMAML).learn(1)
+    agent._objective(agent.data[-1])
+    shift = torch.randn(len(agent.phi))
+    before = agent._adapt(torch.zeros_like(shift))
+    torch.testing.assert_close(agent._adapt(shift) - before, shift.expand(3, -1), atol=1e-5, rtol=1e-5)
+
+
+def test_reptile_moves_towards_the_adapted_policies() -> None:
+    agent = make(Reptile, learning_rate=0.25, inner_lr=0.5)
+    phi = parameter_vector(agent.policy.actor)
+    agent.learn(1)
+    expected = phi + 0.25 * (agent.adapted - phi).mean(0)
+    torch.testing.assert_close(parameter_vector(agent.policy.actor), expected)
+    assert len(agent.returns) == agent.config.inner_steps
+
+
+@pytest.mark.parametrize("algorithm", [FOMAML, MAML])
+def test_a_trust_region_bounds_the_adapted_policies(algorithm: type[MetaAgent]) -> None:
+    agent = make(algorithm, outer_step="trust_region", target_kl=0.005)
+    phi = parameter_vector(agent.policy.actor)
+    agent.learn(1)
+    assert 0.001 < agent.last_metrics["train/kl"] <= 1.5 * 0.005
+    assert not torch.equal(parameter_vector(agent.policy.actor), phi)
+
+
+def test_annealing_ends_at_zero() -> None:
+    agent = make(Reptile, anneal=True).learn(12 * 20 * 4)
+    assert agent.iteration == 4
+    assert agent.optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("name", ["reptile", "fomaml", "maml"])
+def test_each_task_of_an_iteration_is_new_and_runs_whole_episodes(name: str) -> None:
+    agent = make(REGISTRY[name])
+    vector = agent.env.vector
+    for iteration in agent.iterations(480):
+        tasks = vector.tasks.reshape(3, 4, -1)
+        assert (tasks == tasks[:, :1]).all()
+        numbers = (iteration - 1) * 3 + np.arange(3)
+        np.testing.assert_array_equal(tasks[:, 0], vector.draw_tasks(numbers, "train"))
+        assert set(agent.episode_lengths) == {10}
+    rollouts = agent.config.inner_steps + agent.rollouts_after
+    assert agent.num_timesteps == agent.iteration * rollouts * 120
+    keys = {f"adapt/return_{j}" for j in range(rollouts)}
+    keys |= {"adapt/inner_kl", "adapt/gradient_inner_product", "train/meta_gradient_norm"}
+    assert keys <= agent.last_metrics.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("reptile", {"inner_optimizer": "adam", "inner_state": "persist", "inner_lr": 0.01}),
+        ("fomaml", {"outer_optimizer": "adabound"}),
+        ("fomaml", {"inner_step": "natural_gradient", "outer_step": "trust_region"}),
+        ("maml", {}),
+    ],
+)
+def test_resuming_on_a_family_is_exact(name: str, changed: dict[str, Any], tmp_path: Path) -> None:
+    whole = make(REGISTRY[name], **changed).learn(240 * 4)
+    half = make(REGISTRY[name], **changed).learn(240 * 2)
+    half.save(tmp_path / "half")
+    env = make_vec("families/Point-v0", 12, horizon=10, num_threads=1)
+    resumed = REGISTRY[name].load(tmp_path / "half.zip", env, device="cpu")
+    resumed.learn(240 * 2, reset_num_timesteps=False)
+    assert torch.equal(parameters(resumed), parameters(whole))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "changed", "words"),
+    [
+        (FOMAML, {"inner_steps": 0}, "0 inner steps; adaptation needs at least 1"),
+        (MAML, {"inner_step": "natural_gradient"}, "no differentiable function"),
+        (MAML, {"inner_optimizer": "adam"}, "use 'sgd' as inner optimizer"),
+        (MAML, {"inner_surrogate": "dise"}, "did you mean 'dice'"),
+        (FOMAML, {"outer_step": "cliped"}, "did you mean 'clipped'"),
+        (Reptile, {"outer_optimizer": "adan"}, "did you mean 'adam'"),
+        (Reptile, {"meta_batch_size": 5}, "meta_batch_size = 5 does not divide"),
+        (Reptile, {"inner_lr": -1.0}, "inner_lr is -1"),
+    ],
+)
+def test_what_cannot_be_is_refused(algorithm: type[MetaAgent], changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make(algorithm, **changed)
+
+
+def test_a_rollout_is_a_whole_horizon() -> None:
+    with pytest.raises(ValueError, match="n_steps is 7, but the horizon of families/Point-v0 is 100"):
+        FOMAML("MlpPolicy", make_vec("families/Point-v0", 20), n_steps=7)
+
+
+def test_adaptation_is_reproducible_and_changes_nothing() -> None:
+    agent = make(FOMAML).learn(1)
+    before = parameters(agent)
+    env = make_vec("families/Point-v0", 12, split="held_out", horizon=10)
+    tasks = env.draw_tasks(range(4))
+    config = {"inner_lr": 0.5, "gamma": 0.9}
+    first, second = (adapted_returns(agent.policy, config, env, tasks, 2, seed=1) for _ in range(2))
+    assert first.shape == (3, 4)
+    np.testing.assert_array_equal(first, second)
+    assert torch.equal(parameters(agent), before)
+    # Nothing is adapted in the first row: it does not depend on the inner step.
+    other = adapted_returns(agent.policy, {"inner_lr": 5.0, "gamma": 0.9}, env, tasks, 2, seed=1)
+    np.testing.assert_array_equal(other[0], first[0])
+    assert not np.array_equal(other[1], first[1])
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run, joint pretraining and an oracle from the command line, and their table, JSON and plot."""
+
+    def train(algorithm: str, name: str, *more: str) -> str:
+        folder = str(tmp_path / name)
+        options = ["--env", "families/Point-v0", "--env-kwargs", "horizon=10", "--run-dir", folder, "--quiet"]
+        assert cli.train([algorithm, *options, "--steps", "480", "--eval-episodes", "2", *more]) == 0
+        return folder
+
+    run = train("fomaml", "run", "--num-envs", "12", "--n-steps", "10", "--meta-batch-size", "3")
+    joint = train("npg", "joint", "--env-kwargs", "redraw=true", "--num-envs", "4")
+    oracle = train("npg", "oracle", "--env-kwargs", "observe_task=true", "--num-envs", "4")
+    capsys.readouterr()
+    small = ["--tasks", "3", "--rollouts", "4", "--adapt", "2"]
+    beside = ["--beside", joint, "--beside", oracle, "--joint-steps", "100", "--oracle-steps", "100"]
+    files = ["--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png")]
+    assert cli.evaluate([run, *small, *beside, *files]) == 0
+    shown = capsys.readouterr().out
+    for words in (
+        "3 held-out tasks",
+        "fomaml, 480 steps",
+        "beside: npg",
+        "oracle: npg",
+        "joint training: npg",
+        "random",
+    ):
+        assert words in shown
+    record = json.loads((tmp_path / "a.json").read_text())
+    lengths = [len(entry["mean"]) for entry in record["policies"].values()]
+    assert lengths == [3, 3, 1, 3, 1, 3]
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+    assert cli.evaluate([joint, *small]) == 0  # any policy can be adapted
+    capsys.readouterr()
+    assert cli.evaluate([run, "--adapt", "-1"]) == 2
+    assert "--adapt is -1" in capsys.readouterr().err
+    assert cli.evaluate([run, "--joint-steps", "3"]) == 2
+    assert "belong to --adapt" in capsys.readouterr().err
+
+
+def test_reports_without_held_out_tasks_or_a_family_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(FOMAML, "families/HalfCheetahDir-v0").learn(1).save(tmp_path / "two.zip")
+    assert cli.evaluate([str(tmp_path / "two.zip"), "--adapt", "1"]) == 2
+    assert "trains on all of them" in capsys.readouterr().err
+    small = ["--split", "train", "--tasks", "2", "--rollouts", "2"]
+    assert cli.evaluate([str(tmp_path / "two.zip"), "--adapt", "1", *small]) == 0
+    NPG("MlpPolicy", "CartPole-v1", n_steps=4, num_envs=2).learn(8).save(tmp_path / "cart.zip")
+    assert cli.evaluate([str(tmp_path / "cart.zip"), "--adapt", "1"]) == 2
+    assert "family of tasks" in capsys.readouterr().err
+    assert agents.load(tmp_path / "two.zip").name == "fomaml"
