@@ -36,7 +36,7 @@ train: $(INSTALLED)
 	$(RUN) train.py $(ALGORITHM) --env $(ENV) --steps $(STEPS) --seed $(SEED)
 
 test: $(INSTALLED)
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -n auto --maxprocesses 4
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

@@ -22,13 +22,11 @@ EVALUATION_SEED = 1000
 GRID: dict[str, list[dict[str, Any]]] = {
     "Hopper-v5": [
         {"num_envs": n, "n_steps": t, "curvature_samples": k}
-        for n, t in ((64, 128), (128, 64), (256, 32))
-        for k in (None, 2048, 1024)
+        for n, t, k in ((128, 64, 2048), (128, 64, 1024), (128, 64, None), (64, 128, 2048), (256, 32, 2048))
     ],
     "HalfCheetah-v5": [
         {"num_envs": n, "n_steps": t, "curvature_samples": k}
-        for n, t in ((64, 32), (64, 64), (128, 32))
-        for k in (None, 1024, 512)
+        for n, t, k in ((128, 32, 1024), (128, 16, 512), (64, 32, 512), (128, 32, None), (64, 32, None))
     ],
 }
 
