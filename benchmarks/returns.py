@@ -1,14 +1,16 @@
 """Returns of train.py as a user runs it: final deterministic policies over seeds, with seconds and memory.
 
 Each run is `python train.py npg --env ID --steps N --seed S`; its final evaluation (32 episodes) is what counts.
-Finished runs are kept in results/returns.json by task, steps, seed and versions, and are not repeated, so that a table
-grows over several calls; the figure is drawn from all that are kept.
+Finished runs are kept in results/returns.json by task, settings, steps, seed and versions, and are not repeated, so
+that a table grows over several calls; the figure is drawn from all that are kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
+import json
 import os
 import statistics
 import subprocess
@@ -20,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, context, is_same, read, write
+
+from agents import REGISTRY
 
 ROOT = Path(__file__).parent.parent
 NAME = "returns"
@@ -38,7 +42,8 @@ def main() -> None:
     arguments = parser.parse_args()
     kept = read(NAME) or {"runs": []}
     deadline = time.monotonic() + 60 * arguments.budget_minutes
-    task = {"algorithm": arguments.algorithm, "env": arguments.env, "steps": arguments.steps}
+    preset = json.loads(json.dumps(dataclasses.asdict(REGISTRY[arguments.algorithm].preset(arguments.env))))
+    task = {"algorithm": arguments.algorithm, "env": arguments.env, "steps": arguments.steps, "settings": preset}
     keys = [{**task, "seed": arguments.first_seed + k} for k in range(arguments.seeds)]
     missing = [key for key in keys if not any(is_same(run, key) for run in kept["runs"])]
     threads = max(1, len(os.sched_getaffinity(0)) // arguments.jobs)

@@ -1,9 +1,10 @@
 """Whole training beside sb3-contrib's TRPO, tianshou's NPG and Stable-Baselines3's PPO: steps per second and returns.
 
 --seconds S: all sides train in turn in one process, S seconds each time; medians over turns, beside the environment
-layer stepped alone. --steps N: full runs, then 16 deterministic episodes in Gymnasium's own environments (seeds 1000,
-1001, ...; raw reward; each side's observation statistics frozen). Finished runs are kept in results/training_peers.json
-by side, task, seed, steps, settings and versions, and are not repeated.
+layer stepped alone from the states and with the actions of our preset's training. --steps N: full runs, then 16
+deterministic episodes in Gymnasium's own environments (seeds 1000, 1001, ...; raw reward; each side's observation
+statistics frozen). Finished runs are kept in results/training_peers.json by side, task, seed, steps, settings and
+versions, and are not repeated.
 
 Every peer runs as its library recommends for these tasks; SETTINGS names the sources. EnvPool comes with
 pip install -c constraints.txt -e ".[peers]". tianshou 2.0 asks for a virtualenv that conflicts with the pinned
@@ -282,25 +283,25 @@ class Tianshou:
 
 
 class EnvironmentLayer:
-    """No learner: our environments alone, stepped as the preset's policy steps them before it has learned anything."""
+    """No learner: our environments alone, from the states and with the actions of a learner's latest iteration."""
 
-    STEPS = 16
+    def __init__(self, env_id: str, learner: Ours) -> None:
+        self.learner = learner
+        self.env = make_vec(env_id, learner.agent.n_envs, seed=0)
 
-    def __init__(self, env_id: str, seed: int, settings: dict[str, Any]) -> None:
-        self.env = make_vec(env_id, settings["num_envs"], seed=seed)
-        self.env.reset()
-        space = self.env.single_action_space
-        assert isinstance(space, spaces.Box)
-        noise = np.random.default_rng(seed).standard_normal((self.STEPS, self.env.num_envs, *space.shape))
-        actions = np.clip(math.exp(settings["log_std_init"]) * noise, space.low, space.high)
-        self.actions = torch.as_tensor(actions, dtype=torch.float32)
+    def follow(self) -> None:
+        """Let the learner take an iteration, to be repeated."""
+        agent = self.learner.agent
+        assert agent.env is not None
+        if agent.num_timesteps == 0:
+            self.learner.train(1)
+        self.kept = agent.env.vector.snapshot()
+        self.learner.train(1)
+        self.actions = [agent.policy.to_environment(actions) for actions in agent.buffer["actions"]]
 
     def train(self, steps: int) -> int:
-        taken = 0
-        while taken < steps:
-            for actions in self.actions:
-                taken += len(self.env.step(actions)[1])
-        return taken
+        self.env.restore(self.kept)
+        return sum(len(self.env.step(actions)[1]) for actions in self.actions)
 
     def close(self) -> None:
         self.env.close()
@@ -356,7 +357,8 @@ def main() -> None:
         run_all(kept, arguments.tasks, sides, arguments.steps, arguments.seeds, arguments.budget_minutes)
     elif not arguments.plot:
         for env_id in arguments.tasks:
-            kept["throughput"][env_id] = throughput(env_id, sides, arguments.turns, arguments.seconds)
+            timed_sides = sides if "ours, preset" in sides else ["ours, preset", *sides]
+            kept["throughput"][env_id] = throughput(env_id, timed_sides, arguments.turns, arguments.seconds)
             write(NAME, kept)
     for env_id, row in kept["throughput"].items():
         print_throughput(env_id, row)
@@ -374,12 +376,13 @@ def available(name: str) -> bool:
 def throughput(env_id: str, sides: list[str], turns: int, seconds: float) -> dict[str, Any]:
     """Each side's rate in every turn, in environment steps per second; turn k of all sides ran one after the other."""
     layer = "environment layer alone"
-    learners: dict[str, Any] = {layer: EnvironmentLayer(env_id, 0, SETTINGS["ours, preset"][env_id])}
-    for name in sides:
-        learners[name] = SIDES[name].start(env_id, 0, 1_000_000, SETTINGS[name][env_id])
+    learners: dict[str, Any] = {name: SIDES[name].start(env_id, 0, 1_000_000, SETTINGS[name][env_id]) for name in sides}
+    learners[layer] = EnvironmentLayer(env_id, learners["ours, preset"])
     rates: dict[str, list[float]] = {name: [] for name in learners}
     for turn in range(turns + 1):
         for name, learner in learners.items():
+            if name == layer:
+                learner.follow()
             begin, taken = time.perf_counter(), 0
             while time.perf_counter() - begin < seconds:
                 taken += learner.train(1)  # one iteration
