@@ -9,7 +9,6 @@ import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -30,20 +29,10 @@ from agents.policy.distributions import Head
 from agents.rollout.advantages import gae, next_values
 from agents.rollout.buffer import FieldSpec, RolloutBuffer
 from agents.rollout.collect import Step, collect
+from agents.rollout.threads import single_thread
 from envs import make_vec
 from envs.sb3 import LazyInfos, SB3View, as_vector
 from envs.vector import EpisodeStatistics, VectorEnv
-
-
-@contextmanager
-def single_thread() -> Iterator[None]:
-    """Torch on one thread: more would not act faster on small networks, and wait by spinning on the physics' cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Agent(BaseAlgorithm):
@@ -257,9 +246,7 @@ class Agent(BaseAlgorithm):
         try:
             while self.num_timesteps < total:
                 started = time.perf_counter()
-                with single_thread():
-                    filled = self._collect(listener, listens, total)
-                if not filled:
+                if not self._collect(listener, listens, total):
                     break
                 collected = time.perf_counter()
                 self._update_current_progress_remaining(self.num_timesteps, total)
@@ -336,7 +323,7 @@ class Agent(BaseAlgorithm):
             return actions, self._acting.to_environment(actions)
 
         listener.on_rollout_start()
-        with torch.no_grad():
+        with torch.no_grad(), single_thread():
             on_step = self._on_step(listener, listens, total_timesteps)
             self.observations = collect(self.env.vector, act, self.buffer, self.observations, on_step)
         if self.observations is None:

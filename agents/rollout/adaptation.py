@@ -20,10 +20,13 @@ from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.batched import BatchedActor
 from agents.rollout.advantages import gae
 from agents.rollout.buffer import FieldSpec, RolloutBuffer
+from agents.rollout.threads import over_shards
 
 RIDGE = 1e-5
 """Of the linear baseline, relative to the mean of its features' squares."""
 CG_ITERATIONS = 10
+SHARD = 8192
+"""Steps that are differentiated at a time: few enough that what the layers keep of them stays in a core's cache."""
 INNER_STEPS = ("policy_gradient", "natural_gradient")
 SURROGATES = ("lvc", "dice")
 
@@ -41,6 +44,22 @@ class TaskData(NamedTuple):
     """log π(a|s) of the policies that acted, [M, n]."""
     begin: Tensor
     """The first step of each step's episode, int64 [M, R, T]."""
+
+    def tasks(self, rows: slice) -> TaskData:
+        """Some tasks' share."""
+        return TaskData(*(x[rows] for x in self))
+
+    def thinned(self, most: int) -> TaskData:
+        """Evenly spaced steps of every task, about `most` in all; begin stays that of all."""
+        stride = -(-self.log_old.numel() // most)
+        return TaskData(*(x[:, ::stride] for x in self[:4]), self.begin)
+
+    @property
+    def shards(self) -> list[slice]:
+        """The tasks in groups of about `SHARD` steps; on an accelerator in one group."""
+        tasks, n = self.log_old.shape
+        size = max(SHARD // n, 1) if self.s.device.type == "cpu" else tasks
+        return [slice(first, first + size) for first in range(0, tasks, size)]
 
 
 def buffer_fields(policy: ActorCriticPolicy) -> dict[str, FieldSpec]:
@@ -153,11 +172,17 @@ class InnerStep:
 
     def __call__(self, theta: Tensor, data: TaskData, state: State) -> tuple[Tensor, Tensor, State]:
         """theta [M, P] after one step, the gradients g [M, P] that it was made of, and the optimizer's state."""
-        g = gradients_of(self.loss, theta, data)
-        if self.kind == "natural_gradient":
-            return self._natural(theta, data, g), g, state
-        theta, state = self.optimizer.step(theta, g, state)
-        return theta, g, state
+        natural = self.kind == "natural_gradient"
+
+        def of(rows: slice) -> tuple[Tensor, Tensor]:
+            here, theirs = theta[rows], data.tasks(rows)
+            g = gradients_of(self.loss, here, theirs)
+            return g, self._natural(here, theirs, g) if natural else here
+
+        g, moved = (torch.cat(parts) for parts in zip(*over_shards(of, data.shards), strict=True))
+        if not natural:
+            moved, state = self.optimizer.step(theta, g, state)
+        return moved, g, state
 
     def _natural(self, theta: Tensor, data: TaskData, g: Tensor) -> Tensor:
         """θ - β (F + λ I)⁻¹ g for each task, with the β of target_kl to second order; a zero gradient moves nothing."""
