@@ -246,7 +246,9 @@ class Agent(BaseAlgorithm):
         try:
             while self.num_timesteps < total:
                 started = time.perf_counter()
-                if not self._collect(listener, listens, total):
+                with single_thread():
+                    filled = self._collect(listener, listens, total)
+                if not filled:
                     break
                 collected = time.perf_counter()
                 self._update_current_progress_remaining(self.num_timesteps, total)
@@ -323,7 +325,7 @@ class Agent(BaseAlgorithm):
             return actions, self._acting.to_environment(actions)
 
         listener.on_rollout_start()
-        with torch.no_grad(), single_thread():
+        with torch.no_grad():
             on_step = self._on_step(listener, listens, total_timesteps)
             self.observations = collect(self.env.vector, act, self.buffer, self.observations, on_step)
         if self.observations is None:

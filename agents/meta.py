@@ -36,7 +36,7 @@ from agents.rollout.adaptation import (
     task_data,
     task_sampler,
 )
-from agents.rollout.threads import over_shards
+from agents.rollout.threads import over_shards, single_thread
 from envs.mujoco import FamilyVectorEnv
 from envs.sb3 import SB3View
 from envs.vector import EpisodeStatistics
@@ -338,6 +338,7 @@ class Reptile(MetaAgent):
     config: ReptileConfig
     rollouts_after = 0
 
+    @single_thread()
     def train(self) -> None:
         difference = self.phi - self.adapted.mean(0)
         self._step(difference)
@@ -359,6 +360,7 @@ class FOMAML(MetaAgent):
     config: PostConfig
     rollouts_after = 1
 
+    @single_thread()
     def train(self) -> None:
         data, c = self.data[-1], self.config
         self.displacement = self.adapted - self.phi

@@ -35,7 +35,6 @@ from agents.policy.normalizer import Moments
 from agents.policy.particles import DeterministicPolicy, LinearPolicy, MlpPolicy
 from agents.rollout.buffer import FieldSpec, RolloutBuffer
 from agents.rollout.collect import Step, collect
-from agents.rollout.threads import single_thread
 from envs.sb3 import SB3View
 from envs.vector import SnapshotError, VectorEnv
 
@@ -403,8 +402,7 @@ class PES(Agent):
         theta = parameter_vector(self._acting.actor)
         listener.on_rollout_start()
         try:
-            with single_thread():
-                self.found, self.particles = estimate(self.task, self.scheme, theta, self.window_sigma, self.particles)
+            self.found, self.particles = estimate(self.task, self.scheme, theta, self.window_sigma, self.particles)
         except StopAsked:
             self.observations = None  # the pairs stand somewhere within a window
             return False

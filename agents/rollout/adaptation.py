@@ -26,7 +26,7 @@ RIDGE = 1e-5
 """Of the linear baseline, relative to the mean of its features' squares."""
 CG_ITERATIONS = 10
 SHARD = 8192
-"""Steps that are differentiated at a time: few enough that what the layers keep of them stays in a core's cache."""
+"""Steps that are worked on at a time: few enough that what the layers keep of them stays in a core's cache."""
 INNER_STEPS = ("policy_gradient", "natural_gradient")
 SURROGATES = ("lvc", "dice")
 
@@ -47,7 +47,8 @@ class TaskData(NamedTuple):
 
     def tasks(self, rows: slice) -> TaskData:
         """Some tasks' share."""
-        return TaskData(*(x[rows] for x in self))
+        s, a, advantages, log_old, begin = (x[rows] for x in self)
+        return TaskData(s, a, advantages, log_old, begin)
 
     def thinned(self, most: int) -> TaskData:
         """Evenly spaced steps of every task, about `most` in all; begin stays that of all."""
@@ -56,10 +57,14 @@ class TaskData(NamedTuple):
 
     @property
     def shards(self) -> list[slice]:
-        """The tasks in groups of about `SHARD` steps; on an accelerator in one group."""
         tasks, n = self.log_old.shape
-        size = max(SHARD // n, 1) if self.s.device.type == "cpu" else tasks
-        return [slice(first, first + size) for first in range(0, tasks, size)]
+        return shards(tasks, n, self.log_old.device)
+
+
+def shards(tasks: int, n: int, device: torch.device) -> list[slice]:
+    """Tasks of n steps each in groups of about `SHARD` steps; on an accelerator in one group."""
+    size = max(SHARD // n, 1) if device.type == "cpu" else tasks
+    return [slice(first, min(first + size, tasks)) for first in range(0, tasks, size)]
 
 
 def buffer_fields(policy: ActorCriticPolicy) -> dict[str, FieldSpec]:
@@ -81,7 +86,6 @@ def first_returns(buffer: RolloutBuffer) -> Tensor:
     return (buffer["rewards"] * alive).sum(0)
 
 
-@torch.no_grad()
 def task_data(
     policy: ActorCriticPolicy,
     actor: BatchedActor,
@@ -98,27 +102,35 @@ def task_data(
     horizon: nothing follows its last step.
     """
     tasks, (T, N) = len(theta), buffer["rewards"].shape
-    rows = (tasks, N // tasks * T)
-    s = policy.normalize(buffer.flat("observations")).view(T, N, -1).transpose(0, 1).reshape(*rows, -1)
-    a = buffer["actions"].transpose(0, 1)
-    a = a.reshape(*rows, *a.shape[2:])
-    ended = buffer["terminated"] | buffer["truncated"]
-    steps = torch.arange(T, device=s.device)[:, None]
-    begun = torch.where(ended, steps + 1, 0).cummax(0).values
-    begin = torch.cat((torch.zeros_like(begun[:1]), begun[:-1]))
+    R = N // tasks
 
-    ends = ended.clone()
-    ends[-1] = True
-    zeros = torch.zeros_like(buffer["rewards"])
-    returns, _ = gae(buffer["rewards"], zeros, zeros, ends, ends, gamma, 1.0)
-    values = linear_baseline(s, ((steps - begin).T.reshape(rows)), returns.T.reshape(rows))
-    values = values.view(N, T).T
-    following = torch.cat((values[1:], zeros[:1]))
-    advantages, _ = gae(buffer["rewards"], values, following, ends, ends, gamma, gae_lambda)
-    A = advantages.T.reshape(rows)
-    A = standardize(A) if normalize else A
-    log_old = actor.distribution(theta, s).log_prob(a.flatten(0, 1)).view(rows)
-    return TaskData(s, a, A.float(), log_old, begin.T.reshape(tasks, -1, T))
+    @torch.no_grad()
+    def of(which: slice) -> TaskData:
+        fields = {name: buffer[name][:, which.start * R : which.stop * R] for name in buffer.specs}
+        rows = (which.stop - which.start, R * T)
+        s = policy.normalize(fields["observations"].transpose(0, 1).flatten(0, 1)).view(*rows, -1)
+        a = fields["actions"].transpose(0, 1)
+        a = a.reshape(*rows, *a.shape[2:])
+        rewards, ended = fields["rewards"], fields["terminated"] | fields["truncated"]
+        steps = torch.arange(T, device=s.device)[:, None]
+        begun = torch.where(ended, steps + 1, 0).cummax(0).values
+        begin = torch.cat((torch.zeros_like(begun[:1]), begun[:-1]))
+
+        ends = ended.clone()
+        ends[-1] = True
+        zeros = torch.zeros_like(rewards)
+        returns, _ = gae(rewards, zeros, zeros, ends, ends, gamma, 1.0)
+        values = linear_baseline(s, (steps - begin).T.reshape(rows), returns.T.reshape(rows))
+        values = values.view(-1, T).T
+        following = torch.cat((values[1:], zeros[:1]))
+        advantages, _ = gae(rewards, values, following, ends, ends, gamma, gae_lambda)
+        A = advantages.T.reshape(rows)
+        A = standardize(A) if normalize else A
+        log_old = actor.distribution(theta[which], s).log_prob(a.flatten(0, 1)).view(rows)
+        return TaskData(s, a, A.float(), log_old, begin.T.reshape(-1, R, T))
+
+    parts = over_shards(of, shards(tasks, R * T, theta.device))
+    return TaskData(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def standardize(A: Tensor) -> Tensor:
