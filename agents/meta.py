@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agents import saving
 from agents.base import Agent
-from agents.config import AgentConfig, near
+from agents.config import CommonConfig, near
 from agents.direction.adaptation import (
     InnerOptimizer,
     State,
@@ -49,13 +49,15 @@ KL_SAMPLES = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetaConfig(AgentConfig):
+class MetaConfig(CommonConfig):
     """Hyperparameters that Reptile, FOMAML and MAML share."""
 
     num_envs: int = 400
     """Environments stepped together: rollouts per task times meta_batch_size."""
     n_steps: int = 200
     """Environment steps per rollout; of a task family, its horizon."""
+    log_std_init: float = 0.0
+    """Initial log standard deviation of Gaussian actions."""
     meta_batch_size: int = 20
     """Tasks per iteration, with num_envs / meta_batch_size rollouts each. 1 is serial Reptile. An ordinary environment
     is a single task, whatever this says."""

@@ -134,7 +134,8 @@ def assess_adaptation(asked: Assessment, file: Path, others: list[Path]) -> int:
             if theirs["env_id"] != env_id:
                 raise UsageError(f"--beside {other} was trained on {theirs['env_id']}, not on {env_id}.")
             oracle = theirs["env_kwargs"].get("observe_task", False)
-            name = f"{'oracle' if oracle else 'beside'}: {theirs['algorithm']}, {theirs['num_timesteps']:,} steps"
+            kind = "oracle" if oracle else "joint training" if theirs["env_kwargs"].get("redraw") else "beside"
+            name = f"{kind}: {theirs['algorithm']}, {theirs['num_timesteps']:,} steps"
             same = sum(one.name.startswith(name) for one in policies)
             name += f" ({same + 1})" if same else ""
             policies.append(_Policy(name, load(other, device="cpu"), 0 if oracle else asked.adapt, other))

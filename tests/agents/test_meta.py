@@ -254,6 +254,8 @@ def test_resuming_on_a_family_is_exact(name: str, changed: dict[str, Any], tmp_p
         (Reptile, {"outer_optimizer": "adan"}, "did you mean 'adam'"),
         (Reptile, {"meta_batch_size": 5}, "meta_batch_size = 5 does not divide"),
         (Reptile, {"inner_lr": -1.0}, "inner_lr is -1"),
+        (Reptile, {"value_network": "rbf"}, "has no hyperparameter 'value_network'"),
+        (FOMAML, {"policy_kwargs": {"rbf_features": 9}}, "policy_kwargs has no 'rbf_features'"),
     ],
 )
 def test_what_cannot_be_is_refused(algorithm: type[MetaAgent], changed: dict[str, Any], words: str) -> None:
