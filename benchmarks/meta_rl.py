@@ -30,7 +30,7 @@ from envs import make_vec
 
 ROOT = Path(__file__).parent.parent
 NAME = "meta_rl"
-STEPS = {"Point": 12_000_000, "HalfCheetahVel": 12_800_000, "HalfCheetahDir": 12_800_000, "AntDir": 6_400_000}
+STEPS = {"Point": 6_400_000, "HalfCheetahVel": 6_400_000, "HalfCheetahDir": 12_800_000, "AntDir": 6_400_000}
 TWO_TASKS = ("HalfCheetahDir", "AntDir")
 BASELINES = {
     "joint": ["--num-envs", "64", "--env-kwargs", "redraw=true"],
@@ -166,7 +166,7 @@ def plot(runs: list[dict[str, Any]]) -> None:
     families = list(dict.fromkeys(run["family"] for run in runs))
     if not families:
         return
-    figure, axes = panels(len(families), 2)
+    figure, axes = panels(len(families), min(len(families), 2))
     for axis, family in zip(axes, families, strict=True):
         found: dict[str, list[list[float]]] = {}
         for run in runs:
