@@ -298,14 +298,14 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     oracle = train("npg", "oracle", "--env-kwargs", "observe_task=true", "--num-envs", "4")
     capsys.readouterr()
     small = ["--tasks", "3", "--rollouts", "4", "--adapt", "2"]
-    beside = ["--beside", joint, "--beside", oracle, "--joint-steps", "100", "--oracle-steps", "100"]
+    beside = ["--beside", joint, "--beside", oracle, "--beside", run, "--joint-steps", "100", "--oracle-steps", "100"]
     files = ["--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png")]
     assert cli.evaluate([run, *small, *beside, *files]) == 0
     shown = capsys.readouterr().out
     for words in (
         "3 held-out tasks",
         "fomaml, 480 steps",
-        "beside: npg",
+        "beside: fomaml",
         "oracle: npg",
         "joint training: npg",
         "random",
@@ -313,7 +313,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert words in shown
     record = json.loads((tmp_path / "a.json").read_text())
     lengths = [len(entry["mean"]) for entry in record["policies"].values()]
-    assert lengths == [3, 3, 1, 3, 1, 3]
+    assert lengths == [3, 3, 1, 3, 3, 1, 3]
     assert (tmp_path / "a.png").stat().st_size > 10_000
     assert cli.evaluate([joint, *small]) == 0  # any policy can be adapted
     capsys.readouterr()
