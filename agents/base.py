@@ -9,7 +9,6 @@ import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -30,20 +29,10 @@ from agents.policy.distributions import Head
 from agents.rollout.advantages import gae, next_values
 from agents.rollout.buffer import FieldSpec, RolloutBuffer
 from agents.rollout.collect import Step, collect
+from agents.rollout.threads import single_thread
 from envs import make_vec
 from envs.sb3 import LazyInfos, SB3View, as_vector
 from envs.vector import EpisodeStatistics, VectorEnv
-
-
-@contextmanager
-def single_thread() -> Iterator[None]:
-    """Torch on one thread: more would not act faster on small networks, and wait by spinning on the physics' cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Agent(BaseAlgorithm):
@@ -108,8 +97,9 @@ class Agent(BaseAlgorithm):
         if isinstance(policy, str) and policy not in self.policy_aliases:
             raise ValueError(f"There is no policy {policy!r}{near(policy, list(self.policy_aliases))}.")
         policy_class: Any = self.policy_aliases[policy] if isinstance(policy, str) else policy
-        for unknown in policy_kwargs.keys() - set(policy_class.options):
-            raise ValueError(f"policy_kwargs has no {unknown!r}{near(unknown, list(policy_class.options))}.")
+        options = self._policy_options(policy_class)
+        for unknown in policy_kwargs.keys() - set(options):
+            raise ValueError(f"policy_kwargs has no {unknown!r}{near(unknown, options)}.")
         if seed is not None and seed < 0:
             raise ValueError(f"seed is {seed}; give 0 or more.")
         config = self.Config.of(hyperparameters)
@@ -143,6 +133,11 @@ class Agent(BaseAlgorithm):
         """The defaults with this algorithm's tuned values for an environment."""
         return cls.Config.of(preset_values(cls.name, env_id))
 
+    @classmethod
+    def _policy_options(cls, policy_class: Any) -> list[str]:
+        """The policy's keyword arguments that this algorithm has; without a critic there is none for one."""
+        return [name for name in policy_class.options if name in cls.Config.names()]
+
     @property
     def episode_returns(self) -> list[float]:
         """Undiscounted returns of the last training episodes."""
@@ -158,7 +153,8 @@ class Agent(BaseAlgorithm):
     def _setup_model(self) -> None:
         self.set_random_seed(self.seed)
         policy_class: Any = self.policy_class
-        settings = {name: getattr(self.config, name) for name in policy_class.options} | dict(self.policy_kwargs)
+        settings = {name: getattr(self.config, name) for name in self._policy_options(policy_class)}
+        settings |= self.policy_kwargs
         self.policy = policy_class(self.observation_space, self.action_space, **settings).to(self.device)
         if self.env is not None:
             self._connect(self.env)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,8 +12,16 @@ from torch import Tensor
 
 from agents import saving
 from agents.base import Agent
-from agents.config import AgentConfig, near
-from agents.direction.adaptation import InnerOptimizer, State, adapt, check_rule, inner_products, linear_anneal
+from agents.config import CommonConfig, near
+from agents.direction.adaptation import (
+    InnerOptimizer,
+    State,
+    adapt,
+    check_rule,
+    gradients_of,
+    inner_products,
+    linear_anneal,
+)
 from agents.direction.fisher import conjugate_gradient, step_size
 from agents.direction.optimizers import OPTIMIZERS, make_optimizer
 from agents.direction.scores import assign_parameters, parameter_vector
@@ -29,6 +36,7 @@ from agents.rollout.adaptation import (
     task_data,
     task_sampler,
 )
+from agents.rollout.threads import over_shards, single_thread
 from envs.mujoco import FamilyVectorEnv
 from envs.sb3 import SB3View
 from envs.vector import EpisodeStatistics
@@ -36,16 +44,20 @@ from envs.vector import EpisodeStatistics
 OUTER_STEPS = ("clipped", "trust_region")
 BACKTRACKS = 10
 """Halvings of a trust-region step before it is given up."""
+KL_SAMPLES = 20_000
+"""Steps of a rollout that the recorded divergences are the mean of."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetaConfig(AgentConfig):
+class MetaConfig(CommonConfig):
     """Hyperparameters that Reptile, FOMAML and MAML share."""
 
     num_envs: int = 400
     """Environments stepped together: rollouts per task times meta_batch_size."""
     n_steps: int = 200
     """Environment steps per rollout; of a task family, its horizon."""
+    log_std_init: float = 0.0
+    """Initial log standard deviation of Gaussian actions."""
     meta_batch_size: int = 20
     """Tasks per iteration, with num_envs / meta_batch_size rollouts each. 1 is serial Reptile. An ordinary environment
     is a single task, whatever this says."""
@@ -267,8 +279,9 @@ class MetaAgent(Agent):
 
     @torch.no_grad()
     def _kl(self, before: Tensor, after: Tensor, data: TaskData) -> Tensor:
-        """The mean KL(before || after) of the tasks' policies, in nats."""
-        return self.actor.distribution(before, data.s).kl(self.actor.distribution(after, data.s)).mean()
+        """The mean KL(before || after) of the tasks' policies, in nats, over evenly spaced steps."""
+        s = data.thinned(KL_SAMPLES).s
+        return self.actor.distribution(before, s).kl(self.actor.distribution(after, s)).mean()
 
     def _step(self, gradient: Tensor) -> None:
         """One step of the outer optimizer."""
@@ -327,6 +340,7 @@ class Reptile(MetaAgent):
     config: ReptileConfig
     rollouts_after = 0
 
+    @single_thread()
     def train(self) -> None:
         difference = self.phi - self.adapted.mean(0)
         self._step(difference)
@@ -348,56 +362,59 @@ class FOMAML(MetaAgent):
     config: PostConfig
     rollouts_after = 1
 
+    @single_thread()
     def train(self) -> None:
-        data, gradients = self.data[-1], self.gradients
-        objective = self._objective(data)
-        tail = torch.func.grad(lambda rows: self.inner.loss(rows, data).sum())(self.adapted)
-        if self.config.outer_step == "clipped":
-            first = None
-            for _ in range(self.config.n_epochs):
-                gradient: Tensor = torch.func.grad(objective)(self.phi)
-                first = gradient if first is None else first
-                self._step(gradient)
-            assert first is not None
+        data, c = self.data[-1], self.config
+        self.displacement = self.adapted - self.phi
+        first, tail = self._meta_gradient(data)
+        if c.outer_step == "clipped":
+            self._step(first)
+            for _ in range(c.n_epochs - 1):
+                self._step(self._meta_gradient(data)[0])
         else:
-            first = self._trust_region(objective, data)
+            self._trust_region(data, first)
         with torch.no_grad():
-            self.logger.record("train/kl", self._post_kl(self.phi, data).item())
-        self._finish(first, torch.cat((gradients, tail[None])))
+            self.logger.record("train/kl", self._post_kl(self.phi, data.thinned(KL_SAMPLES)).item())
+        self._finish(first, torch.cat((self.gradients, tail[None])))
 
-    def _post(self) -> Callable[[Tensor], Tensor]:
-        """The function from φ to the adapted parameters [M, P], as its derivative shall be taken."""
-        displacement = self.adapted - self.phi
-        return lambda phi: phi + displacement
+    def _post(self, phi: Tensor, rows: slice = slice(None)) -> Tensor:
+        """The adapted parameters of some tasks, [m, P], as a function of φ that is differentiated as the rule says."""
+        return phi + self.displacement[rows]
 
-    def _objective(self, data: TaskData) -> Callable[[Tensor], Tensor]:
-        """Minus the clipped surrogate of the adapted policies, to be descended in φ."""
-        self._adapt = self._post()
+    def _loss(self, theta: Tensor, data: TaskData) -> Tensor:
+        """Minus the surrogate of each adapted policy, [M]."""
+        ratio = self.inner.log_ratio(theta, data).exp()
+        if self.config.outer_step == "trust_region":
+            return -(ratio * data.advantages).mean(1)
+        return -clipped_surrogate(ratio, data.advantages, self.config.clip_range)
 
-        def objective(phi: Tensor) -> Tensor:
-            ratio = self.inner.log_ratio(self._adapt(phi), data).exp()
-            if self.config.outer_step == "trust_region":
-                return -(ratio * data.advantages).mean()
-            return -clipped_surrogate(ratio, data.advantages, self.config.clip_range)
+    def _meta_gradient(self, data: TaskData) -> tuple[Tensor, Tensor]:
+        """J's product with each task's gradient at its adapted parameters, averaged, [P]; and these gradients, [M, P].
 
-        return objective
+        J is the Jacobian of `_post`. Tasks are taken a few at a time: each has its own share of both.
+        """
+
+        def of(rows: slice) -> tuple[Tensor, Tensor]:
+            theta, pullback = torch.func.vjp(lambda phi: self._post(phi, rows), self.phi)  # type: ignore[misc]
+            g = gradients_of(self._loss, theta, data.tasks(rows))
+            return pullback(g)[0], g
+
+        through, gradients = zip(*over_shards(of, data.shards), strict=True)
+        return torch.stack(through).sum(0) / self.num_tasks, torch.cat(gradients)
 
     def _post_kl(self, phi: Tensor, data: TaskData) -> Tensor:
         """The mean KL(old || new) of the adapted policies, in nats."""
         with torch.no_grad():
             old = self.actor.distribution(self.adapted, data.s)
-        return old.kl(self.actor.distribution(self._adapt(phi), data.s)).mean()
+        return old.kl(self.actor.distribution(self._post(phi), data.s)).mean()
 
-    def _trust_region(self, objective: Callable[[Tensor], Tensor], data: TaskData) -> Tensor:
-        """One step of at most target_kl along (F + λ I)⁻¹ g, halved until the surrogate improves; returns g.
+    def _trust_region(self, data: TaskData, g: Tensor) -> None:
+        """One step of at most target_kl along (F + λ I)⁻¹ g, halved until the surrogate improves.
 
         Source: Schulman et al. 2015, appendix C, https://arxiv.org/abs/1502.05477.
         """
         c, phi = self.config, self.phi.clone()
-        g, before = torch.func.grad_and_value(objective)(phi)
-        stride = -(-data.log_old.numel() // c.curvature_samples)
-        s, a, advantages, log_old = (x[:, ::stride] for x in data[:4])
-        few = TaskData(s, a, advantages, log_old, data.begin)
+        few = data.thinned(c.curvature_samples)
 
         def fisher(v: Tensor) -> Tensor:
             kl = lambda x: self._post_kl(x, few)  # noqa: E731
@@ -405,22 +422,22 @@ class FOMAML(MetaAgent):
             return product
 
         if not g.norm() > 0:
-            return g
+            return
         shift = c.cg_damping * (g @ fisher(g)) / (g @ g)
         solution = conjugate_gradient(lambda v: fisher(v) + shift * v, g, max_iterations=c.cg_max_steps, tolerance=1e-5)
         quadratic = float(solution.direction @ fisher(solution.direction))
         if not 0 < quadratic < float("inf"):
-            return g
+            return
         step = step_size(quadratic, c.target_kl) * solution.direction
-        for _ in range(BACKTRACKS):
-            new = phi - step
-            with torch.no_grad():
-                accepted = objective(new) < before and self._post_kl(new, data) <= 1.5 * c.target_kl
-            if accepted:
-                self.phi.copy_(new)
-                break
-            step = step / 2
-        return g
+        with torch.no_grad():
+            objective = lambda x: self._loss(self._post(x), data).mean()  # noqa: E731
+            before = objective(phi)
+            for _ in range(BACKTRACKS):
+                new = phi - step
+                if objective(new) < before and self._post_kl(new, data) <= 1.5 * c.target_kl:
+                    self.phi.copy_(new)
+                    return
+                step = step / 2
 
 
 class MAML(FOMAML):
@@ -442,6 +459,6 @@ class MAML(FOMAML):
     def _surrogate(self) -> str:
         return self.config.inner_surrogate
 
-    def _post(self) -> Callable[[Tensor], Tensor]:
-        inner, batches = self.config.inner, self.data[: self.config.inner_steps]
-        return lambda phi: adapt(self.inner.loss, phi.expand(self.num_tasks, -1), batches, inner).theta
+    def _post(self, phi: Tensor, rows: slice = slice(None)) -> Tensor:
+        batches = [data.tasks(rows) for data in self.data[: self.config.inner_steps]]
+        return adapt(self.inner.loss, phi.expand(len(batches[0].s), -1), batches, self.config.inner).theta

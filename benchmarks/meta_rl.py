@@ -30,8 +30,13 @@ from envs import make_vec
 
 ROOT = Path(__file__).parent.parent
 NAME = "meta_rl"
-STEPS = {"Point": 12_000_000, "HalfCheetahVel": 12_800_000, "HalfCheetahDir": 12_800_000, "AntDir": 6_400_000}
+STEPS = {"Point": 6_400_000, "HalfCheetahVel": 6_400_000, "HalfCheetahDir": 12_800_000, "AntDir": 6_400_000}
 TWO_TASKS = ("HalfCheetahDir", "AntDir")
+BASELINES = {
+    "joint": ["--num-envs", "64", "--env-kwargs", "redraw=true"],
+    "oracle": ["--num-envs", "64", "--env-kwargs", "redraw=true", "--env-kwargs", "observe_task=true"],
+}
+"""Name -> npg's options."""
 
 
 def main() -> None:
@@ -42,8 +47,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--budget-minutes", type=float, default=60.0)
+    parser.add_argument("--baselines", nargs="*", default=list(BASELINES), choices=list(BASELINES))
+    parser.add_argument("--runs", help="folder to keep the trainings in; unfinished ones there are gone on with")
+    parser.add_argument("--train-only", action="store_true", help="no evaluation: it is for a later call")
     parser.add_argument("--rate", action="store_true", help="only measure steps per second")
     arguments = parser.parse_args()
+    if arguments.runs is None:
+        arguments.runs = tempfile.mkdtemp(prefix=NAME)
     kept = read(NAME) or {"runs": [], "rates": []}
     if arguments.rate:
         for family in arguments.families:
@@ -63,39 +73,56 @@ def main() -> None:
                 if time.monotonic() > deadline:
                     print("the budget of minutes is spent; call again to go on")
                     break
-                run = {**key, **context(), **measure(key, arguments.threads)}
+                found = measure(key, arguments)
+                if found is None:
+                    continue
+                run = {**key, **context(), **found}
                 kept["runs"] = [other for other in kept["runs"] if not is_same(other, key, versions=False)] + [run]
                 write(NAME, kept)
                 show(run)
     plot(kept["runs"])
 
 
-def measure(key: dict[str, Any], threads: int) -> dict[str, Any]:
-    """One run and its evaluation: the policies' returns, and the seconds of the training."""
-    env_id = f"families/{key['family']}-v0"
+def measure(key: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """One run and its evaluation: the policies' returns, and the seconds of the training; None if only trained."""
+    run = train(key, arguments)
+    beside = []
+    # One joint training and one oracle serve all algorithms of a seed.
+    for name in arguments.baselines if key["algorithm"] == "fomaml" else []:
+        beside += ["--beside", str(train({**key, "algorithm": name}, arguments))]
+    if arguments.train_only:
+        return None
+    split = ["--split", "train"] if key["family"] in TWO_TASKS else []
     with tempfile.TemporaryDirectory() as folder:
-        run, file = Path(folder) / "run", Path(folder) / "returns.json"
-        options = ["--env", env_id, "--steps", str(key["steps"]), "--seed", str(key["seed"]), "--device", "cpu"]
-        options += ["--run-dir", str(run), "--quiet", "--eval-every", str(key["steps"]), "--threads", str(threads)]
-        seconds = timed(lambda: call("train.py", key["algorithm"], *options))
-        baselines = ["--joint-steps", str(key["steps"]), "--oracle-steps", str(key["steps"])]
-        split = ["--split", "train"] if key["family"] in TWO_TASKS else []
-        # One joint training and one oracle serve all algorithms of a seed.
-        baselines = baselines if key["algorithm"] == "fomaml" else []
-        call("evaluate.py", str(run), "--adapt", "3", "--json", str(file), *split, *baselines)
-        with (run / "progress.csv").open() as stream:
-            rows = [row for row in csv.DictReader(stream) if row.get("adapt/return_0")]
+        file = Path(folder) / "returns.json"
+        call("evaluate.py", str(run), "--adapt", "3", "--json", str(file), *split, *beside)
         record = json.loads(file.read_text())
+    with (run / "progress.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row.get("adapt/return_0")]
     names = sorted(name for name in rows[0] if name.startswith("adapt/return_"))
     curve = [[int(row["time/total_timesteps"]), *(round(float(row[name]), 2) for name in names)] for row in rows]
     return {
-        "seconds": round(seconds, 1),
-        "threads": threads,
+        "seconds": round(float(rows[-1]["time/time_elapsed"]), 1),
+        "threads": arguments.threads,
         "policies": record["policies"],
         "config": record["config"],
         "split": record["split"],
         "curve": curve[:: max(1, len(curve) // 60)],
     }
+
+
+def train(key: dict[str, Any], arguments: argparse.Namespace) -> Path:
+    """The folder of a training in --runs, which is begun unless it is there, and always finished."""
+    folder = Path(arguments.runs) / "-".join(map(str, key.values()))
+    kind = BASELINES.get(key["algorithm"])
+    if folder.exists():
+        call("train.py", "resume", str(folder), "--quiet", "--threads", str(arguments.threads))
+        return folder
+    options = ["--env", f"families/{key['family']}-v0", "--steps", str(key["steps"]), "--seed", str(key["seed"])]
+    options += ["--run-dir", str(folder), "--device", "cpu", "--quiet", "--eval-every", str(key["steps"])]
+    options += ["--threads", str(arguments.threads)]
+    call("train.py", key["algorithm"] if kind is None else "npg", *options, *(kind or []))
+    return folder
 
 
 def call(script: str, *arguments: str) -> None:
@@ -139,7 +166,7 @@ def plot(runs: list[dict[str, Any]]) -> None:
     families = list(dict.fromkeys(run["family"] for run in runs))
     if not families:
         return
-    figure, axes = panels(len(families), 2)
+    figure, axes = panels(len(families), min(len(families), 2))
     for axis, family in zip(axes, families, strict=True):
         found: dict[str, list[list[float]]] = {}
         for run in runs:

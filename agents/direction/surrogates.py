@@ -7,16 +7,16 @@ from torch import Tensor
 
 
 def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
-    """The mean of min(r A, clip(r, 1 - ε, 1 + ε) A), which is to be maximised, of shape ().
+    """The mean over the last axis of min(r A, clip(r, 1 - ε, 1 + ε) A), which is to be maximised, [...].
 
     Args:
-        ratio: r = π(a|s) / π_old(a|s), [n].
-        advantages: A, [n].
+        ratio: r = π(a|s) / π_old(a|s), [..., n].
+        advantages: A, [..., n].
         clip_range: ε.
 
     Source: Schulman et al. 2017, equation 7, https://arxiv.org/abs/1707.06347.
     """
-    return torch.min(ratio * advantages, ratio.clamp(1 - clip_range, 1 + clip_range) * advantages).mean()
+    return torch.min(ratio * advantages, ratio.clamp(1 - clip_range, 1 + clip_range) * advantages).mean(-1)
 
 
 def lvc_surrogate(log_ratio: Tensor, advantages: Tensor) -> Tensor:

@@ -20,10 +20,13 @@ from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.batched import BatchedActor
 from agents.rollout.advantages import gae
 from agents.rollout.buffer import FieldSpec, RolloutBuffer
+from agents.rollout.threads import over_shards
 
 RIDGE = 1e-5
 """Of the linear baseline, relative to the mean of its features' squares."""
 CG_ITERATIONS = 10
+SHARD = 8192
+"""Steps that are worked on at a time: few enough that what the layers keep of them stays in a core's cache."""
 INNER_STEPS = ("policy_gradient", "natural_gradient")
 SURROGATES = ("lvc", "dice")
 
@@ -41,6 +44,27 @@ class TaskData(NamedTuple):
     """log π(a|s) of the policies that acted, [M, n]."""
     begin: Tensor
     """The first step of each step's episode, int64 [M, R, T]."""
+
+    def tasks(self, rows: slice) -> TaskData:
+        """Some tasks' share."""
+        s, a, advantages, log_old, begin = (x[rows] for x in self)
+        return TaskData(s, a, advantages, log_old, begin)
+
+    def thinned(self, most: int) -> TaskData:
+        """Evenly spaced steps of every task, about `most` in all; begin stays that of all."""
+        stride = -(-self.log_old.numel() // most)
+        return TaskData(*(x[:, ::stride] for x in self[:4]), self.begin)
+
+    @property
+    def shards(self) -> list[slice]:
+        tasks, n = self.log_old.shape
+        return shards(tasks, n, self.log_old.device)
+
+
+def shards(tasks: int, n: int, device: torch.device) -> list[slice]:
+    """Tasks of n steps each in groups of about `SHARD` steps; on an accelerator in one group."""
+    size = max(SHARD // n, 1) if device.type == "cpu" else tasks
+    return [slice(first, min(first + size, tasks)) for first in range(0, tasks, size)]
 
 
 def buffer_fields(policy: ActorCriticPolicy) -> dict[str, FieldSpec]:
@@ -62,7 +86,6 @@ def first_returns(buffer: RolloutBuffer) -> Tensor:
     return (buffer["rewards"] * alive).sum(0)
 
 
-@torch.no_grad()
 def task_data(
     policy: ActorCriticPolicy,
     actor: BatchedActor,
@@ -79,27 +102,35 @@ def task_data(
     horizon: nothing follows its last step.
     """
     tasks, (T, N) = len(theta), buffer["rewards"].shape
-    rows = (tasks, N // tasks * T)
-    s = policy.normalize(buffer.flat("observations")).view(T, N, -1).transpose(0, 1).reshape(*rows, -1)
-    a = buffer["actions"].transpose(0, 1)
-    a = a.reshape(*rows, *a.shape[2:])
-    ended = buffer["terminated"] | buffer["truncated"]
-    steps = torch.arange(T, device=s.device)[:, None]
-    begun = torch.where(ended, steps + 1, 0).cummax(0).values
-    begin = torch.cat((torch.zeros_like(begun[:1]), begun[:-1]))
+    R = N // tasks
 
-    ends = ended.clone()
-    ends[-1] = True
-    zeros = torch.zeros_like(buffer["rewards"])
-    returns, _ = gae(buffer["rewards"], zeros, zeros, ends, ends, gamma, 1.0)
-    values = linear_baseline(s, ((steps - begin).T.reshape(rows)), returns.T.reshape(rows))
-    values = values.view(N, T).T
-    following = torch.cat((values[1:], zeros[:1]))
-    advantages, _ = gae(buffer["rewards"], values, following, ends, ends, gamma, gae_lambda)
-    A = advantages.T.reshape(rows)
-    A = standardize(A) if normalize else A
-    log_old = actor.distribution(theta, s).log_prob(a.flatten(0, 1)).view(rows)
-    return TaskData(s, a, A.float(), log_old, begin.T.reshape(tasks, -1, T))
+    @torch.no_grad()
+    def of(which: slice) -> TaskData:
+        fields = {name: buffer[name][:, which.start * R : which.stop * R] for name in buffer.specs}
+        rows = (which.stop - which.start, R * T)
+        s = policy.normalize(fields["observations"].transpose(0, 1).flatten(0, 1)).view(*rows, -1)
+        a = fields["actions"].transpose(0, 1)
+        a = a.reshape(*rows, *a.shape[2:])
+        rewards, ended = fields["rewards"], fields["terminated"] | fields["truncated"]
+        steps = torch.arange(T, device=s.device)[:, None]
+        begun = torch.where(ended, steps + 1, 0).cummax(0).values
+        begin = torch.cat((torch.zeros_like(begun[:1]), begun[:-1]))
+
+        ends = ended.clone()
+        ends[-1] = True
+        zeros = torch.zeros_like(rewards)
+        returns, _ = gae(rewards, zeros, zeros, ends, ends, gamma, 1.0)
+        values = linear_baseline(s, (steps - begin).T.reshape(rows), returns.T.reshape(rows))
+        values = values.view(-1, T).T
+        following = torch.cat((values[1:], zeros[:1]))
+        advantages, _ = gae(rewards, values, following, ends, ends, gamma, gae_lambda)
+        A = advantages.T.reshape(rows)
+        A = standardize(A) if normalize else A
+        log_old = actor.distribution(theta[which], s).log_prob(a.flatten(0, 1)).view(rows)
+        return TaskData(s, a, A.float(), log_old, begin.T.reshape(-1, R, T))
+
+    parts = over_shards(of, shards(tasks, R * T, theta.device))
+    return TaskData(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def standardize(A: Tensor) -> Tensor:
@@ -153,11 +184,17 @@ class InnerStep:
 
     def __call__(self, theta: Tensor, data: TaskData, state: State) -> tuple[Tensor, Tensor, State]:
         """theta [M, P] after one step, the gradients g [M, P] that it was made of, and the optimizer's state."""
-        g = gradients_of(self.loss, theta, data)
-        if self.kind == "natural_gradient":
-            return self._natural(theta, data, g), g, state
-        theta, state = self.optimizer.step(theta, g, state)
-        return theta, g, state
+        natural = self.kind == "natural_gradient"
+
+        def of(rows: slice) -> tuple[Tensor, Tensor]:
+            here, theirs = theta[rows], data.tasks(rows)
+            g = gradients_of(self.loss, here, theirs)
+            return g, self._natural(here, theirs, g) if natural else here
+
+        g, moved = (torch.cat(parts) for parts in zip(*over_shards(of, data.shards), strict=True))
+        if not natural:
+            moved, state = self.optimizer.step(theta, g, state)
+        return moved, g, state
 
     def _natural(self, theta: Tensor, data: TaskData, g: Tensor) -> Tensor:
         """θ - β (F + λ I)⁻¹ g for each task, with the β of target_kl to second order; a zero gradient moves nothing."""

@@ -129,22 +129,26 @@ def assess_adaptation(asked: Assessment, file: Path, others: list[Path]) -> int:
     with contextlib.closing(_family(env_id, asked, kwargs)) as env:
         tasks = env.draw_tasks(range(asked.tasks))
         policies = [_Policy(f"{manifest['algorithm']}, {manifest['num_timesteps']:,} steps", agent, asked.adapt, file)]
+
+        def add(kind: str, agent: Agent, updates: int, file: Path | None = None) -> None:
+            name = f"{kind}: {agent.name}, {agent.num_timesteps:,} steps"
+            same = sum(one.name.startswith(name) for one in policies)
+            policies.append(_Policy(f"{name} ({same + 1})" if same else name, agent, updates, file))
+
         for other in others:
             theirs, _ = checkpoint.read(other)
             if theirs["env_id"] != env_id:
                 raise UsageError(f"--beside {other} was trained on {theirs['env_id']}, not on {env_id}.")
             oracle = theirs["env_kwargs"].get("observe_task", False)
-            name = f"{'oracle' if oracle else 'beside'}: {theirs['algorithm']}, {theirs['num_timesteps']:,} steps"
-            same = sum(one.name.startswith(name) for one in policies)
-            name += f" ({same + 1})" if same else ""
-            policies.append(_Policy(name, load(other, device="cpu"), 0 if oracle else asked.adapt, other))
+            kind = "oracle" if oracle else "joint training" if theirs["env_kwargs"].get("redraw") else "beside"
+            add(kind, load(other, device="cpu"), 0 if oracle else asked.adapt, other)
         if asked.joint_steps:
             joint = _baseline(env_id, asked.joint_steps, kwargs, asked)
-            policies.append(_Policy(f"joint training: npg, {joint.num_timesteps:,} steps", joint, asked.adapt))
+            add("joint training", joint, asked.adapt)
         if asked.oracle_steps:
             seeing = {**kwargs, "observe_task": True}
             oracle = _baseline(env_id, asked.oracle_steps, seeing, asked)
-            policies.append(_Policy(f"oracle: npg, {oracle.num_timesteps:,} steps", oracle, 0))
+            add("oracle", oracle, 0)
         policies.append(_Policy("random initialization", _untrained(agent, asked.seed), asked.adapt))
         for one in policies:
             # A run that says nothing of inner steps takes this run's.

@@ -140,27 +140,47 @@ def test_a_natural_inner_step_has_its_length_in_every_task(policy: ActorCriticPo
 
 
 @pytest.mark.parametrize("surrogate", ["lvc", "dice"])
-def test_mamls_meta_gradient_is_that_of_the_whole_computation(surrogate: str) -> None:
+def test_mamls_meta_gradient_is_that_of_the_whole_computation(surrogate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adaptation, "SHARD", 2 * 4 * SMALL["n_steps"])  # type: ignore[operator]
     agent = make(MAML, inner_surrogate=surrogate, inner_lr=0.5, inner_steps=2, net_arch=(3,)).learn(1)
     widen = lambda data: TaskData(*(x.double() if x.is_floating_point() else x for x in data))  # noqa: E731
     agent.data = [widen(data) for data in agent.data]
     agent.phi, agent.adapted = agent.phi.double(), agent.adapted.double()
     phi = agent.phi + 0.01 * torch.randn(len(agent.phi), dtype=torch.float64)
-    objective = agent._objective(agent.data[-1])
+    objective = lambda x: agent._loss(agent._post(x), agent.data[-1]).mean()  # noqa: E731
     h, eye = 1e-6, torch.eye(len(phi), dtype=torch.float64)
     differences = torch.stack([(objective(phi + h * e) - objective(phi - h * e)) / (2 * h) for e in eye])
-    torch.testing.assert_close(torch.func.grad(objective)(phi), differences, atol=1e-7, rtol=1e-5)
+    agent.phi = phi
+    assert len(agent.data[-1].shards) == 2
+    torch.testing.assert_close(agent._meta_gradient(agent.data[-1])[0], differences, atol=1e-7, rtol=1e-5)
     # What FOMAML leaves out is there: the Jacobian of the inner steps is not I.
-    jacobian = torch.func.jacrev(agent._post())(phi)
+    jacobian = torch.func.jacrev(agent._post)(phi)
     assert (jacobian - torch.eye(len(phi))).abs().max() > 1e-3
 
 
 def test_fomaml_takes_the_jacobian_for_the_identity() -> None:
     agent = make(FOMAML).learn(1)
-    agent._objective(agent.data[-1])
     shift = torch.randn(len(agent.phi))
-    before = agent._adapt(torch.zeros_like(shift))
-    torch.testing.assert_close(agent._adapt(shift) - before, shift.expand(3, -1), atol=1e-5, rtol=1e-5)
+    before = agent._post(torch.zeros_like(shift))
+    torch.testing.assert_close(agent._post(shift) - before, shift.expand(3, -1), atol=1e-5, rtol=1e-5)
+    through, gradients = agent._meta_gradient(agent.data[-1])
+    torch.testing.assert_close(through, gradients.mean(0))
+
+
+@pytest.mark.parametrize("changed", [{}, {"inner_step": "natural_gradient"}, {"outer_step": "trust_region"}])
+def test_threads_do_not_change_a_bit(changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adaptation, "SHARD", 4 * SMALL["n_steps"])  # type: ignore[operator]
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            agent = make(FOMAML, **changed).learn(1)
+            assert len(agent.data[-1].shards) == agent.num_tasks
+            assert torch.get_num_threads() == number
+            found.append(parameters(agent))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*found)
 
 
 def test_reptile_moves_towards_the_adapted_policies() -> None:
@@ -234,6 +254,8 @@ def test_resuming_on_a_family_is_exact(name: str, changed: dict[str, Any], tmp_p
         (Reptile, {"outer_optimizer": "adan"}, "did you mean 'adam'"),
         (Reptile, {"meta_batch_size": 5}, "meta_batch_size = 5 does not divide"),
         (Reptile, {"inner_lr": -1.0}, "inner_lr is -1"),
+        (Reptile, {"value_network": "rbf"}, "has no hyperparameter 'value_network'"),
+        (FOMAML, {"policy_kwargs": {"rbf_features": 9}}, "policy_kwargs has no 'rbf_features'"),
     ],
 )
 def test_what_cannot_be_is_refused(algorithm: type[MetaAgent], changed: dict[str, Any], words: str) -> None:
@@ -276,14 +298,14 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     oracle = train("npg", "oracle", "--env-kwargs", "observe_task=true", "--num-envs", "4")
     capsys.readouterr()
     small = ["--tasks", "3", "--rollouts", "4", "--adapt", "2"]
-    beside = ["--beside", joint, "--beside", oracle, "--joint-steps", "100", "--oracle-steps", "100"]
+    beside = ["--beside", joint, "--beside", oracle, "--beside", run, "--joint-steps", "100", "--oracle-steps", "100"]
     files = ["--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png")]
     assert cli.evaluate([run, *small, *beside, *files]) == 0
     shown = capsys.readouterr().out
     for words in (
         "3 held-out tasks",
         "fomaml, 480 steps",
-        "beside: npg",
+        "beside: fomaml",
         "oracle: npg",
         "joint training: npg",
         "random",
@@ -291,7 +313,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert words in shown
     record = json.loads((tmp_path / "a.json").read_text())
     lengths = [len(entry["mean"]) for entry in record["policies"].values()]
-    assert lengths == [3, 3, 1, 3, 1, 3]
+    assert lengths == [3, 3, 1, 3, 3, 1, 3]
     assert (tmp_path / "a.png").stat().st_size > 10_000
     assert cli.evaluate([joint, *small]) == 0  # any policy can be adapted
     capsys.readouterr()
