@@ -53,7 +53,8 @@ class TaskData(NamedTuple):
     def thinned(self, most: int) -> TaskData:
         """Evenly spaced steps of every task, about `most` in all; begin stays that of all."""
         stride = -(-self.log_old.numel() // most)
-        return TaskData(*(x[:, ::stride] for x in self[:4]), self.begin)
+        s, a, advantages, log_old = (x[:, ::stride] for x in (self.s, self.a, self.advantages, self.log_old))
+        return TaskData(s, a, advantages, log_old, self.begin)
 
     @property
     def shards(self) -> list[slice]:
