@@ -245,12 +245,10 @@ class PolicySearch:
         """Of the last window's observations, for each shard of `noise.SHARD` pairs; to be merged in this order."""
         width = noise.SHARD * (3 if self.shared else 2)
         observations, stepped = self.buffer["observations"], self.buffer["stepped"]
+        # Chosen rows: most rows of a window hold nothing where episodes end early.
         return [
-            Moments.of(
-                observations[:, first : first + width].flatten(0, 1).flatten(1),
-                stepped[:, first : first + width].flatten(),
-            )
-            for first in range(0, self.buffer.num_envs, width)
+            Moments.of(observations[:, shard][stepped[:, shard]].flatten(1))
+            for shard in (slice(first, first + width) for first in range(0, self.buffer.num_envs, width))
         ]
 
     @property
