@@ -415,7 +415,7 @@ def test_pes_by_its_formula() -> None:
     agent = make("Swimmer-v5", sigma=0.4, learning_rate=0.05, n_steps=10, horizon=40, staggered=False)
     found = windows(agent, 5)
     after = [theta for theta, _, _ in found[1:]]
-    noise, variance, highest = torch.zeros(4, 16).double(), None, None
+    noise, variance, highest = torch.zeros(4, 16).double(), None, 0.0
     for window, ((theta, particles, estimated), end) in enumerate(zip(found, after, strict=False)):
         noise = particles.epsilon.double() / 0.4 + (noise if window % 4 else 0)
         r = estimated.scores.view(-1, 2)
@@ -425,7 +425,7 @@ def test_pes_by_its_formula() -> None:
         torch.testing.assert_close((end - theta).double(), expected, rtol=1e-4, atol=1e-7)
         kept = np.exp(-1 / 4)  # one episode of four windows
         variance = own if variance is None else kept * variance + (1 - kept) * own
-        highest = max(highest or 0, variance)
+        highest = max(highest, variance)
 
 
 def test_schedules_reach_their_ends_and_momentum_counts_in_episodes() -> None:
