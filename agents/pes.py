@@ -88,8 +88,8 @@ class PESConfig(CommonConfig):
     reward_scaling: str = "std"
     """std (scores divided by their standard deviation), none, or ranks (centered, Salimans et al. 2017; es only)."""
     reward_memory: float = 1.0
-    """Episodes over which the standard deviation is averaged; it lags by a window, so that it cannot re-weight the
-    windows. 0 takes the window's own, as Mania et al. 2018 do."""
+    """Episodes over which the standard deviation is averaged; the highest average of earlier windows counts, which
+    cannot re-weight the windows. 0 takes the window's own, as Mania et al. 2018 do."""
     top_directions: int | None = None
     """b, pairs that count, those with the highest scores (Mania et al. 2018); es only. None counts all."""
     alive_bonus_offset: float = 0.0
@@ -245,12 +245,10 @@ class PolicySearch:
         """Of the last window's observations, for each shard of `noise.SHARD` pairs; to be merged in this order."""
         width = noise.SHARD * (3 if self.shared else 2)
         observations, stepped = self.buffer["observations"], self.buffer["stepped"]
+        # Chosen rows: most rows of a window hold nothing where episodes end early.
         return [
-            Moments.of(
-                observations[:, first : first + width].flatten(0, 1).flatten(1),
-                stepped[:, first : first + width].flatten(),
-            )
-            for first in range(0, self.buffer.num_envs, width)
+            Moments.of(observations[:, shard][stepped[:, shard]].flatten(1))
+            for shard in (slice(first, first + width) for first in range(0, self.buffer.num_envs, width))
         ]
 
     @property
@@ -312,6 +310,7 @@ class PES(Agent):
             )
         self.particles: Particles | None = None
         self.reward_variance: float | None = None
+        self.highest_variance: float | None = None
         self.steps_with_mean_parameters = 0
         super()._setup_model()
         c = self.config
@@ -439,17 +438,21 @@ class PES(Agent):
         return torch.where(twins, (scores - scores[twins].mean()) / scale, 0.0), int(counts.sum())
 
     def _reward_scale(self, scores: Tensor) -> float:
-        """σ_R: the standard deviation of scores, averaged over earlier windows; 1 where all are equal.
+        """σ_R: the standard deviation of scores, averaged over earlier windows, at its highest; 1 where all are equal.
 
-        Where scores were nearly equal for long, the first difference would be a huge one: `MOST_SURPRISE` bounds it.
+        An average that fell while all twins did equally well would make the next difference a huge step: the rare,
+        large gradients of Reddi et al. 2018, https://arxiv.org/abs/1904.09237, who take the maximum too. It is of
+        earlier windows alone, so the direction keeps its mean. Where they had next to no differences,
+        `MOST_SURPRISE` bounds the first.
         """
-        own, before = float(scores.var(correction=0)), self.reward_variance
+        own, average, highest = float(scores.var(correction=0)), self.reward_variance, self.highest_variance
         memory = self.config.reward_memory * self.updates_per_episode
         kept = math.exp(-1 / memory) if memory > 0 else 0.0
-        self.reward_variance = own if before is None else kept * before + (1 - kept) * own
+        self.reward_variance = own if average is None else kept * average + (1 - kept) * own
+        self.highest_variance = max(self.reward_variance, highest or 0.0)
         if own == 0.0:
             return 1.0
-        return math.sqrt(own if before is None or memory == 0 else max(before, own / MOST_SURPRISE**2))
+        return math.sqrt(own if highest is None or memory == 0 else max(highest, own / MOST_SURPRISE**2))
 
     def _ascend(self, g: Tensor) -> None:
         """One step of the optimizer along g [P]."""
@@ -507,7 +510,8 @@ class PES(Agent):
         tensors = optimizer_tensors(self.config.optimizer, self.optimizer)
         tensors["steps_with_mean_parameters"] = torch.tensor(self.steps_with_mean_parameters)
         if self.reward_variance is not None:
-            tensors["reward_variance"] = torch.tensor(self.reward_variance, dtype=torch.float64)
+            variances = [self.reward_variance, self.highest_variance]
+            tensors["reward_variances"] = torch.tensor(variances, dtype=torch.float64)
         if self.particles is not None:
             values = {field.name: getattr(self.particles, field.name) for field in dataclasses.fields(Particles)}
             held = {name: value for name, value in values.items() if isinstance(value, Tensor)}
@@ -518,8 +522,8 @@ class PES(Agent):
     def load_own_tensors(self, tensors: dict[str, Tensor]) -> None:
         load_optimizer_tensors(self.config.optimizer, self.optimizer, tensors)
         self.steps_with_mean_parameters = int(tensors["steps_with_mean_parameters"])
-        if "reward_variance" in tensors:
-            self.reward_variance = float(tensors["reward_variance"])
+        if "reward_variances" in tensors:
+            self.reward_variance, self.highest_variance = tensors["reward_variances"].tolist()
         if held := saving.with_prefix(tensors, "particles."):
             state = saving.with_prefix(held, "state.")
             own = {name: value for name, value in held.items() if not name.startswith("state.")}

@@ -181,7 +181,7 @@ class EpisodeStatistics:
         if ids is None:
             self.lengths += 1
         else:
-            self.lengths[ids] += 1
+            self.lengths.index_add_(0, ids, torch.ones_like(ids))
         if not bool(ended.any()):
             return None
         finished = self.returns[ended].clone(), self.lengths[ended].clone()

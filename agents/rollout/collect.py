@@ -72,19 +72,27 @@ def collect(
         after = {"rewards": step.rewards, "terminated": step.terminated, "truncated": truncated}
         buffer.add(t, **{name: value for name, value in after.items() if name in keeps})
         if "stepped" in keeps:
-            buffer["stepped"][t, ids] = True
+            _mark(buffer["stepped"][t], ids)
         if "observations" in keeps and ids is None and truncated.any():
             ended = truncated.nonzero()[:, 0]
             buffer.add_final(t, ended, step.info["final_obs"][ended])
         if on_step is not None and not on_step(step):
             return None
         if ids is not None:
-            goes_on = ~(step.terminated | truncated)[ids]
-            if not goes_on.all():
-                ids = ids[goes_on]
+            over = step.terminated | truncated
+            if over.any():
+                ids = ids[~over[ids]]
                 if not len(ids):
                     break
     return observations
+
+
+def _mark(stepped: Tensor, ids: Tensor | None) -> None:
+    """Set stepped [N] where environments were."""
+    if ids is None:
+        stepped.fill_(True)
+    else:
+        stepped.index_fill_(0, ids, True)
 
 
 def _step(env: VectorEnv, t: int, actions: Tensor, observations: Tensor, ids: Tensor | None) -> Step:

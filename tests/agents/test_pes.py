@@ -415,16 +415,17 @@ def test_pes_by_its_formula() -> None:
     agent = make("Swimmer-v5", sigma=0.4, learning_rate=0.05, n_steps=10, horizon=40, staggered=False)
     found = windows(agent, 5)
     after = [theta for theta, _, _ in found[1:]]
-    noise, variance = torch.zeros(4, 16).double(), None
+    noise, variance, highest = torch.zeros(4, 16).double(), None, 0.0
     for window, ((theta, particles, estimated), end) in enumerate(zip(found, after, strict=False)):
         noise = particles.epsilon.double() / 0.4 + (noise if window % 4 else 0)
         r = estimated.scores.view(-1, 2)
         own = r.flatten().var(correction=0).item()
-        scale = max(variance or own, own / MOST_SURPRISE**2) ** 0.5
+        scale = max(highest or own, own / MOST_SURPRISE**2) ** 0.5
         expected = 0.05 / (4 * scale) * ((r[:, 0] - r[:, 1])[:, None] * noise).sum(0)
         torch.testing.assert_close((end - theta).double(), expected, rtol=1e-4, atol=1e-7)
         kept = np.exp(-1 / 4)  # one episode of four windows
         variance = own if variance is None else kept * variance + (1 - kept) * own
+        highest = max(highest, variance)
 
 
 def test_schedules_reach_their_ends_and_momentum_counts_in_episodes() -> None:
@@ -445,6 +446,21 @@ def test_equal_scores_move_nothing_and_a_first_difference_is_bounded() -> None:
     agent.learn(2000)
     assert torch.equal(before, parameter_vector(agent.policy.actor))
     assert agent._reward_scale(torch.tensor([0.0, 0.0, 3.0, -3.0]).double()) == pytest.approx(4.5**0.5 / MOST_SURPRISE)
+
+
+def test_a_difference_after_a_calm_counts_no_more_than_before_it() -> None:
+    """All survive for long; then one dies. The score is what it was, and so is its gradient."""
+    agent = make("InvertedPendulum-v5", num_envs=20, n_steps=100)
+    death = torch.full((20,), 100.0).double()
+    death[3] = 0.0
+    scales = [agent._reward_scale(death) for _ in range(30)]
+    for _ in range(500):
+        agent._reward_scale(torch.full((20,), 100.0).double())
+    assert agent._reward_scale(death) == pytest.approx(scales[-1])
+    # Greater differences are followed within an episode of ten windows.
+    for _ in range(30):
+        scales.append(agent._reward_scale(10 * death))
+    assert scales[-1] == pytest.approx(10 * scales[0], rel=0.05)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "clipup", "adabound"])
