@@ -19,16 +19,11 @@ class Moments(NamedTuple):
     """Sums of squared differences from the mean, [O]."""
 
     @classmethod
-    def of(cls, x: Tensor, mask: Tensor | None = None) -> Self:
-        """Of the rows of x [n, O], or of those in mask [n], boolean. The others must be finite."""
+    def of(cls, x: Tensor) -> Self:
+        """Of the rows of x [n, O]; n may be 0."""
         x = x.to(torch.float64)
-        if mask is None:
-            mean = x.mean(0)
-            return cls(x.new_tensor(len(x)), mean, (x - mean).square().sum(0))
-        weight = mask.to(torch.float64)[:, None]
-        count = weight.sum()
-        mean = (x * weight).sum(0) / count.clamp(min=1)
-        return cls(count, mean, ((x - mean) * weight).square().sum(0))
+        mean = x.sum(0) / max(len(x), 1)
+        return cls(x.new_tensor(len(x)), mean, (x - mean).square().sum(0))
 
     def merge(self, other: Moments) -> Moments:
         """Of both."""
