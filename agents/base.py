@@ -22,13 +22,13 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import check_for_correct_spaces, get_system_info
 from torch import Tensor
 
-from agents import checkpoint, noise, saving
+from agents import checkpoint, saving
 from agents.config import CommonConfig, near, preset_values
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.distributions import Head
 from agents.rollout.advantages import gae, next_values
 from agents.rollout.buffer import FieldSpec, RolloutBuffer
-from agents.rollout.collect import Step, collect
+from agents.rollout.collect import Step, action_noise, buffer_fields, collect
 from agents.rollout.threads import single_thread
 from envs import make_vec
 from envs.sb3 import LazyInfos, SB3View, as_vector
@@ -152,10 +152,7 @@ class Agent(BaseAlgorithm):
 
     def _setup_model(self) -> None:
         self.set_random_seed(self.seed)
-        policy_class: Any = self.policy_class
-        settings = {name: getattr(self.config, name) for name in self._policy_options(policy_class)}
-        settings |= self.policy_kwargs
-        self.policy = policy_class(self.observation_space, self.action_space, **settings).to(self.device)
+        self.policy = self.new_policy().to(self.device)
         if self.env is not None:
             self._connect(self.env)
 
@@ -169,16 +166,15 @@ class Agent(BaseAlgorithm):
         self.buffer = RolloutBuffer(self.config.n_steps, vector.num_envs, fields, vector.device, pin_memory=pin)
         self.running_episodes = EpisodeStatistics(vector.num_envs, vector.device)
 
+    def new_policy(self) -> Any:
+        """A policy as before training, drawn from PyTorch's global stream; the agent keeps its own."""
+        policy_class: Any = self.policy_class
+        settings = {name: getattr(self.config, name) for name in self._policy_options(policy_class)}
+        return policy_class(self.observation_space, self.action_space, **(settings | self.policy_kwargs))
+
     def _buffer_fields(self) -> dict[str, FieldSpec]:
         """What the algorithm keeps of each step."""
-        head = self.policy.actor.head
-        return {
-            "observations": FieldSpec(self.observation_space.shape or ()),
-            "actions": FieldSpec(head.action_shape, head.action_dtype),
-            "rewards": FieldSpec(dtype=torch.float64),
-            "terminated": FieldSpec(dtype=torch.bool),
-            "truncated": FieldSpec(dtype=torch.bool),
-        }
+        return buffer_fields(self.policy)
 
     @staticmethod
     def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> SB3View:
@@ -322,10 +318,8 @@ class Agent(BaseAlgorithm):
         """
         assert self.env is not None
         assert self.observations is not None
-        head = self.policy.actor.head
-        draw = noise.normal if head.kind == "gaussian" else noise.uniform
-        shape = (self.config.n_steps, self.n_envs, *head.noise_shape)
-        block = draw(self.stream_seed, "action", counter, shape).to(self.env.vector.device)
+        block = action_noise(self.policy, self.stream_seed, counter, self.config.n_steps, self.n_envs)
+        block = block.to(self.env.vector.device)
 
         def act(t: int, observations: Tensor) -> tuple[Tensor, Tensor]:
             actions = sample(observations, block[t])

@@ -13,13 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from agents import noise
 from agents.direction.adaptation import InnerOptimizer, State, gradients_of
 from agents.direction.surrogates import dice_surrogate, lvc_surrogate
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.batched import BatchedActor
 from agents.rollout.advantages import gae
-from agents.rollout.buffer import FieldSpec, RolloutBuffer
+from agents.rollout.buffer import RolloutBuffer
 from agents.rollout.threads import over_shards
 
 RIDGE = 1e-5
@@ -66,18 +65,6 @@ def shards(tasks: int, n: int, device: torch.device) -> list[slice]:
     """Tasks of n steps each in groups of about `SHARD` steps; on an accelerator in one group."""
     size = max(SHARD // n, 1) if device.type == "cpu" else tasks
     return [slice(first, min(first + size, tasks)) for first in range(0, tasks, size)]
-
-
-def buffer_fields(policy: ActorCriticPolicy) -> dict[str, FieldSpec]:
-    """What a rollout has to keep for `task_data`."""
-    head = policy.actor.head
-    return {
-        "observations": FieldSpec(policy.observation_space.shape or ()),
-        "actions": FieldSpec(head.action_shape, head.action_dtype),
-        "rewards": FieldSpec(dtype=torch.float64),
-        "terminated": FieldSpec(dtype=torch.bool),
-        "truncated": FieldSpec(dtype=torch.bool),
-    }
 
 
 def first_returns(buffer: RolloutBuffer) -> Tensor:
@@ -246,10 +233,3 @@ def task_sampler(policy: ActorCriticPolicy, actor: BatchedActor, theta: Tensor) 
     """Actions [N, *A] of the policies theta at observations [N, *O] from noise [N, *noise_shape]."""
     sample = actor.sampler(theta)
     return lambda observations, draws: sample(policy.normalize(observations), draws)
-
-
-def action_noise(policy: ActorCriticPolicy, seed: int, counter: int, steps: int, num_envs: int) -> Tensor:
-    """What a rollout's actions are drawn with, [steps, num_envs, *noise_shape]."""
-    head = policy.actor.head
-    draw = noise.normal if head.kind == "gaussian" else noise.uniform
-    return draw(seed, "action", counter, (steps, num_envs, *head.noise_shape))

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from agents.rollout.buffer import RolloutBuffer
+from agents import noise
+from agents.rollout.buffer import FieldSpec, RolloutBuffer
 from envs.vector import VectorEnv
 
 Act = Callable[[int, Tensor], tuple[Tensor, Tensor]]
@@ -29,6 +31,31 @@ class Step:
     """Of the environments that were stepped, in the order of ids."""
     ids: Tensor | None = None
     """The environments that were stepped, or None for all; the others' rewards are 0, and they did not end."""
+
+
+def buffer_fields(policy: Any) -> dict[str, FieldSpec]:
+    """What is kept of the steps of a policy that samples its actions."""
+    head = policy.actor.head
+    return {
+        "observations": FieldSpec(policy.observation_space.shape or ()),
+        "actions": FieldSpec(head.action_shape, head.action_dtype),
+        "rewards": FieldSpec(dtype=torch.float64),
+        "terminated": FieldSpec(dtype=torch.bool),
+        "truncated": FieldSpec(dtype=torch.bool),
+    }
+
+
+def action_noise(policy: Any, seed: int, counter: int, steps: int, num_envs: int) -> Tensor:
+    """What a rollout's actions are drawn with, [steps, num_envs, *noise_shape].
+
+    Args:
+        policy: one whose actor samples.
+        seed: the run's.
+        counter: which of the run's rollouts this is.
+    """
+    head = policy.actor.head
+    draw = noise.normal if head.kind == "gaussian" else noise.uniform
+    return draw(seed, "action", counter, (steps, num_envs, *head.noise_shape))
 
 
 def collect(

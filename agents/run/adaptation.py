@@ -22,14 +22,12 @@ from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.batched import BatchedActor
 from agents.rollout.adaptation import (
     InnerStep,
-    action_noise,
-    buffer_fields,
     first_returns,
     task_data,
     task_sampler,
 )
 from agents.rollout.buffer import RolloutBuffer
-from agents.rollout.collect import collect
+from agents.rollout.collect import action_noise, buffer_fields, collect
 from agents.run import report
 from agents.run.errors import UsageError
 from envs import make_vec
@@ -200,10 +198,7 @@ def _untrained(agent: Agent, seed: int) -> Agent:
     fresh.__dict__.update(agent.__dict__)
     fresh.num_timesteps = 0
     torch.manual_seed(seed)
-    settings = {name: getattr(agent.config, name) for name in ("net_arch", "activation_fn", "log_std_init")}
-    settings |= {"normalize_observations": agent.config.normalize_observations, **agent.policy_kwargs}
-    policy_class: Any = agent.policy_class
-    fresh.policy = policy_class(agent.observation_space, agent.action_space, **settings)
+    fresh.policy = agent.new_policy()
     fresh.policy.normalizer.load_state_dict(agent.policy.normalizer.state_dict())
     return fresh
 

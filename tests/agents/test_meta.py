@@ -21,6 +21,7 @@ from agents.policy.batched import BatchedActor
 from agents.rollout import adaptation
 from agents.rollout.adaptation import InnerStep, TaskData, first_returns, linear_baseline, task_data
 from agents.rollout.buffer import RolloutBuffer
+from agents.rollout.collect import buffer_fields
 from agents.run import cli
 from agents.run.adaptation import adapted_returns
 from envs import make_vec
@@ -41,7 +42,7 @@ def parameters(agent: MetaAgent) -> Tensor:
 def filled_buffer(policy: ActorCriticPolicy, T: int, N: int, seed: int = 0) -> RolloutBuffer:
     """Random steps with some ends of episodes."""
     generator = torch.Generator().manual_seed(seed)
-    buffer = RolloutBuffer(T, N, adaptation.buffer_fields(policy))
+    buffer = RolloutBuffer(T, N, buffer_fields(policy))
     for name, values in (("observations", 2), ("actions", 2)):
         buffer[name].copy_(torch.randn(T, N, values, generator=generator))
     buffer["rewards"].copy_(torch.randn(T, N, generator=generator))
