@@ -84,7 +84,7 @@ def install(timers: Timers) -> None:
     make_sampler = policy.sampler
     policy.sampler = lambda self: timers.wrap(make_sampler(self), "acting")  # type: ignore[method-assign]
     timers.install(policy, "to_environment", "acting")
-    timers.install(agents.base.noise, "normal", "acting")
+    timers.install(agents.base, "action_noise", "acting")
     for name in ("add", "add_final", "clear"):
         timers.install(RolloutBuffer, name, "buffer")
 
