@@ -416,7 +416,7 @@ class Agent(BaseAlgorithm):
         if deterministic:
             actions = distribution.mode()
         else:
-            head = self.policy.actor.head
+            head = self.policy.head
             draw = torch.randn if head.kind == "gaussian" else torch.rand
             actions = distribution.sample(
                 draw(len(local), *head.noise_shape, device=self.device) if noise is None else noise.to(self.device)

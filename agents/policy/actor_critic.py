@@ -1,21 +1,19 @@
-"""The policy that agents train: a normaliser, an actor and a critic, under SB3's policy interface."""
+"""The policy that agents train by gradients: an actor and a critic."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NoReturn
+from typing import ClassVar
 
-import numpy as np
-import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
 from agents.direction.critics import Critic
 from agents.direction.scores import Constant
+from agents.policy.base import Policy
 from agents.policy.distributions import Distribution, Head
-from agents.policy.networks import activation_key, flatten, network, unrolled
-from agents.policy.normalizer import ObservationNormalizer
+from agents.policy.networks import activation_key, network, unrolled
 
 
 class Actor(nn.Module):
@@ -52,7 +50,7 @@ class Actor(nn.Module):
         return self.head.distribution(outputs, self.log_std(len(outputs)) if self.log_std is not None else None)
 
 
-class ActorCriticPolicy(BasePolicy):
+class ActorCriticPolicy(Policy):
     """Actor and critic on observations that the policy itself normalises.
 
     Args:
@@ -71,7 +69,6 @@ class ActorCriticPolicy(BasePolicy):
         "net_arch", "activation_fn", "log_std_init", "normalize_observations", "value_network", "rbf_features",
         "rbf_bandwidth",
     )  # fmt: skip
-    """Its keyword arguments, which agents take as hyperparameters and in policy_kwargs."""
     actor_kind: ClassVar[str] = "mlp"
     """Of the actor's network, one of `NETWORKS`."""
 
@@ -88,39 +85,15 @@ class ActorCriticPolicy(BasePolicy):
         rbf_features: int = 250,
         rbf_bandwidth: float | None = None,
     ) -> None:
-        super().__init__(observation_space, action_space)
-        size = int(np.prod(observation_space.shape or ()))
-        activation = activation_key(activation_fn)
-        self.normalize_observations = normalize_observations
-        self.normalizer = ObservationNormalizer(size)
-        rbf = rbf_features, rbf_bandwidth
-        head = Head.of(action_space)
-        self.actor = Actor(size, head, net_arch, activation, log_std_init, self.actor_kind, rbf)
+        super().__init__(observation_space, action_space, normalize_observations=normalize_observations)
+        size, activation, rbf = self.observation_size, activation_key(activation_fn), (rbf_features, rbf_bandwidth)
+        self.actor = Actor(size, self.head, net_arch, activation, log_std_init, self.actor_kind, rbf)
         # Values begin at zero, whatever the units of reward.
         self.critic = Critic(network(value_network, size, net_arch, 1, activation, output_gain=0.0, rbf=rbf))
-        if isinstance(action_space, spaces.Box):
-            self.register_buffer("_low", torch.as_tensor(action_space.low), persistent=False)
-            self.register_buffer("_high", torch.as_tensor(action_space.high), persistent=False)
-
-    def normalize(self, observations: Tensor) -> Tensor:
-        """[n, *O] as the networks take them: flat, float32, normalised."""
-        flat = flatten(observations)
-        return self.normalizer.forward(flat) if self.normalize_observations else flat
 
     def distribution(self, observations: Tensor) -> Distribution:
         """Action distributions for observations [n, *O]."""
         return self.actor(self.normalize(observations))
-
-    def update_normalizer(self, observations: Tensor) -> None:
-        """Take observations [n, *O] into the statistics, where the policy normalises."""
-        if self.normalize_observations:
-            self.normalizer.update(flatten(observations))
-
-    def to_environment(self, actions: Tensor) -> Tensor:
-        """Actions [n, *A] as the environment takes them: Box actions clipped to their bounds, as in SB3."""
-        if self.actor.head.kind != "gaussian":
-            return actions
-        return torch.clamp(actions.reshape(-1, *self.actor.head.shape), self._low, self._high)  # type: ignore[arg-type]
 
     def sample(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Actions for observations [n, *O] from noise [n, *noise_shape], before clipping."""
@@ -135,26 +108,6 @@ class ActorCriticPolicy(BasePolicy):
             return actor.head.distribution(network(self.normalize(observations)), log_std).sample(noise)
 
         return sample
-
-    def forward(self, obs: Tensor, deterministic: bool = False) -> Tensor:
-        return self._predict(obs, deterministic)
-
-    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
-        distribution = self.distribution(observation)
-        if deterministic:
-            return distribution.mode().reshape(-1, *self.actor.head.shape)
-        draw = torch.randn if self.actor.head.kind == "gaussian" else torch.rand
-        noise = draw(len(observation), *self.actor.head.noise_shape, device=self.device)
-        return distribution.sample(noise).reshape(-1, *self.actor.head.shape)
-
-    def save(self, path: str) -> NoReturn:
-        raise NotImplementedError("Save the agent: a policy is not stored apart from its algorithm's settings.")
-
-    @classmethod
-    def load(cls, path: str, device: torch.device | str = "auto") -> NoReturn:
-        raise NotImplementedError(
-            "Load the agent, e.g. NPG.load(path), and use its .policy; nothing is unpickled here."
-        )
 
 
 class LinearPolicy(ActorCriticPolicy):

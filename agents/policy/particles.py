@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
+from agents.policy.base import Policy
 from agents.policy.distributions import DiagonalGaussian, Distribution, Head
 from agents.policy.networks import activation_key, flatten, mlp
-from agents.policy.normalizer import ObservationNormalizer
 
 
 class DeterministicActor(nn.Module):
@@ -33,7 +31,7 @@ class DeterministicActor(nn.Module):
         return self.net(normalized)
 
 
-class DeterministicPolicy(BasePolicy):
+class DeterministicPolicy(Policy):
     """An actor without noise or state, on observations that the policy itself normalizes.
 
     Args:
@@ -46,7 +44,6 @@ class DeterministicPolicy(BasePolicy):
     """
 
     options: ClassVar[tuple[str, ...]] = ("net_arch", "activation_fn", "normalize_observations", "squash_actions")
-    """Its keyword arguments, which agents take as hyperparameters and in policy_kwargs."""
 
     def __init__(
         self,
@@ -59,41 +56,34 @@ class DeterministicPolicy(BasePolicy):
         squash_actions: bool = False,
     ) -> None:
         box = isinstance(action_space, spaces.Box)
-        super().__init__(observation_space, action_space, squash_output=squash_actions and box)
-        size, head = int(np.prod(observation_space.shape or ())), Head.of(action_space)
-        self.normalize_observations = normalize_observations
-        self.normalizer = ObservationNormalizer(size)
-        self.actor = DeterministicActor(head, self.network(size, head.outputs, net_arch, activation_key(activation_fn)))
-        if isinstance(action_space, spaces.Box):
-            self.register_buffer("_low", torch.as_tensor(action_space.low), persistent=False)
-            self.register_buffer("_high", torch.as_tensor(action_space.high), persistent=False)
+        super().__init__(
+            observation_space,
+            action_space,
+            normalize_observations=normalize_observations,
+            squash_output=squash_actions and box,
+        )
+        net = self.network(self.observation_size, self.head.outputs, net_arch, activation_key(activation_fn))
+        self.actor = DeterministicActor(self.head, net)
 
     def network(self, inputs: int, outputs: int, net_arch: Sequence[int], activation: str) -> nn.Sequential:
         """The actor's network: Linear layers and activations."""
         raise NotImplementedError
-
-    def normalize(self, observations: Tensor) -> Tensor:
-        """[n, *O] as the network takes them: flat, float32, normalized."""
-        flat = flatten(observations)
-        return self.normalizer.forward(flat) if self.normalize_observations else flat
 
     def distribution(self, observations: Tensor) -> Distribution:
         """For observations [n, *O], distributions of which only the mode counts."""
         return self._actions_of(self.actor(self.normalize(observations)))
 
     def _actions_of(self, outputs: Tensor) -> Distribution:
-        if self.actor.head.kind == "gaussian":
+        if self.head.kind == "gaussian":
             return DiagonalGaussian(torch.tanh(outputs) if self.squash_output else outputs, outputs.new_zeros(()))
-        return self.actor.head.distribution(outputs)
+        return self.head.distribution(outputs)
 
     def to_environment(self, actions: Tensor) -> Tensor:
         """Actions [n, *A] as the environment takes them: Box actions clipped to their bounds or, squashed, scaled."""
-        if self.actor.head.kind != "gaussian":
-            return actions
-        actions = actions.reshape(-1, *self.actor.head.shape)
-        if self.squash_output:
-            return self._low + (0.5 * (actions + 1.0) * (self._high - self._low))  # type: ignore[operator]
-        return torch.clamp(actions, self._low, self._high)  # type: ignore[arg-type]
+        if not self.squash_output:
+            return super().to_environment(actions)
+        actions = actions.reshape(-1, *self.head.shape)
+        return self._low + (0.5 * (actions + 1.0) * (self._high - self._low))  # type: ignore[operator]
 
     def particles(self, theta: Tensor, shift: Tensor, scale: Tensor) -> Callable[[Tensor], Tensor]:
         """The actions [N, *A], as the environment takes them, of N actors for observations [N, *O], one for each.
@@ -130,20 +120,8 @@ class DeterministicPolicy(BasePolicy):
                 layers.append(module)
         return layers
 
-    def forward(self, obs: Tensor, deterministic: bool = True) -> Tensor:
-        return self._predict(obs, deterministic)
-
     def _predict(self, observation: Any, deterministic: bool = True) -> Tensor:
-        return self.distribution(observation).mode().reshape(-1, *self.actor.head.shape)
-
-    def save(self, path: str) -> NoReturn:
-        raise NotImplementedError("Save the agent: a policy is not stored apart from its algorithm's settings.")
-
-    @classmethod
-    def load(cls, path: str, device: torch.device | str = "auto") -> NoReturn:
-        raise NotImplementedError(
-            "Load the agent, e.g. PES.load(path), and use its .policy; nothing is unpickled here."
-        )
+        return super()._predict(observation, deterministic=True)
 
 
 class LinearPolicy(DeterministicPolicy):

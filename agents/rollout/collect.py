@@ -35,7 +35,7 @@ class Step:
 
 def buffer_fields(policy: Any) -> dict[str, FieldSpec]:
     """What is kept of the steps of a policy that samples its actions."""
-    head = policy.actor.head
+    head = policy.head
     return {
         "observations": FieldSpec(policy.observation_space.shape or ()),
         "actions": FieldSpec(head.action_shape, head.action_dtype),
@@ -53,7 +53,7 @@ def action_noise(policy: Any, seed: int, counter: int, steps: int, num_envs: int
         seed: the run's.
         counter: which of the run's rollouts this is.
     """
-    head = policy.actor.head
+    head = policy.head
     draw = noise.normal if head.kind == "gaussian" else noise.uniform
     return draw(seed, "action", counter, (steps, num_envs, *head.noise_shape))
 

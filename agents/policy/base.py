@@ -1,0 +1,87 @@
+"""What every policy shares: the normaliser of its observations, and how it takes and gives actions."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar, NoReturn
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor
+
+from agents.policy.distributions import Distribution, Head
+from agents.policy.networks import flatten
+from agents.policy.normalizer import ObservationNormalizer
+
+
+class Policy(BasePolicy):
+    """A policy on observations that it normalises itself, under SB3's policy interface.
+
+    Args:
+        observation_space: a Box, flattened.
+        action_space: Box, Discrete, MultiDiscrete or MultiBinary.
+        normalize_observations: whether the normaliser learns; otherwise it stays the identity.
+        squash_output: as in SB3.
+    """
+
+    options: ClassVar[tuple[str, ...]]
+    """Its keyword arguments, which agents take as hyperparameters and in policy_kwargs."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        normalize_observations: bool,
+        squash_output: bool = False,
+    ) -> None:
+        super().__init__(observation_space, action_space, squash_output=squash_output)
+        self.head = Head.of(action_space)
+        self.observation_size = int(np.prod(observation_space.shape or ()))
+        self.normalize_observations = normalize_observations
+        self.normalizer = ObservationNormalizer(self.observation_size)
+        if isinstance(action_space, spaces.Box):
+            self.register_buffer("_low", torch.as_tensor(action_space.low), persistent=False)
+            self.register_buffer("_high", torch.as_tensor(action_space.high), persistent=False)
+
+    @abstractmethod
+    def distribution(self, observations: Tensor) -> Distribution:
+        """Action distributions for observations [n, *O]."""
+
+    def normalize(self, observations: Tensor) -> Tensor:
+        """[n, *O] as the networks take them: flat, float32, normalised."""
+        flat = flatten(observations)
+        return self.normalizer.forward(flat) if self.normalize_observations else flat
+
+    def update_normalizer(self, observations: Tensor) -> None:
+        """Take observations [n, *O] into the statistics, where the policy normalises."""
+        if self.normalize_observations:
+            self.normalizer.update(flatten(observations))
+
+    def to_environment(self, actions: Tensor) -> Tensor:
+        """Actions [n, *A] as the environment takes them: Box actions clipped to their bounds, as in SB3."""
+        if self.head.kind != "gaussian":
+            return actions
+        return torch.clamp(actions.reshape(-1, *self.head.shape), self._low, self._high)  # type: ignore[arg-type]
+
+    def forward(self, obs: Tensor, deterministic: bool = False) -> Tensor:
+        return self._predict(obs, deterministic)
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
+        distribution = self.distribution(observation)
+        if deterministic:
+            return distribution.mode().reshape(-1, *self.head.shape)
+        draw = torch.randn if self.head.kind == "gaussian" else torch.rand
+        noise = draw(len(observation), *self.head.noise_shape, device=self.device)
+        return distribution.sample(noise).reshape(-1, *self.head.shape)
+
+    def save(self, path: str) -> NoReturn:
+        raise NotImplementedError("Save the agent: a policy is not stored apart from its algorithm's settings.")
+
+    @classmethod
+    def load(cls, path: str, device: torch.device | str = "auto") -> NoReturn:
+        raise NotImplementedError(
+            "Load the agent, e.g. NPG.load(path), and use its .policy; nothing is unpickled here."
+        )
