@@ -75,7 +75,8 @@ class NPGConfig(AgentConfig):
     solver: str = "auto"
     """Of estimates without a closed inverse: cholesky (p x p), gram (n x n), cg, or auto by size."""
     cg_preconditioner: str = "none"
-    """Of conjugate gradients, for the direction and the Gauss-Newton critic: none, diagonal, kfac or ekfac."""
+    """Of conjugate gradients, for the direction and the Gauss-Newton critic: none, diagonal, kfac, ekfac
+    or gram (the inverse of a few samples' matrix)."""
     cg_warm_start: bool = False
     """Whether conjugate gradients begin at the last update's direction."""
     cg_max_steps: int = 10
@@ -102,7 +103,7 @@ class NPGConfig(AgentConfig):
     """Samples of one of their steps, at most."""
     critic_steps: int = 1
     """Gauss-Newton steps of the critic per iteration."""
-    critic_cg_max_steps: int = 15
+    critic_cg_max_steps: int = 8
     """Most conjugate-gradient iterations per Gauss-Newton step."""
     critic_damping: float = 0.03
     """Damping of the Gauss-Newton matrix, in units of its mean eigenvalue."""
@@ -131,6 +132,11 @@ class NPGConfig(AgentConfig):
         if self.solver == "gram" and self.cg_damping == 0:
             raise ValueError(
                 "cg_damping is 0.0 with solver='gram'; give damping above 0, or solver='cholesky' or 'cg'."
+            )
+        if self.cg_preconditioner == "gram" and min(self.cg_damping, self.critic_damping) == 0:
+            raise ValueError(
+                "cg_preconditioner is 'gram' with cg_damping or critic_damping 0.0; give both above 0, or another "
+                "preconditioner."
             )
         self.require("fisher_rate", 0 < self.fisher_rate < 1, "a number between 0 and 1")
         self.require("fisher_rows", self.fisher_rows >= 1, "an integer of at least 1")
@@ -292,7 +298,7 @@ class NPG(Agent):
         if self.config.cg_preconditioner in ("kfac", "ekfac"):
             raise ValueError(
                 f"cg_preconditioner is {self.config.cg_preconditioner!r}, but the policy has layers whose scores are "
-                "no outer products; give none or diagonal."
+                "no outer products; give none, diagonal or gram."
             )
 
     def _scores(self, s: Tensor, a: Tensor) -> tuple[Scores, Distribution]:

@@ -154,7 +154,7 @@ def gauss_newton(
         cg_tolerance: relative residual to stop at.
         damping: λ / (tr(Jᵀ J / n) / p), the damping relative to the mean eigenvalue.
         rows: the samples that Jᵀ J / n is estimated from, int64 [k]; None takes all. The gradient always takes all.
-        cg_preconditioner: none, diagonal, kfac or ekfac.
+        cg_preconditioner: one of `fisher.PRECONDITIONERS`.
 
     Raises:
         ValueError: steps is below 1.

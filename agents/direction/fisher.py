@@ -24,6 +24,7 @@ from agents.direction.solvers import (
     choose_solver,
     conjugate_gradient,
     gram,
+    gram_inverse,
 )
 
 __all__ = [
@@ -41,9 +42,9 @@ kfac, ekfac, diagonal: approximations of compatible with a closed inverse. adapt
 empirical: the outer products of the LOSS's gradients, A² ψ ψᵀ. That is no estimate of the Fisher matrix: it shrinks the
 step where advantages are large (Kunstner et al. 2019, https://arxiv.org/abs/1905.12558); it is here to be compared.
 """
-PRECONDITIONERS = ("none", "diagonal", "kfac", "ekfac")
-"""Of conjugate gradients."""
-PRECONDITIONER_SAMPLES = 1024
+PRECONDITIONERS = ("none", "diagonal", "kfac", "ekfac", "gram")
+"""Of conjugate gradients. gram: the exact inverse of a few samples' damped matrix, in the space of samples."""
+PRECONDITIONER_SAMPLES = {"diagonal": 1024, "kfac": 1024, "ekfac": 1024, "gram": 640}
 """About how many samples a preconditioner is made from: it changes the way of conjugate gradients, not their goal."""
 
 
@@ -179,17 +180,24 @@ def damping_rows(p: int, shift: float, places: Tensor) -> Tensor:
     return rows
 
 
-def preconditioner(name: str, scores: FactoredScores, shift: Tensor | float) -> Product | None:
+def preconditioner(name: str, scores: Scores, shift: Tensor | float) -> Product | None:
     """b -> M⁻¹ b for the approximation of that name, from at most PRECONDITIONER_SAMPLES samples; None for "none".
 
+    Source of "gram": Roosta-Khorasani & Mahoney 2019, "Sub-sampled Newton methods", https://arxiv.org/abs/1601.04737
+    (curvature of a few samples; here it only preconditions).
+
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is none of that name; or it is "gram" and the damping is not above 0.
     """
     if name == "none":
         return None
-    stride = max(1, scores.n // PRECONDITIONER_SAMPLES)
+    stride = max(1, scores.n // PRECONDITIONER_SAMPLES.get(name, scores.n))
     some = scores if stride == 1 else scores.of(torch.arange(0, scores.n, stride, device=scores.device))
-    return closed_form(name, some, shift).solve
+    if name != "gram":
+        return closed_form(name, some, shift).solve  # type: ignore[arg-type]
+    inverse, definite = gram_inverse(some, shift)
+    # Conjugate gradients report what is not finite.
+    return inverse if definite else lambda b: torch.full_like(b, torch.nan)
 
 
 def closed_form(name: str, scores: FactoredScores, shift: Tensor | float) -> DampedInverse:
@@ -343,7 +351,7 @@ def _solve(
     if solver != "cg":
         raise ValueError(f"there is no solver {solver!r}; give auto, cholesky, gram or cg.")
     product = damped(fisher, shift)
-    inverse = preconditioner(cg_preconditioner, fisher, shift)  # type: ignore[arg-type]
+    inverse = preconditioner(cg_preconditioner, fisher, shift)
     start = None if x0 is None else _best_multiple(product, x0, b)
     return conjugate_gradient(
         product, b, max_iterations=iterations, tolerance=tolerance, x0=start, preconditioner=inverse

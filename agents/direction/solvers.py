@@ -151,26 +151,37 @@ def gram(scores: Scores, b: Tensor, shift: Tensor | float, *, tolerance: float =
         tolerance: as of `cholesky`.
 
     Raises:
-        ValueError: λ is not above 0.
+        ValueError: λ is 0 or below.
 
     Source: Woodbury 1950; Golub & Van Loan 2013, Matrix Computations, sections 2.1.4 and 3.5.3.
     """
-    if not shift > 0:
-        raise ValueError(f"the damping is {float(shift)}; the Gram solver needs one above 0. Give cholesky or cg.")
-    matrix = scores.gram().div_(scores.n)
-    matrix.diagonal().add_(shift)
-    factor, info = torch.linalg.cholesky_ex(matrix)
-
-    def inverse(right: Tensor) -> Tensor:
-        u = _cholesky_solve(factor, scores.matvec(right))
-        return (right - scores.rmatvec(u).div_(scores.n)) / shift
+    inverse, definite = gram_inverse(scores, shift)
 
     def product(v: Tensor) -> Tensor:
         return scores.fisher_matvec(v).add_(v * shift)
 
     x = inverse(b)
     x += inverse(b - product(x))
-    return checked(x, product, b, tolerance, definite=bool(info == 0))
+    return checked(x, product, b, tolerance, definite=definite)
+
+
+def gram_inverse(scores: Scores, shift: Tensor | float) -> tuple[Product, bool]:
+    """The product b -> (Ψᵀ Ψ / n + λ I)⁻¹ b by `gram`'s formula without refinement, and whether the factor exists.
+
+    Raises:
+        ValueError: λ is 0 or below.
+    """
+    if shift <= 0:
+        raise ValueError(f"the damping is {float(shift)}; the Gram matrix needs one above 0. Give cholesky or cg.")
+    matrix = scores.gram().div_(scores.n)
+    matrix.diagonal().add_(shift)
+    factor, info = torch.linalg.cholesky_ex(matrix)
+
+    def inverse(b: Tensor) -> Tensor:
+        u = _cholesky_solve(factor, scores.matvec(b))
+        return (b - scores.rmatvec(u).div_(scores.n)) / shift
+
+    return inverse, bool(info == 0)
 
 
 def checked(x: Tensor, matvec: Product, b: Tensor, tolerance: float = math.inf, *, definite: bool = True) -> Solution:

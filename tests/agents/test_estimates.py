@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from agents.direction import fisher
 from agents.direction.fisher import (
     PRECONDITIONERS,
     AdaptiveInverse,
@@ -205,6 +206,28 @@ def test_kronecker_preconditioners_need_fewer_products(name: str) -> None:
     assert found.solution.iterations <= 0.5 * plain.solution.iterations
 
 
+def test_the_gram_preconditioner_of_all_samples_leaves_one_step_to_do() -> None:
+    case = Case("gaussian")
+    settings = {"damping": 1e-2, "cg_iterations": 400, "cg_tolerance": 1e-6, "cg_preconditioner": "gram"}
+    found = natural_gradient(case.scores, case.A, **settings)
+    assert found.solution.converged
+    assert found.solution.iterations == 1
+
+
+def test_the_gram_preconditioner_of_some_samples_needs_fewer_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("gaussian", n=2000, scale=(0.1, 1.0, 3.0, 10.0))
+    settings = {"damping": 1e-3, "cg_iterations": 1000, "cg_tolerance": 0.01}
+    plain = natural_gradient(case.scores, case.A, **settings)
+    iterations = []
+    for samples in (100, 500, 1000):
+        monkeypatch.setitem(fisher.PRECONDITIONER_SAMPLES, "gram", samples)
+        found = natural_gradient(case.scores, case.A, **settings, cg_preconditioner="gram")
+        assert found.solution.converged
+        iterations.append(found.solution.iterations)
+    assert plain.solution.iterations > 2 * iterations[0]
+    assert iterations[0] > iterations[1] >= iterations[2]
+
+
 @pytest.mark.parametrize("name", ["diagonal", "kfac", "ekfac"])
 def test_closed_forms_invert_themselves(name: str) -> None:
     case = Case("gaussian")
@@ -226,10 +249,11 @@ def test_numbers_that_are_not_finite_reach_the_status_and_not_the_direction() ->
         assert found.solution.status == "non_finite"
         assert found.direction.isfinite().all()
     broken = case.scores.weighted(torch.full((N,), math.nan).double())
-    found = natural_gradient(
-        broken, torch.ones(N).double(), damping=0.1, cg_iterations=5, cg_tolerance=0.0, estimate="kfac"
-    )
-    assert found.solution.status == "non_finite"
+    for choice in ({"estimate": "kfac"}, {"cg_preconditioner": "gram"}):
+        found = natural_gradient(
+            broken, torch.ones(N).double(), damping=0.1, cg_iterations=5, cg_tolerance=0.0, **choice
+        )
+        assert found.solution.status == "non_finite"
 
 
 def test_the_running_inverse_is_the_inverse_of_the_running_matrix() -> None:

@@ -291,12 +291,14 @@ def test_what_does_not_fit_is_refused_at_construction_with_what_does(monkeypatch
         npg(critic="ridge")
     with pytest.raises(ValueError, match=r"cg_damping is 0\.0 with solver='gram'"):
         npg(solver="gram", cg_damping=0.0)
+    with pytest.raises(ValueError, match=r"cg_preconditioner is 'gram' with cg_damping or critic_damping 0\.0"):
+        npg(cg_preconditioner="gram", critic_damping=0.0)
     for fisher in ("kfac", "ekfac", "analytic"):
         with pytest.raises(
             ValueError, match="no outer products; give one of compatible, diagonal, empirical, adaptive"
         ):
             npg(NormPolicy, fisher=fisher)
-    with pytest.raises(ValueError, match=r"cg_preconditioner is 'kfac'.*give none or diagonal"):
+    with pytest.raises(ValueError, match=r"cg_preconditioner is 'kfac'.*give none, diagonal or gram"):
         npg(NormPolicy, cg_preconditioner="kfac")
     for fisher in ("compatible", "diagonal", "empirical", "adaptive"):
         agent = npg(NormPolicy, fisher=fisher, cg_preconditioner="none").learn(16 * 3)
