@@ -4,8 +4,8 @@ Ours: scores.capture and fisher.natural_gradient, with F estimated from the samp
 the mean KL divergence by differentiating twice, as sb3-contrib's TRPO does, in the same conjugate gradients, with the
 same absolute damping. Both start from observations, actions and advantages and end with the direction: at equal
 conjugate-gradient iterations, and at equal relative residuals, each of its own system; there ours is timed with the
-K-FAC and the Gram preconditioner too. The matrices agree only in expectation over actions, so the directions differ too: each case
-records their cosine. Float32, one BLAS thread; the sides take turns; medians of the turns' ratios.
+K-FAC and the Gram preconditioner too. The matrices agree only in expectation over actions, so the directions differ
+too: each case records their cosine. Float32, one BLAS thread; the sides take turns; medians of the turns' ratios.
 
 Made problems have an orthogonal network and independent standard normal observations, which is kind to conjugate
 gradients. --trained takes policies and rollouts of NPG after some iterations on the task itself, which is not.
@@ -46,15 +46,13 @@ DAMPING = 0.1
 ITERATIONS = 10
 RESIDUALS = (0.1, 0.01)
 MOST_ITERATIONS = 300
-MODES: dict[str, tuple[int, float, str]] = {
-    f"{ITERATIONS} iterations": (ITERATIONS, 0.0, "none"),
-    **{
-        f"residual {residual}{label}": (MOST_ITERATIONS, residual, preconditioner)
-        for residual in RESIDUALS
-        for preconditioner, label in (("none", ""), ("kfac", ", ours with K-FAC"), ("gram", ", ours with Gram"))
-    },
+GOALS = {
+    f"{ITERATIONS} iterations": (ITERATIONS, 0.0),
+    **{f"residual {residual}": (MOST_ITERATIONS, residual) for residual in RESIDUALS},
 }
-"""What is equal -> most iterations, residual, and our preconditioner."""
+"""What is equal -> most iterations and the residual to reach."""
+PRECONDITIONERS = {"none": "#4a8cc7", "kfac": "#d1741f", "gram": "#1f6b45"}
+"""Of ours -> color."""
 
 
 class Problem:
@@ -153,21 +151,24 @@ def main() -> None:
     policies = HIDDEN if arguments.hidden is None else (tuple(arguments.hidden),)
     for task, hidden, n in product(arguments.tasks, policies, arguments.samples):
         problem = Trained(task, n, hidden) if arguments.trained else Problem(task, n, hidden)
-        for mode, limits in MODES.items():
-            row = {"task": task, "hidden": list(hidden), "n": n, "mode": mode}
-            row |= compare(problem, *limits, arguments.turns, arguments.case_seconds)
-            rows.append(row)
-            print(
-                f"{task:15} {hidden!s:11} n = {n:6}  equal {mode:31}  ours {1e3 * row['ours_seconds']:8.2f} ms "
-                f"({row['ours_iterations']:3} iterations)  double backward {1e3 * row['other_seconds']:8.2f} ms "
-                f"({row['other_iterations']:3})  ratio {row['ratio']:5.2f}  cosine {row['cosine']:.3f}",
-                flush=True,
-            )
-            write(
-                name,
-                {**context(), "damping": DAMPING, "accuracy": accuracy, "rows": rows},
-            )
+        for goal, limits in GOALS.items():
+            for preconditioner in PRECONDITIONERS if limits[1] else ("none",):
+                row = {"task": task, "hidden": list(hidden), "n": n, "goal": goal, "preconditioner": preconditioner}
+                row |= compare(problem, *limits, preconditioner, arguments.turns, arguments.case_seconds)
+                report(row)
+                rows.append(row)
+                write(name, {**context(), "damping": DAMPING, "accuracy": accuracy, "rows": rows})
     print(plot(rows, name))
+
+
+def report(row: dict[str, Any]) -> None:
+    print(
+        f"{row['task']:15} {row['hidden']!s:11} n = {row['n']:6}  {row['goal']:14} {row['preconditioner']:5} "
+        f"ours {1e3 * row['ours_seconds']:8.2f} ms ({row['ours_iterations']:3} iterations)  double backward "
+        f"{1e3 * row['other_seconds']:8.2f} ms ({row['other_iterations']:3})  ratio {row['ratio']:5.2f}  "
+        f"cosine {row['cosine']:.3f}",
+        flush=True,
+    )
 
 
 def compare(
@@ -232,24 +233,28 @@ def distance_from_exact(task: str, n: int, hidden: Sequence[int]) -> list[dict[s
 
 def plot(rows: list[dict[str, Any]], name: str) -> Any:
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    figure, axes = panels(len(MODES) * len(tasks), len(MODES), 4.0, 3.1)
-    colors = dict(zip(map(str, map(list, HIDDEN)), ("#9cc3e6", "#4a8cc7", "#123f73"), strict=True))
-    for axis, (task, mode) in zip(axes, product(tasks, MODES), strict=True):
-        for hidden, color in colors.items():
+    policies = list(dict.fromkeys(str(row["hidden"])[1:-1] for row in rows))
+    figure, axes = panels(len(GOALS) * len(tasks), len(GOALS), 4.6, 3.2)
+    for axis, (task, goal) in zip(axes, product(tasks, GOALS), strict=True):
+        for (preconditioner, color), (policy, style) in product(
+            PRECONDITIONERS.items(), zip(policies, ("o-", "s--", "^:"), strict=False)
+        ):
             points = [
                 (row["n"], row["ratio"])
                 for row in rows
-                if (row["task"], row["mode"], str(row["hidden"])) == (task, mode, hidden)
+                if (row["task"], row["goal"], row["preconditioner"]) == (task, goal, preconditioner)
+                and str(row["hidden"])[1:-1] == policy
             ]
             if points:
-                label = f"hidden {hidden[1:-1]}"
-                axis.plot(*zip(*points, strict=True), "o-", color=color, linewidth=1.8, markersize=4.5, label=label)
+                label = f"{policy}; {preconditioner}"
+                axis.plot(*zip(*points, strict=True), style, color=color, linewidth=1.8, markersize=4.5, label=label)
         axis.axhline(1, color="#333333", linewidth=1)
         axis.set_xscale("log", base=2)
-        axis.set_xticks(SAMPLES, [f"{n:,}" for n in SAMPLES])
+        samples = sorted({row["n"] for row in rows})
+        axis.set_xticks(samples, [f"{n:,}" for n in samples])
         axis.set_ylim(bottom=0)
-        axis.set_title(f"{task}, {mode}", loc="left", fontsize=9.5)
-    axes[0].legend(frameon=False, fontsize=9)
+        axis.set_title(f"{task}, equal {goal}", loc="left", fontsize=10.5)
+    axes[-1].legend(frameon=False, fontsize=9, title="hidden layers; our preconditioner", title_fontsize=9)
     figure.supxlabel("samples n", fontsize=10)
     figure.supylabel("seconds of double backward / ours", fontsize=10)
     return save(figure, name)

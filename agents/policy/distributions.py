@@ -78,7 +78,7 @@ class DiagonalGaussian:
         return self.mean
 
     def sample(self, noise: Tensor) -> Tensor:
-        return self.mean + torch.exp(self.log_std) * noise
+        return torch.addcmul(self.mean, torch.exp(self.log_std), noise)
 
 
 @dataclass(frozen=True)
