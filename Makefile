@@ -7,6 +7,7 @@ ALGORITHM = npg
 ENV = Hopper-v5
 STEPS = 1_000_000
 SEED = 0
+BUDGET = 30
 
 INSTALLED = $(VENV)/installed
 PIP = $(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt
@@ -18,7 +19,7 @@ help:
 	@echo "make train   train $(ALGORITHM) on $(ENV); ALGORITHM=, ENV=, STEPS= and SEED= change it"
 	@echo "make test    run the tests"
 	@echo "make lint    check style, format and types"
-	@echo "make bench   run every benchmark; takes long"
+	@echo "make bench   run every benchmark; takes long. BUDGET= are the minutes of those that train, which go on next time"
 	@echo "make .venv   only make the virtual environment"
 	@echo "make clean   remove the virtual environment and what tools leave; runs stay"
 
@@ -44,7 +45,9 @@ lint: $(INSTALLED)
 	$(RUN) -m mypy
 
 bench: $(INSTALLED)
-	set -e; for script in $(wildcard benchmarks/*.py); do echo "$$script"; $(RUN) $$script; done
+	set -e; for script in $(filter-out %/common.py %/search.py,$(wildcard benchmarks/*.py)); do \
+	  budget=; grep -q -e --budget-minutes $$script && budget="--budget-minutes $(BUDGET)"; \
+	  echo "$$script $$budget"; $(RUN) $$script $$budget; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -246,7 +246,7 @@ def plot(rows: list[dict[str, Any]], name: str) -> Any:
                 and str(row["hidden"])[1:-1] == policy
             ]
             if points:
-                label = f"{policy}; {preconditioner}"
+                label = f"hidden layers {policy}, our preconditioner: {preconditioner}"
                 axis.plot(*zip(*points, strict=True), style, color=color, linewidth=1.8, markersize=4.5, label=label)
         axis.axhline(1, color="#333333", linewidth=1)
         axis.set_xscale("log", base=2)
@@ -254,7 +254,8 @@ def plot(rows: list[dict[str, Any]], name: str) -> Any:
         axis.set_xticks(samples, [f"{n:,}" for n in samples])
         axis.set_ylim(bottom=0)
         axis.set_title(f"{task}, equal {goal}", loc="left", fontsize=10.5)
-    axes[-1].legend(frameon=False, fontsize=9, title="hidden layers; our preconditioner", title_fontsize=9)
+    labelled = max(axes, key=lambda axis: len(axis.get_lines())).get_legend_handles_labels()
+    figure.legend(*labelled, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     figure.supxlabel("samples n", fontsize=10)
     figure.supylabel("seconds of double backward / ours", fontsize=10)
     return save(figure, name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -309,3 +311,21 @@ def test_what_does_not_fit_is_refused_at_construction_with_what_does(monkeypatch
     monkeypatch.setattr("agents.npg.MATRIX_BYTES", 4 * 49**2)
     with pytest.raises(ValueError, match=r"fisher is 'adaptive'.*give one of compatible, analytic"):
         npg(fisher="adaptive")
+
+
+def test_an_update_from_many_samples_holds_nothing_of_samples_times_parameters() -> None:
+    code = """
+import resource, sys
+from agents import NPG
+
+agent = NPG("MlpPolicy", "InvertedPendulum-v5", seed=0, device="cpu", num_envs=256, n_steps=256)
+train, agent.train = agent.train, lambda: None
+next(agent.iterations(1))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+train()
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+parameters = sum(x.numel() for x in agent.policy.actor.parameters())
+print(grown * (1 if sys.platform == "darwin" else 1024) / (4 * 256 * 256 * parameters))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.6
