@@ -204,6 +204,11 @@ class EpisodeStatistics:
         self.lengths[ended] = 0
         return finished
 
+    def add(self, rewards: Tensor, ids: Tensor) -> None:
+        """Count m steps of the environments ids, rewards [m, k], in which none ended: the bits of m updates."""
+        self.returns[ids] = torch.cat((self.returns[ids][None], rewards)).cumsum(0)[-1]
+        self.lengths[ids] += len(rewards)
+
     def restart(self, ids: Tensor) -> None:
         """Count from 0 in the environments ids, whose episodes were left."""
         self.returns[ids] = 0.0

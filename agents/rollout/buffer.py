@@ -94,6 +94,14 @@ class RolloutBuffer:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}; the buffer keeps {tuple(row.shape)} a step.")
             row.copy_(value)
 
+    def put(self, name: str, t: int, ids: Tensor, values: Tensor) -> None:
+        """Copy values [k, *shape] of the environments ids [k] into row t of a field; the others' entries stay.
+
+        Raises:
+            RuntimeError: a dtype is not the field's, or a shape.
+        """
+        self._rows[name][t].index_copy_(0, ids, values)
+
     def add_final(self, t: int, ids: Tensor, observations: Tensor) -> None:
         """Keep the observations that truncated episodes ended in at step t.
 
