@@ -104,13 +104,13 @@ class DeterministicPolicy(BasePolicy):
 
         A row depends on its own row of the arguments alone, to the last bit, and little on N in time.
         """
-        clip = self.normalizer.clip
+        clip, normalizes = self.normalizer.clip, self.normalize_observations
         layers, finish = self._layers(theta), self._finish()
         normalized = torch.empty_like(shift)
 
         def act(observations: Tensor) -> Tensor:
             x = flatten(observations)
-            if self.normalize_observations:
+            if normalizes:
                 x = torch.sub(x, shift, out=normalized).mul_(scale).clamp_(-clip, clip)
             for layer in layers:
                 x = layer(x)

@@ -95,12 +95,11 @@ class RolloutBuffer:
             row.copy_(value)
 
     def put(self, name: str, t: int, ids: Tensor, values: Tensor) -> None:
-        """Copy values [k, *shape] of the environments ids [k] into row t of a field; the others' entries stay.
-
-        Raises:
-            RuntimeError: a dtype is not the field's, or a shape.
+        """Copy values [k, *shape] of the environments ids [k] into row t of a field, cast to its dtype; the others'
+        entries stay.
         """
-        self._rows[name][t].index_copy_(0, ids, values)
+        row = self._rows[name][t]
+        row.index_copy_(0, ids, values if values.dtype == row.dtype else values.to(row.dtype))
 
     def add_final(self, t: int, ids: Tensor, observations: Tensor) -> None:
         """Keep the observations that truncated episodes ended in at step t.

@@ -134,10 +134,9 @@ def collect_some(
     for name in keeps & {"rewards", "terminated", "truncated", "stepped"}:
         buffer[name].zero_()
 
-    def keep(t: int, **values: Tensor) -> None:
-        for name, value in values.items():
-            if name in keeps:
-                buffer.put(name, t, ids, value.to(buffer.specs[name].dtype))
+    def keep(name: str, t: int, values: Tensor) -> None:
+        if name in keeps:
+            buffer.put(name, t, ids, values)
 
     def whole(values: Tensor) -> Tensor:
         return values.new_zeros(env.num_envs, *values.shape[1:]).index_copy_(0, ids, values)
@@ -145,11 +144,11 @@ def collect_some(
     current, first = observations[ids], 0
     for t in range(last + 1):
         actions, environment_actions = act(t, current, ids)
-        keep(t, observations=current, actions=actions)
-        current, reward, terminated, truncated, info = env.step(
-            environment_actions, None if len(ids) == env.num_envs else ids
-        )
-        keep(t, rewards=reward)
+        keep("observations", t, current)
+        keep("actions", t, actions)
+        everyone = len(ids) == env.num_envs
+        current, reward, terminated, truncated, info = env.step(environment_actions, None if everyone else ids)
+        keep("rewards", t, reward)
         over = terminated | truncated
         ends = bool(over.any())
         if not (ends or every_step or t == last):
@@ -160,7 +159,8 @@ def collect_some(
             buffer["stepped"][first : t + 1].index_fill_(1, ids, True)
         first = t + 1
         if ends:
-            keep(t, terminated=terminated, truncated=truncated)
+            keep("terminated", t, terminated)
+            keep("truncated", t, truncated)
         if on_step is not None:
             rewards, terminations, truncations = (whole(x) for x in (reward, terminated, truncated))
             if not on_step(Step(t, whole(actions), observations, rewards, terminations, truncations, info, ids)):
