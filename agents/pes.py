@@ -232,12 +232,14 @@ class PolicySearch:
             actions = choose(observations)
             return actions, actions
 
-        observations = collect_some(
-            self.vector, act, self.buffer, self.observations, ids, self.on_step, every_step=self.every_step
-        )
+        # Callbacks, where there are any, see ordinary tensors.
+        with torch.inference_mode(not self.every_step):
+            observations = collect_some(
+                self.vector, act, self.buffer, self.observations, ids, self.on_step, every_step=self.every_step
+            )
         if observations is None:
             raise StopAsked
-        self.observations = observations
+        self.observations = observations.clone()
 
         stepped, rewards = self.buffer["stepped"][:, ids], self.buffer["rewards"][:, ids]
         if self.offset:

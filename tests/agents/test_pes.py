@@ -402,7 +402,7 @@ def test_some_environments_are_stepped_as_each_is_alone() -> None:
     buffer, calls = RolloutBuffer(200, 6, fields), []
     for name in fields:
         buffer[name].fill_(1)
-    actions = torch.tensor([[0.9, -0.9, 0.9], [0.5, 0.5, 0.5], [-0.5, 0.1, 0.4]])
+    actions = torch.tensor([[0.0, 0.0, -1.0], [0.5, 0.5, 0.5], [-0.5, 0.1, 0.4]])
 
     def act(t: int, s: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         chosen = actions[torch.searchsorted(ids, rows)]
