@@ -3,7 +3,8 @@
 Four parts, each kept in results/policy_search.json as soon as a run of it is finished, and not repeated:
 
 - swimmer: PES, NRES, ES and truncated ES with linear policies on Swimmer-v5, equal environment steps, several seeds.
-- preset: the preset of `PES` on Swimmer-v5, for seeds 10 to 19, which were not used to choose it.
+- preset: the presets of `PES` on Swimmer-v5, for seeds 10 to 19, and InvertedPendulum-v5, 10 to 17, which were not
+  used to choose them.
 - thresholds: seconds and environment steps until the policy's mean return reaches what Mania et al. 2018 (table 1) ask
   for, ours (the presets of `PES`) against sb3-contrib's ARS with the settings that rl-baselines3-zoo has for them
   (hyperparams/ars.yml, MuJoCo's v3, "closest to original paper"), which are not the presets': HalfCheetah has 32
@@ -41,7 +42,8 @@ SWIMMER: dict[str, dict[str, Any]] = {
     "truncated_es": {"estimator": "truncated_es", "n_steps": 100, "sigma": 0.1, "learning_rate": 0.05, "num_envs": 30},
 }
 """Ten pairs each, SGD, rewards scaled by each window's own deviation."""
-PRESET_SEEDS = range(10, 20)
+PRESETS = {"Swimmer-v5": (250_000, range(10, 20)), "InvertedPendulum-v5": (100_000, range(10, 18))}
+"""Environment steps and seeds of the runs with a preset."""
 
 THRESHOLDS = {"HalfCheetah-v5": 2386, "Hopper-v5": 3403, "Walker2d-v5": 3830}
 PUBLISHED_STEPS = {"HalfCheetah-v5": 5.9e5, "Hopper-v5": 2.0e6, "Walker2d-v5": 8.1e6}
@@ -74,8 +76,9 @@ def main() -> None:
         common = {"part": "swimmer", "env": "Swimmer-v5", "steps": arguments.steps}
         keys += [{**common, "side": side, "seed": seed} for seed in range(arguments.seeds) for side in SWIMMER]
     if "preset" in arguments.parts:
-        common = {"part": "preset", "env": "Swimmer-v5", "steps": arguments.steps, "side": "preset"}
-        keys += [{**common, "seed": seed} for seed in PRESET_SEEDS]
+        for env, (steps, seeds) in PRESETS.items():
+            common = {"part": "preset", "env": env, "steps": steps, "side": "preset"}
+            keys += [{**common, "seed": seed} for seed in seeds]
     if "thresholds" in arguments.parts:
         for env in arguments.tasks:
             common = {"part": "thresholds", "env": env, "steps": arguments.most_steps or MOST_STEPS[env]}
@@ -88,7 +91,7 @@ def main() -> None:
             print("the budget of minutes is spent; call again to go on")
             break
         if key["part"] in ("swimmer", "preset"):
-            run = swimmer(key, arguments.threads)
+            run = curve_of(key, arguments.threads)
         else:
             run = threshold(key, arguments.every, deadline, arguments.threads)
         run = {**key, **settings, "physics_threads": arguments.threads, **context(), **installed("sb3-contrib"), **run}
@@ -114,15 +117,17 @@ def settings_of(key: dict[str, Any]) -> dict[str, Any]:
     return ARS_SETTINGS[key["env"]] if key["side"] == "sb3-contrib" else preset_values("pes", key["env"])
 
 
-def swimmer(key: dict[str, Any], threads: int) -> dict[str, Any]:
-    """One estimator's curve and its last policy's return, mean of 16 episodes on seeds of their own."""
+def curve_of(key: dict[str, Any], threads: int) -> dict[str, Any]:
+    """A run's curve and its last policy's return, mean of 16 episodes on seeds of their own."""
     agent = searching(key, threads)
-    with contextlib.closing(make_vec("Swimmer-v5", 16, autoreset="disabled")) as env:
-        curve, seconds, begin = [], 0.0, time.perf_counter()
+    with contextlib.closing(make_vec(key["env"], 16, autoreset="disabled")) as env:
+        curve, evaluation_steps, seconds, begin = [], 0, 0.0, time.perf_counter()
         for _ in agent.iterations(key["steps"]):
             if agent.num_timesteps >= (len(curve) + 1) * 20_000:
                 seconds += time.perf_counter() - begin
-                curve.append((agent.num_timesteps, round(evaluate(agent, env, 4, EVALUATION_SEED).mean, 1)))
+                found = evaluate(agent, env, 4, EVALUATION_SEED)
+                evaluation_steps += found.steps
+                curve.append((agent.num_timesteps, round(found.mean, 1)))
                 begin = time.perf_counter()
         seconds += time.perf_counter() - begin
         final = evaluate(agent, env, 16, 2 * EVALUATION_SEED)
@@ -130,7 +135,7 @@ def swimmer(key: dict[str, Any], threads: int) -> dict[str, Any]:
         "final": final.mean,
         "steps_taken": agent.num_timesteps,
         "steps_with_mean_parameters": agent.steps_with_mean_parameters,
-        "evaluation_steps": 4 * 1000 * len(curve) + final.steps,
+        "evaluation_steps": evaluation_steps + final.steps,
         "seconds": round(seconds, 2),
         "curve": curve,
     }
