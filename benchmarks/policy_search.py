@@ -10,6 +10,8 @@ Four parts, each kept in results/policy_search.json as soon as a run of it is fi
   (hyperparams/ars.yml, MuJoCo's v3, "closest to original paper"), which are not the presets': HalfCheetah has 32
   directions there, and 8 in the preset. Evaluations are not timed, and their steps are counted apart.
   --budget-minutes ends the part; call again to go on.
+- speed: environment steps per second of both sides of that comparison, from their first policies on, alternated in one
+  process; medians.
 - rate: environment steps per second with 64 particles on Hopper-v5 beside the environment layer, which steps the same
   environments with the same actions.
 """
@@ -32,7 +34,7 @@ from agents.run.evaluation import evaluate
 from envs import make_vec
 
 NAME = "policy_search"
-PARTS = ("swimmer", "preset", "rate", "thresholds")
+PARTS = ("swimmer", "preset", "rate", "speed", "thresholds")
 EVALUATION_SEED = 1_000_000
 
 SWIMMER: dict[str, dict[str, Any]] = {
@@ -101,9 +103,17 @@ def main() -> None:
         kept["runs"] = [other for other in kept["runs"] if not is_same(other, key, versions=False)] + [run]
         write(NAME, kept)
         print(line(run), flush=True)
+    if "speed" in arguments.parts:
+        for env in arguments.tasks:
+            row = {**context(), **installed("sb3-contrib"), **speed(env, arguments.threads)}
+            kept["speeds"] = [other for other in kept.get("speeds", []) if other["env"] != env] + [row]
+            write(NAME, kept)
     if "rate" in arguments.parts:
         kept["rates"] = [{**context(), **rate("Hopper-v5", 64)}]
         write(NAME, kept)
+    for row in kept.get("speeds", []):
+        sides = ", ".join(f"{side} {row[side]:.0f}" for side in ("ours", "sb3-contrib"))
+        print(f"{row['env']}: {sides} steps/s, {row['ratio']:.1f} times")
     for row in kept["rates"]:
         print(f"{row['env']}, {row['particles']} particles: {row['rate']:.0f} steps/s, {row['ratio']:.3f} of the layer")
     print(summary(kept["runs"]))
@@ -210,6 +220,29 @@ def ars(key: dict[str, Any]) -> Any:
         yield model.num_timesteps, Normalized(model, env)
 
 
+def speed(env_id: str, threads: int, turns: int = 3, seconds: float = 2.0) -> dict[str, Any]:
+    """Environment steps per second of both sides: in each turn, whole updates for at least so many seconds."""
+    key = {"part": "thresholds", "env": env_id, "steps": 10**9, "seed": 0}
+    sides = {"ours": ours({**key, "side": "ours"}, threads), "sb3-contrib": ars({**key, "side": "sb3-contrib"})}
+    made = {side: next(training)[0] for side, training in sides.items()}
+    rates: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(turns):
+        for side, training in sides.items():
+            begin, before = time.perf_counter(), made[side]
+            while time.perf_counter() - begin < seconds:
+                made[side] = next(training)[0]
+            rates[side].append((made[side] - before) / (time.perf_counter() - begin))
+    medians = {side: statistics.median(found) for side, found in rates.items()}
+    ratio = statistics.median(a / b for a, b in zip(rates["ours"], rates["sb3-contrib"], strict=True))
+    return {
+        "env": env_id,
+        **medians,
+        "ratio": ratio,
+        "turns": rates,
+        "settings": {s: settings_of({**key, "side": s}) for s in sides},
+    }
+
+
 def rate(env_id: str, particles: int, windows: int = 20) -> dict[str, Any]:
     """Steps per second of learning, and of the environment layer alone on the same resets, actions and ids.
 
@@ -268,7 +301,7 @@ def line(run: dict[str, Any]) -> str:
 
 def summary(runs: list[dict[str, Any]]) -> str:
     """Medians over seeds, per part, task and side."""
-    rows = ["", f"{'task':16}{'side':14}{'seeds':>6}{'median':>10}   all"]
+    rows = ["", f"{'task':20}{'side':14}{'seeds':>6}{'median':>10}   all"]
     for group in groups(runs):
         first = group[0]
         if first["part"] != "thresholds":
@@ -276,14 +309,14 @@ def summary(runs: list[dict[str, Any]]) -> str:
             seconds = [run["seconds"] for run in group]
             listed = " ".join(f"{value:.0f}" for value in finals)
             rows.append(
-                f"{first['env']:16}{first['side']:14}{len(group):6}{statistics.median(finals):10.0f}   {listed}; "
+                f"{first['env']:20}{first['side']:14}{len(group):6}{statistics.median(finals):10.0f}   {listed}; "
                 f"{statistics.median(seconds):.1f} s"
             )
             continue
         steps = [run["steps_taken"] if run["reached"] else np.inf for run in group]
         seconds = [run["seconds"] if run["reached"] else np.inf for run in group]
         rows.append(
-            f"{first['env']:16}{first['side']:14}{len(group):6}{statistics.median(steps):10.3g} steps, "
+            f"{first['env']:20}{first['side']:14}{len(group):6}{statistics.median(steps):10.3g} steps, "
             f"{statistics.median(seconds):.0f} s, {statistics.median(r['steps_per_second'] for r in group):.0f} steps/s"
             f"   reached by {sum(run['reached'] for run in group)}; published ARS {PUBLISHED_STEPS[first['env']]:.2g}"
         )
