@@ -37,9 +37,8 @@ from agents.rollout.adaptation import (
     task_sampler,
 )
 from agents.rollout.threads import over_shards, single_thread
-from envs.mujoco import FamilyVectorEnv
 from envs.sb3 import SB3View
-from envs.vector import EpisodeStatistics
+from envs.vector import EpisodeStatistics, TaskVectorEnv
 
 OUTER_STEPS = ("clipped", "trust_region")
 BACKTRACKS = 10
@@ -211,17 +210,17 @@ class MetaAgent(Agent):
         return "lvc"
 
     def _connect(self, env: SB3View) -> None:
-        c, family = self.config, isinstance(env.vector, FamilyVectorEnv)
-        self.num_tasks = c.meta_batch_size if family else 1
+        c, vector = self.config, env.vector
+        self.num_tasks = c.meta_batch_size if isinstance(vector, TaskVectorEnv) else 1
         if env.num_envs % self.num_tasks:
             raise ValueError(
                 f"num_envs is {env.num_envs}, which meta_batch_size = {self.num_tasks} does not divide; give each task "
                 f"as many rollouts, such as num_envs {-(-env.num_envs // self.num_tasks) * self.num_tasks}."
             )
-        if family and env.vector.task.horizon != c.n_steps:  # type: ignore[attr-defined]
+        if isinstance(vector, TaskVectorEnv) and vector.max_episode_steps != c.n_steps:
             raise ValueError(
-                f"n_steps is {c.n_steps}, but the horizon of {env.vector.task.env_id} is "  # type: ignore[attr-defined]
-                f"{env.vector.task.horizon}; a rollout is a whole horizon, give both alike."  # type: ignore[attr-defined]
+                f"n_steps is {c.n_steps}, but the horizon of {vector.made_from.get('env_id', 'the family')} is "
+                f"{vector.max_episode_steps}; a rollout is a whole horizon, give both alike."
             )
         super()._connect(env)
 
@@ -263,7 +262,7 @@ class MetaAgent(Agent):
         """Give the environments this iteration's tasks, if they are of a family."""
         assert self.env is not None
         vector = self.env.vector
-        if isinstance(vector, FamilyVectorEnv):
+        if isinstance(vector, TaskVectorEnv):
             M = self.num_tasks
             tasks = vector.draw_tasks(self.iteration * M + np.arange(M), "train")
             vector.set_tasks(np.repeat(tasks, vector.num_envs // M, axis=0))
@@ -273,7 +272,7 @@ class MetaAgent(Agent):
         """Start all episodes anew, where rollouts are whole horizons; an ordinary environment goes on."""
         assert self.env is not None
         vector = self.env.vector
-        if isinstance(vector, FamilyVectorEnv):
+        if isinstance(vector, TaskVectorEnv):
             self.observations = vector.reset()[0]
             self.running_episodes = EpisodeStatistics(vector.num_envs, vector.device)
 

@@ -34,7 +34,7 @@ from agents.direction.unrolls.protocol import State
 from agents.policy.normalizer import Moments
 from agents.policy.particles import DeterministicPolicy, LinearPolicy, MlpPolicy
 from agents.rollout.buffer import FieldSpec, RolloutBuffer
-from agents.rollout.collect import Step, collect
+from agents.rollout.collect import Step, collect_some
 from envs.sb3 import SB3View
 from envs.vector import SnapshotError, VectorEnv
 
@@ -166,7 +166,9 @@ class PolicySearch:
     observations: Tensor
     """Current in the environments, [N, *O]."""
     on_step: Callable[[Step], bool] | None = None
-    """Called after each step; False stops the window, which raises `StopAsked`."""
+    """Called after steps; False stops the window, which raises `StopAsked`."""
+    every_step = True
+    """Whether it is called after every step, or only where an episode ended and after the last."""
 
     def __init__(
         self,
@@ -219,13 +221,22 @@ class PolicySearch:
     def unroll(self, theta: Tensor, state: State, window: int) -> tuple[State, Tensor, Tensor]:
         ids = self._share(state["slots"]) if self.shared else state["slots"]
         self._theta[ids], self._shift[ids], self._scale[ids] = theta, state["shift"], state["scale"]
-        choose = self.policy.particles(self._theta, self._shift, self._scale)
+        going: Tensor | None = None
+        choose: Callable[[Tensor], Tensor]
 
-        def act(t: int, observations: Tensor) -> tuple[Tensor, Tensor]:
+        def act(t: int, observations: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal going, choose
+            if rows is not going:
+                choose = self.policy.particles(self._theta[rows], self._shift[rows], self._scale[rows])
+                going = rows
             actions = choose(observations)
             return actions, actions
 
-        observations = collect(self.vector, act, self.buffer, self.observations, self.on_step, ids)
+        # Callbacks, where there are any, see ordinary tensors.
+        with torch.inference_mode(not self.every_step):
+            observations = collect_some(
+                self.vector, act, self.buffer, self.observations, ids, self.on_step, every_step=self.every_step
+            )
         if observations is None:
             raise StopAsked
         self.observations = observations.clone()
@@ -396,7 +407,7 @@ class PES(Agent):
         assert self.observations is not None
         assert self.particles is not None
         self.task.observations = self.observations
-        self.task.on_step = self._on_step(listener, listens, total_timesteps)
+        self.task.on_step, self.task.every_step = self._on_step(listener, listens, total_timesteps), listens
         self.window_sigma = self.sigma
         theta = parameter_vector(self._acting.actor)
         listener.on_rollout_start()
@@ -408,6 +419,22 @@ class PES(Agent):
         self.observations = self.task.observations
         listener.on_rollout_end()
         return True
+
+    def _on_step(self, listener: BaseCallback, listens: bool, total_timesteps: int) -> Callable[[Step], bool]:
+        """Counts the steps since the last call too, which were steps of the same environments."""
+        show, counted = super()._on_step(listener, listens, total_timesteps), 0
+
+        def on_step(step: Step) -> bool:
+            nonlocal counted
+            assert step.ids is not None
+            if step.t > counted:
+                missed = self.buffer["rewards"][counted : step.t, step.ids]
+                self.running_episodes.add(missed, step.ids)
+                self.num_timesteps += missed.numel()
+            counted = step.t + 1
+            return show(step)
+
+        return on_step
 
     @torch.no_grad()
     def train(self) -> None:

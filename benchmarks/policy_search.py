@@ -3,12 +3,15 @@
 Four parts, each kept in results/policy_search.json as soon as a run of it is finished, and not repeated:
 
 - swimmer: PES, NRES, ES and truncated ES with linear policies on Swimmer-v5, equal environment steps, several seeds.
-- preset: the preset of `PES` on Swimmer-v5, for seeds 10 to 19, which were not used to choose it.
+- preset: the presets of `PES` on Swimmer-v5, for seeds 10 to 19, and InvertedPendulum-v5, 10 to 17, which were not
+  used to choose them.
 - thresholds: seconds and environment steps until the policy's mean return reaches what Mania et al. 2018 (table 1) ask
   for, ours (the presets of `PES`) against sb3-contrib's ARS with the settings that rl-baselines3-zoo has for them
   (hyperparams/ars.yml, MuJoCo's v3, "closest to original paper"), which are not the presets': HalfCheetah has 32
   directions there, and 8 in the preset. Evaluations are not timed, and their steps are counted apart.
   --budget-minutes ends the part; call again to go on.
+- speed: environment steps per second of both sides of that comparison, from their first policies on, alternated in one
+  process; medians.
 - rate: environment steps per second with 64 particles on Hopper-v5 beside the environment layer, which steps the same
   environments with the same actions.
 """
@@ -31,7 +34,7 @@ from agents.run.evaluation import evaluate
 from envs import make_vec
 
 NAME = "policy_search"
-PARTS = ("swimmer", "preset", "rate", "thresholds")
+PARTS = ("swimmer", "preset", "rate", "speed", "thresholds")
 EVALUATION_SEED = 1_000_000
 
 SWIMMER: dict[str, dict[str, Any]] = {
@@ -41,7 +44,8 @@ SWIMMER: dict[str, dict[str, Any]] = {
     "truncated_es": {"estimator": "truncated_es", "n_steps": 100, "sigma": 0.1, "learning_rate": 0.05, "num_envs": 30},
 }
 """Ten pairs each, SGD, rewards scaled by each window's own deviation."""
-PRESET_SEEDS = range(10, 20)
+PRESETS = {"Swimmer-v5": (250_000, range(10, 20)), "InvertedPendulum-v5": (100_000, range(10, 18))}
+"""Environment steps and seeds of the runs with a preset."""
 
 THRESHOLDS = {"HalfCheetah-v5": 2386, "Hopper-v5": 3403, "Walker2d-v5": 3830}
 PUBLISHED_STEPS = {"HalfCheetah-v5": 5.9e5, "Hopper-v5": 2.0e6, "Walker2d-v5": 8.1e6}
@@ -74,8 +78,9 @@ def main() -> None:
         common = {"part": "swimmer", "env": "Swimmer-v5", "steps": arguments.steps}
         keys += [{**common, "side": side, "seed": seed} for seed in range(arguments.seeds) for side in SWIMMER]
     if "preset" in arguments.parts:
-        common = {"part": "preset", "env": "Swimmer-v5", "steps": arguments.steps, "side": "preset"}
-        keys += [{**common, "seed": seed} for seed in PRESET_SEEDS]
+        for env, (steps, seeds) in PRESETS.items():
+            common = {"part": "preset", "env": env, "steps": steps, "side": "preset"}
+            keys += [{**common, "seed": seed} for seed in seeds]
     if "thresholds" in arguments.parts:
         for env in arguments.tasks:
             common = {"part": "thresholds", "env": env, "steps": arguments.most_steps or MOST_STEPS[env]}
@@ -88,7 +93,7 @@ def main() -> None:
             print("the budget of minutes is spent; call again to go on")
             break
         if key["part"] in ("swimmer", "preset"):
-            run = swimmer(key, arguments.threads)
+            run = curve_of(key, arguments.threads)
         else:
             run = threshold(key, arguments.every, deadline, arguments.threads)
         run = {**key, **settings, "physics_threads": arguments.threads, **context(), **installed("sb3-contrib"), **run}
@@ -98,9 +103,17 @@ def main() -> None:
         kept["runs"] = [other for other in kept["runs"] if not is_same(other, key, versions=False)] + [run]
         write(NAME, kept)
         print(line(run), flush=True)
+    if "speed" in arguments.parts:
+        for env in arguments.tasks:
+            row = {**context(), **installed("sb3-contrib"), **speed(env, arguments.threads)}
+            kept["speeds"] = [other for other in kept.get("speeds", []) if other["env"] != env] + [row]
+            write(NAME, kept)
     if "rate" in arguments.parts:
         kept["rates"] = [{**context(), **rate("Hopper-v5", 64)}]
         write(NAME, kept)
+    for row in kept.get("speeds", []):
+        sides = ", ".join(f"{side} {row[side]:.0f}" for side in ("ours", "sb3-contrib"))
+        print(f"{row['env']}: {sides} steps/s, {row['ratio']:.1f} times")
     for row in kept["rates"]:
         print(f"{row['env']}, {row['particles']} particles: {row['rate']:.0f} steps/s, {row['ratio']:.3f} of the layer")
     print(summary(kept["runs"]))
@@ -114,15 +127,17 @@ def settings_of(key: dict[str, Any]) -> dict[str, Any]:
     return ARS_SETTINGS[key["env"]] if key["side"] == "sb3-contrib" else preset_values("pes", key["env"])
 
 
-def swimmer(key: dict[str, Any], threads: int) -> dict[str, Any]:
-    """One estimator's curve and its last policy's return, mean of 16 episodes on seeds of their own."""
+def curve_of(key: dict[str, Any], threads: int) -> dict[str, Any]:
+    """A run's curve and its last policy's return, mean of 16 episodes on seeds of their own."""
     agent = searching(key, threads)
-    with contextlib.closing(make_vec("Swimmer-v5", 16, autoreset="disabled")) as env:
-        curve, seconds, begin = [], 0.0, time.perf_counter()
+    with contextlib.closing(make_vec(key["env"], 16, autoreset="disabled")) as env:
+        curve, evaluation_steps, seconds, begin = [], 0, 0.0, time.perf_counter()
         for _ in agent.iterations(key["steps"]):
             if agent.num_timesteps >= (len(curve) + 1) * 20_000:
                 seconds += time.perf_counter() - begin
-                curve.append((agent.num_timesteps, round(evaluate(agent, env, 4, EVALUATION_SEED).mean, 1)))
+                found = evaluate(agent, env, 4, EVALUATION_SEED)
+                evaluation_steps += found.steps
+                curve.append((agent.num_timesteps, round(found.mean, 1)))
                 begin = time.perf_counter()
         seconds += time.perf_counter() - begin
         final = evaluate(agent, env, 16, 2 * EVALUATION_SEED)
@@ -130,7 +145,7 @@ def swimmer(key: dict[str, Any], threads: int) -> dict[str, Any]:
         "final": final.mean,
         "steps_taken": agent.num_timesteps,
         "steps_with_mean_parameters": agent.steps_with_mean_parameters,
-        "evaluation_steps": 4 * 1000 * len(curve) + final.steps,
+        "evaluation_steps": evaluation_steps + final.steps,
         "seconds": round(seconds, 2),
         "curve": curve,
     }
@@ -205,6 +220,29 @@ def ars(key: dict[str, Any]) -> Any:
         yield model.num_timesteps, Normalized(model, env)
 
 
+def speed(env_id: str, threads: int, turns: int = 3, seconds: float = 2.0) -> dict[str, Any]:
+    """Environment steps per second of both sides: in each turn, whole updates for at least so many seconds."""
+    key = {"part": "thresholds", "env": env_id, "steps": 10**9, "seed": 0}
+    sides = {"ours": ours({**key, "side": "ours"}, threads), "sb3-contrib": ars({**key, "side": "sb3-contrib"})}
+    made = {side: next(training)[0] for side, training in sides.items()}
+    rates: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(turns):
+        for side, training in sides.items():
+            begin, before = time.perf_counter(), made[side]
+            while time.perf_counter() - begin < seconds:
+                made[side] = next(training)[0]
+            rates[side].append((made[side] - before) / (time.perf_counter() - begin))
+    medians = {side: statistics.median(found) for side, found in rates.items()}
+    ratio = statistics.median(a / b for a, b in zip(rates["ours"], rates["sb3-contrib"], strict=True))
+    return {
+        "env": env_id,
+        **medians,
+        "ratio": ratio,
+        "turns": rates,
+        "settings": {s: settings_of({**key, "side": s}) for s in sides},
+    }
+
+
 def rate(env_id: str, particles: int, windows: int = 20) -> dict[str, Any]:
     """Steps per second of learning, and of the environment layer alone on the same resets, actions and ids.
 
@@ -217,8 +255,8 @@ def rate(env_id: str, particles: int, windows: int = 20) -> dict[str, Any]:
 
     def recorded(name: str) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
-            held = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
-            calls.append((name, tuple(held), dict(kwargs)))
+            # Actions and ids are new tensors wherever they change: to keep them costs the learning side nothing.
+            calls.append((name, args, kwargs))
             return originals[name](*args, **kwargs)
 
         return call
@@ -263,7 +301,7 @@ def line(run: dict[str, Any]) -> str:
 
 def summary(runs: list[dict[str, Any]]) -> str:
     """Medians over seeds, per part, task and side."""
-    rows = ["", f"{'task':16}{'side':14}{'seeds':>6}{'median':>10}   all"]
+    rows = ["", f"{'task':20}{'side':14}{'seeds':>6}{'median':>10}   all"]
     for group in groups(runs):
         first = group[0]
         if first["part"] != "thresholds":
@@ -271,14 +309,14 @@ def summary(runs: list[dict[str, Any]]) -> str:
             seconds = [run["seconds"] for run in group]
             listed = " ".join(f"{value:.0f}" for value in finals)
             rows.append(
-                f"{first['env']:16}{first['side']:14}{len(group):6}{statistics.median(finals):10.0f}   {listed}; "
+                f"{first['env']:20}{first['side']:14}{len(group):6}{statistics.median(finals):10.0f}   {listed}; "
                 f"{statistics.median(seconds):.1f} s"
             )
             continue
         steps = [run["steps_taken"] if run["reached"] else np.inf for run in group]
         seconds = [run["seconds"] if run["reached"] else np.inf for run in group]
         rows.append(
-            f"{first['env']:16}{first['side']:14}{len(group):6}{statistics.median(steps):10.3g} steps, "
+            f"{first['env']:20}{first['side']:14}{len(group):6}{statistics.median(steps):10.3g} steps, "
             f"{statistics.median(seconds):.0f} s, {statistics.median(r['steps_per_second'] for r in group):.0f} steps/s"
             f"   reached by {sum(run['reached'] for run in group)}; published ARS {PUBLISHED_STEPS[first['env']]:.2g}"
         )

@@ -155,6 +155,21 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         return array
 
 
+class TaskVectorEnv(VectorEnv):
+    """Environments that each have their own task, a row of G numbers, of one family: what learning to adapt needs."""
+
+    max_episode_steps: int
+    """The horizon: environment steps per episode."""
+
+    def draw_tasks(self, numbers: Any, split: Any = None) -> np.ndarray:
+        """The tasks of these numbers, [n, G], in a split of the family: "train", "held_out", or its own (None)."""
+        raise NotImplementedError
+
+    def set_tasks(self, tasks: Any, ids: Ids = None) -> None:
+        """Give the environments ids the tasks [n, G]; their episodes end here, so reset them next."""
+        raise NotImplementedError
+
+
 class SnapshotError(RuntimeError):
     """An environment cannot be snapshot or put back exactly."""
 
@@ -188,6 +203,11 @@ class EpisodeStatistics:
         self.returns[ended] = 0.0
         self.lengths[ended] = 0
         return finished
+
+    def add(self, rewards: Tensor, ids: Tensor) -> None:
+        """Count m steps of the environments ids, rewards [m, k], in which none ended: the bits of m updates."""
+        self.returns[ids] = torch.cat((self.returns[ids][None], rewards)).cumsum(0)[-1]
+        self.lengths[ids] += len(rewards)
 
     def restart(self, ids: Tensor) -> None:
         """Count from 0 in the environments ids, whose episodes were left."""

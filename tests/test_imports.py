@@ -1,6 +1,8 @@
 """Imports go one way: envs <- rollout, direction, policy <- base <- algorithms <- run <- the two scripts."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,10 @@ def test_the_walk_sees_every_file_and_every_kind_of_import() -> None:
 )
 def test_each_rule_is_held(importer: str, imported: str) -> None:
     assert forbidden(importer, imported)
+
+
+def test_importing_agents_leaves_out_what_only_some_runs_use() -> None:
+    names = ("mujoco", "matplotlib", "pandas", "scipy", "tyro", "imageio")
+    script = f"import sys, agents; print(sorted(sys.modules.keys() & {set(names)!r}))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -94,19 +94,27 @@ class DeterministicPolicy(Policy):
 
         A row depends on its own row of the arguments alone, to the last bit, and little on N in time.
         """
-        clip = self.normalizer.clip
-        layers = self._layers(theta)
+        clip, normalizes = self.normalizer.clip, self.normalize_observations
+        layers, finish = self._layers(theta), self._finish()
         normalized = torch.empty_like(shift)
 
         def act(observations: Tensor) -> Tensor:
             x = flatten(observations)
-            if self.normalize_observations:
+            if normalizes:
                 x = torch.sub(x, shift, out=normalized).mul_(scale).clamp_(-clip, clip)
             for layer in layers:
                 x = layer(x)
-            return self.to_environment(self._actions_of(x).mode())
+            return finish(x)
 
         return act
+
+    def _finish(self) -> Callable[[Tensor], Tensor]:
+        """Outputs [n, K] to actions [n, *A], as the environment takes them."""
+        shape = self.actor.head.shape
+        if self.actor.head.kind != "gaussian" or self.squash_output or len(shape) != 1:
+            return lambda outputs: self.to_environment(self._actions_of(outputs).mode())
+        low, high = self._low, self._high
+        return lambda outputs: torch.clamp(outputs, low, high)  # type: ignore[arg-type]
 
     def _layers(self, theta: Tensor) -> list[Callable[[Tensor], Tensor]]:
         """The network's layers with a weight and a bias for each row of theta [N, P]."""

@@ -94,6 +94,13 @@ class RolloutBuffer:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}; the buffer keeps {tuple(row.shape)} a step.")
             row.copy_(value)
 
+    def put(self, name: str, t: int, ids: Tensor, values: Tensor) -> None:
+        """Copy values [k, *shape] of the environments ids [k] into row t of a field, cast to its dtype; the others'
+        entries stay.
+        """
+        row = self._rows[name][t]
+        row.index_copy_(0, ids, values if values.dtype == row.dtype else values.to(row.dtype))
+
     def add_final(self, t: int, ids: Tensor, observations: Tensor) -> None:
         """Keep the observations that truncated episodes ended in at step t.
 

@@ -1,4 +1,4 @@
-"""The one loop that fills a rollout buffer from an environment."""
+"""The loop that fills a rollout buffer from environments, and the one for environments that stop one by one."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from envs.vector import VectorEnv
 
 Act = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 """Step t and observations [N, *O] to the actions that the buffer keeps and those that the environment takes."""
+ActSome = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""The same for some environments: step t, observations [k, *O] and ids [k], a new tensor whenever they change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,73 +66,107 @@ def collect(
     buffer: RolloutBuffer,
     observations: Tensor,
     on_step: Callable[[Step], bool] | None = None,
-    ids: Tensor | None = None,
 ) -> Tensor | None:
     """Fill a buffer with T steps of N environments.
 
     Only the fields that the buffer declares are kept. Where an episode was truncated and another began, the observation
-    that it really ended in is kept too, if the buffer keeps observations. Where environments stand still, the fields
-    "rewards" and "stepped" hold 0, and what the others hold means nothing.
+    that it really ended in is kept too, if the buffer keeps observations.
 
     Args:
-        env: num_envs = N. In SAME_STEP mode, unless ids are given.
+        env: num_envs = N, in SAME_STEP mode.
         act: chooses actions.
         buffer: is cleared first.
         observations: [N, *O], current in env.
         on_step: called after each step; False stops collecting.
-        ids: the environments to step, int64 [k] in ascending order, in DISABLED mode; each of them stands still once it
-            has ended, and collecting ends when all have.
 
     Returns:
         The observations to go on from, or None if on_step stopped it.
     """
     buffer.clear()
     keeps = buffer.specs.keys()
-    if ids is not None:
-        for name in keeps & {"rewards", "stepped"}:
-            buffer[name].zero_()
     for t in range(buffer.n_steps):
         actions, environment_actions = act(t, observations)
         # Before the step, which may reuse the observations' memory.
         before = {"observations": observations, "actions": actions}
         buffer.add(t, **{name: value for name, value in before.items() if name in keeps})
-        step = _step(env, t, environment_actions, observations, ids)
-        observations, truncated = step.observations, step.truncated
-        after = {"rewards": step.rewards, "terminated": step.terminated, "truncated": truncated}
+        observations, reward, terminated, truncated, info = env.step(environment_actions)
+        after = {"rewards": reward, "terminated": terminated, "truncated": truncated}
         buffer.add(t, **{name: value for name, value in after.items() if name in keeps})
-        if "stepped" in keeps:
-            _mark(buffer["stepped"][t], ids)
-        if "observations" in keeps and ids is None and truncated.any():
+        if "observations" in keeps and truncated.any():
             ended = truncated.nonzero()[:, 0]
-            buffer.add_final(t, ended, step.info["final_obs"][ended])
-        if on_step is not None and not on_step(step):
+            buffer.add_final(t, ended, info["final_obs"][ended])
+        if on_step is not None and not on_step(Step(t, actions, observations, reward, terminated, truncated, info)):
             return None
-        if ids is not None:
-            over = step.terminated | truncated
-            if over.any():
-                ids = ids[~over[ids]]
-                if not len(ids):
-                    break
     return observations
 
 
-def _mark(stepped: Tensor, ids: Tensor | None) -> None:
-    """Set stepped [N] where environments were."""
-    if ids is None:
-        stepped.fill_(True)
-    else:
-        stepped.index_fill_(0, ids, True)
+def collect_some(
+    env: VectorEnv,
+    act: ActSome,
+    buffer: RolloutBuffer,
+    observations: Tensor,
+    ids: Tensor,
+    on_step: Callable[[Step], bool] | None = None,
+    *,
+    every_step: bool = True,
+) -> Tensor | None:
+    """Fill a buffer with steps of some environments, each of which stands still once it has ended.
 
+    A step costs what the environments that go on cost: only their rows are worked on. Where environments stand still,
+    the fields "rewards", "terminated", "truncated" and "stepped" hold 0, and what the others hold means nothing.
+    Collecting ends after T steps, or when all have ended.
 
-def _step(env: VectorEnv, t: int, actions: Tensor, observations: Tensor, ids: Tensor | None) -> Step:
-    """Step the environments ids, and say what became of all."""
-    if ids is None or len(ids) == env.num_envs:
-        observation, reward, terminated, truncated, info = env.step(actions)
-        return Step(t, actions, observation, reward, terminated, truncated, info, ids)
-    observation, reward, terminated, truncated, info = env.step(actions[ids], ids)
+    Args:
+        env: N environments in DISABLED mode.
+        act: chooses the actions of those that go on.
+        buffer: is cleared first.
+        observations: [N, *O], current in env.
+        ids: the environments to step, int64 [k] in ascending order.
+        on_step: called after steps; False stops collecting.
+        every_step: whether on_step is called after every step, or only after those in which an episode ended and after
+            the last.
+
+    Returns:
+        The observations to go on from [N, *O], or None if on_step stopped it.
+    """
+    buffer.clear()
+    keeps, last = buffer.specs.keys(), buffer.n_steps - 1
+    for name in keeps & {"rewards", "terminated", "truncated", "stepped"}:
+        buffer[name].zero_()
+
+    def keep(name: str, t: int, values: Tensor) -> None:
+        if name in keeps:
+            buffer.put(name, t, ids, values)
 
     def whole(values: Tensor) -> Tensor:
-        return values.new_zeros(env.num_envs).index_copy_(0, ids, values)
+        return values.new_zeros(env.num_envs, *values.shape[1:]).index_copy_(0, ids, values)
 
-    observations = observations.index_copy(0, ids, observation)
-    return Step(t, actions, observations, whole(reward), whole(terminated), whole(truncated), info, ids)
+    current, first = observations[ids], 0
+    for t in range(last + 1):
+        actions, environment_actions = act(t, current, ids)
+        keep("observations", t, current)
+        keep("actions", t, actions)
+        everyone = len(ids) == env.num_envs
+        current, reward, terminated, truncated, info = env.step(environment_actions, None if everyone else ids)
+        keep("rewards", t, reward)
+        over = terminated | truncated
+        ends = bool(over.any())
+        if not (ends or every_step or t == last):
+            continue
+
+        observations = observations.index_copy(0, ids, current)
+        if "stepped" in keeps:
+            buffer["stepped"][first : t + 1].index_fill_(1, ids, True)
+        first = t + 1
+        if ends:
+            keep("terminated", t, terminated)
+            keep("truncated", t, truncated)
+        if on_step is not None:
+            rewards, terminations, truncations = (whole(x) for x in (reward, terminated, truncated))
+            if not on_step(Step(t, whole(actions), observations, rewards, terminations, truncations, info, ids)):
+                return None
+        if ends:
+            ids, current = ids[~over], current[~over]
+            if not len(ids):
+                break
+    return observations

@@ -23,7 +23,7 @@ from envs.mujoco.batch import MujocoVectorEnv, make_task
 from envs.mujoco.noise import ResetNoise
 from envs.mujoco.physics import BatchPhysics, Physics
 from envs.mujoco.tasks import Ant, Array, HalfCheetah, Hopper, Noise, State, Task, Walker2d
-from envs.vector import Ids, Seeds, SnapshotError
+from envs.vector import Ids, Seeds, SnapshotError, TaskVectorEnv
 
 Split = Literal["train", "held_out"]
 SPLITS = ("train", "held_out")
@@ -344,7 +344,7 @@ FAMILIES: dict[str, Callable[..., Any]] = {
 """Gymnasium id -> the class of its family."""
 
 
-class FamilyVectorEnv(MujocoVectorEnv):
+class FamilyVectorEnv(MujocoVectorEnv, TaskVectorEnv):
     """A family of tasks, num_envs at a time, each simulation with its own task.
 
     Task k of a split is fixed by (task_seed, split, k). Simulation i begins with task i.

@@ -124,6 +124,13 @@ def test_a_step_may_be_added_in_parts():
     assert buffer.rewards[1].min() == 2
 
 
+def test_some_environments_entries_are_put_and_the_others_stay():
+    buffer = RolloutBuffer(2, 3, {"rewards": FieldSpec()})
+    buffer["rewards"].fill_(7)
+    buffer.put("rewards", 1, torch.tensor([0, 2]), torch.tensor([1.5, 2.5]))
+    assert buffer["rewards"].tolist() == [[7, 7, 7], [1.5, 7, 2.5]]
+
+
 def test_unknown_fields_are_named():
     buffer = RolloutBuffer(5, 4, FIELDS)
     with pytest.raises(ValueError, match="add got log_probs; this buffer keeps actions, observations"):

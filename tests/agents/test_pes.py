@@ -34,7 +34,7 @@ from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.normalizer import Moments, ObservationNormalizer
 from agents.policy.particles import DeterministicPolicy, LinearPolicy, MlpPolicy
 from agents.rollout.buffer import RolloutBuffer
-from agents.rollout.collect import Step, collect
+from agents.rollout.collect import Step, collect_some
 from envs import GymVectorEnv, SnapshotError, VectorEnv, make_vec
 
 BOX = spaces.Box(-np.inf, np.inf, (5,))
@@ -365,15 +365,72 @@ def test_collecting_ends_when_all_have_ended() -> None:
     for name in ("rewards", "stepped"):
         buffer[name].fill_(1)
     ids, steps = torch.tensor([0, 3]), []
-    zeros = torch.zeros(4, dtype=torch.int64)
-    collect(
-        env, lambda t, s: (zeros, zeros), buffer, observations, lambda step: bool(steps.append(step.t)) or True, ids
+    zeros = torch.zeros(2, dtype=torch.int64)
+    collect_some(
+        env, lambda t, s, rows: (zeros, zeros), buffer, observations, ids, lambda step: not steps.append(step.t)
     )
     assert steps == [0]
     expected = torch.zeros(5, 4)
     expected[0, ids] = 1
     assert torch.equal(buffer["rewards"], expected.double())
     assert torch.equal(buffer["stepped"], expected.bool())
+
+
+def test_counting_some_steps_at_once_gives_the_bits_of_counting_each() -> None:
+    """Steps that no callback listens to are counted where an episode ends and where the window is over."""
+
+    class Listener(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+    settings = {"n_steps": 10, "sigma": 0.3, "num_envs": 12}
+    quick, shown = make(**settings), make(**settings)
+    quick.learn(3000)
+    shown.learn(3000, callback=Listener())
+    assert quick.num_timesteps == shown.num_timesteps
+    assert torch.equal(quick.running_episodes.returns, shown.running_episodes.returns)
+    assert torch.equal(quick.running_episodes.lengths, shown.running_episodes.lengths)
+    assert quick.running_episodes.lengths.max() > 10
+    assert [(e["r"], e["l"]) for e in quick.ep_info_buffer] == [(e["r"], e["l"]) for e in shown.ep_info_buffer]
+    assert torch.equal(parameter_vector(quick.policy.actor), parameter_vector(shown.policy.actor))
+
+
+def test_some_environments_are_stepped_as_each_is_alone() -> None:
+    env, alone = (make_vec("Hopper-v5", n, autoreset="disabled", num_threads=1) for n in (6, 1))
+    observations, _ = env.reset(seed=3)
+    ids, fields = torch.tensor([1, 2, 5]), PolicySearch.fields((11,), normalize=True)
+    buffer, calls = RolloutBuffer(200, 6, fields), []
+    for name in fields:
+        buffer[name].fill_(1)
+    actions = torch.tensor([[0.0, 0.0, -1.0], [0.5, 0.5, 0.5], [-0.5, 0.1, 0.4]])
+
+    def act(t: int, s: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = actions[torch.searchsorted(ids, rows)]
+        return chosen, chosen
+
+    def on_step(step: Step) -> bool:
+        calls.append((step.t, step.terminated.nonzero().flatten().tolist()))
+        assert not step.rewards[[0, 3, 4]].any()
+        return True
+
+    after = collect_some(env, act, buffer, observations, ids, on_step, every_step=False)
+    lengths = buffer["stepped"].sum(0)
+    assert not buffer["rewards"][:, [0, 3, 4]].any()
+    assert torch.equal(after[[0, 3, 4]], observations[[0, 3, 4]])
+    for row, i in enumerate(ids.tolist()):
+        observation, _ = alone.reset(seed=3 + i)
+        for t in range(int(lengths[i])):
+            assert torch.equal(buffer["observations"][t, i], observation[0].float())
+            observation, reward, terminated, _, _ = alone.step(actions[row : row + 1])
+            assert buffer["rewards"][t, i] == reward[0]
+            assert buffer["terminated"][t, i] == terminated[0]
+        assert terminated[0]
+        assert torch.equal(after[i], observation[0])
+        assert not buffer["stepped"][lengths[i] :, i].any()
+        assert not buffer["terminated"][lengths[i] :, i].any()
+        assert (int(lengths[i]) - 1, [i]) in calls
+    assert len(calls) == 3
+    assert len(set(lengths[ids].tolist())) == 3
 
 
 # Updates -------------------------------------------------------------------------------------------------------------
