@@ -326,9 +326,12 @@ class Agent(BaseAlgorithm):
             return actions, self._acting.to_environment(actions)
 
         listener.on_rollout_start()
-        with torch.no_grad():
-            on_step = self._on_step(listener, listens, total_timesteps)
-            self.observations = collect(self.env.vector, act, self.buffer, self.observations, on_step)
+        on_step = self._on_step(listener, listens, total_timesteps)
+        # Callbacks, where there are any, see ordinary tensors.
+        with torch.no_grad() if listens else torch.inference_mode():
+            observations = collect(self.env.vector, act, self.buffer, self.observations, on_step)
+        # An ordinary tensor too, and one that the next step does not overwrite.
+        self.observations = None if observations is None else observations.clone()
         if self.observations is None:
             return False
         listener.on_rollout_end()
