@@ -30,7 +30,7 @@ from envs import make_vec
 
 ROOT = Path(__file__).parent.parent
 NAME = "meta_rl"
-STEPS = {"Point": 6_400_000, "HalfCheetahVel": 6_400_000, "HalfCheetahDir": 12_800_000, "AntDir": 6_400_000}
+STEPS = {"Point": 16_000_000, "HalfCheetahVel": 6_400_000, "HalfCheetahDir": 12_800_000, "AntDir": 6_400_000}
 TWO_TASKS = ("HalfCheetahDir", "AntDir")
 BASELINES = {
     "joint": ["--num-envs", "64", "--env-kwargs", "redraw=true"],
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--algorithms", nargs="*", default=["fomaml", "reptile"])
     parser.add_argument("--steps", type=int, help="in place of each family's own")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--budget-minutes", type=float, default=60.0)
     parser.add_argument("--baselines", nargs="*", default=list(BASELINES), choices=list(BASELINES))
@@ -64,7 +65,7 @@ def main() -> None:
         return
     deadline = time.monotonic() + 60 * arguments.budget_minutes
     for family in arguments.families:
-        for seed in range(arguments.seeds):
+        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
             for algorithm in arguments.algorithms:
                 steps = arguments.steps or STEPS[family]
                 key = {"family": family, "algorithm": algorithm, "steps": steps, "seed": seed}
