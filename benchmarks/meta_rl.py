@@ -55,7 +55,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.runs is None:
         arguments.runs = tempfile.mkdtemp(prefix=NAME)
-    kept = read(NAME) or {"runs": [], "rates": []}
+    kept: dict[str, Any] = read(NAME) or {"runs": [], "rates": []}
     if arguments.rate:
         for family in arguments.families:
             rate = {"family": family, **context(), **rates(family)}
@@ -78,6 +78,7 @@ def main() -> None:
                 if found is None:
                     continue
                 run = {**key, **context(), **found}
+                kept = read(NAME) or kept
                 kept["runs"] = [other for other in kept["runs"] if not is_same(other, key, versions=False)] + [run]
                 write(NAME, kept)
                 show(run)

@@ -148,6 +148,9 @@ def test_mamls_meta_gradient_is_that_of_the_whole_computation(
     monkeypatch.setattr(adaptation, "SHARD", 2 * 4 * SMALL["n_steps"])  # type: ignore[operator]
     settings = {"inner_surrogate": surrogate, "outer_losses": losses, "inner_lr_later": 0.3}
     agent = make(MAML, inner_lr=0.5, inner_steps=2, net_arch=(3,), **settings).learn(1)
+    # The inner steps that are differentiated are those that were taken.
+    begun = agent.thetas[0][0] + 0.5 * agent.gradients[0][0]
+    torch.testing.assert_close(agent._post(begun, 2), agent.thetas[1], atol=1e-5, rtol=1e-4)
     widen = lambda data: TaskData(*(x.double() if x.is_floating_point() else x for x in data))  # noqa: E731
     agent.data = [widen(data) for data in agent.data]
     agent.phi = agent.phi.double()
