@@ -356,6 +356,8 @@ def plot(runs: list[dict[str, Any]]) -> None:
         if task in THRESHOLDS:
             axes.axhline(THRESHOLDS[task], color="black", linewidth=0.8, linestyle=":")
         axes.set_title(task, loc="left", fontsize=11)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel("environment steps, perturbed and mean policies")
         axes.set_ylabel("return, unperturbed policy")
         axes.legend(frameon=False, fontsize=9)
