@@ -30,7 +30,7 @@ from envs import make_vec
 
 ROOT = Path(__file__).parent.parent
 NAME = "meta_rl"
-STEPS = {"Point": 16_000_000, "HalfCheetahVel": 6_400_000, "HalfCheetahDir": 12_800_000, "AntDir": 6_400_000}
+STEPS = {"Point": 16_000_000, "HalfCheetahVel": 6_400_000, "HalfCheetahDir": 3_200_000, "AntDir": 6_400_000}
 TWO_TASKS = ("HalfCheetahDir", "AntDir")
 BASELINES = {
     "joint": ["--num-envs", "64", "--env-kwargs", "redraw=true"],
