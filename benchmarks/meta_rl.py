@@ -164,11 +164,21 @@ def show(run: dict[str, Any]) -> None:
         print(f"  {name:34}" + " / ".join(f"{mean:.1f}" for mean in entry["mean"]), flush=True)
 
 
+COLORS = {
+    "fomaml": "C0",
+    "reptile": "C4",
+    "maml": "C5",
+    "joint training": "C1",
+    "random initialization": "C7",
+    "oracle": "C2",
+}
+
+
 def plot(runs: list[dict[str, Any]]) -> None:
     families = list(dict.fromkeys(run["family"] for run in runs))
     if not families:
         return
-    figure, axes = panels(len(families), min(len(families), 2))
+    figure, axes = panels(len(families), min(len(families), 2), width=6.2)
     for axis, family in zip(axes, families, strict=True):
         found: dict[str, list[list[float]]] = {}
         for run in runs:
@@ -176,17 +186,17 @@ def plot(runs: list[dict[str, Any]]) -> None:
                 for name, entry in run["policies"].items():
                     kind = name.partition(",")[0].partition(" (")[0]
                     found.setdefault(kind, []).append(entry["mean"])
-        for index, (kind, rows) in enumerate(found.items()):
-            means = np.mean(rows, 0)
+        for kind, rows in found.items():
+            means, color = np.mean(rows, 0), COLORS[kind.partition(":")[0]]
             if len(means) == 1:
-                axis.axhline(means[0], color=f"C{index}", linestyle="--", label=kind)
+                axis.axhline(means[0], color=color, linestyle="--", label=kind)
                 continue
-            axis.plot(range(len(means)), means, color=f"C{index}", marker="o", markersize=4, label=kind)
-            axis.fill_between(range(len(means)), np.min(rows, 0), np.max(rows, 0), color=f"C{index}", alpha=0.2)
+            axis.plot(range(len(means)), means, color=color, marker="o", markersize=4, label=kind)
+            axis.fill_between(range(len(means)), np.min(rows, 0), np.max(rows, 0), color=color, alpha=0.2)
         axis.set_xticks(range(4))
         axis.set(xlabel="updates on the task", ylabel="return")
         axis.set_title(f"{family}, mean and range of seeds", loc="left", fontsize=11)
-        axis.legend(fontsize=8, frameon=False)
+        axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     save(figure, NAME)
 
 
