@@ -40,6 +40,7 @@ from agents.rollout.threads import over_shards, single_thread
 from envs.sb3 import SB3View
 from envs.vector import EpisodeStatistics, TaskVectorEnv
 
+OUTER_LOSSES = ("last", "each")
 OUTER_STEPS = ("clipped", "trust_region")
 BACKTRACKS = 10
 """Halvings of a trust-region step before it is given up."""
@@ -66,6 +67,8 @@ class MetaConfig(CommonConfig):
     """policy_gradient, or natural_gradient of length inner_target_kl."""
     inner_lr: float = 0.1
     """α: step size of a policy-gradient inner step."""
+    inner_lr_later: float = 1.0
+    """Factor on inner_lr after a task's first step; `evaluate.py --adapt` halves it, as Finn et al. 2017 do."""
     inner_optimizer: str = "sgd"
     """sgd or adam: what takes the policy-gradient inner steps."""
     inner_state: str = "reset"
@@ -93,6 +96,7 @@ class MetaConfig(CommonConfig):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"There is no {name} {getattr(self, name)!r}{near(getattr(self, name), [*allowed])}.")
         self.require("inner_lr", self.inner_lr > 0, "a number above 0")
+        self.require("inner_lr_later", self.inner_lr_later > 0, "a number above 0")
         self.require("inner_target_kl", self.inner_target_kl > 0, "a number above 0")
         self.require("gae_lambda", 0 <= self.gae_lambda <= 1, "a number from 0 to 1")
         self.require("learning_rate", self.learning_rate > 0, "a number above 0")
@@ -109,7 +113,12 @@ class MetaConfig(CommonConfig):
 
     @property
     def inner(self) -> InnerOptimizer:
-        return InnerOptimizer(self.inner_optimizer, self.inner_lr, state=self.inner_state)  # type: ignore[arg-type]
+        return InnerOptimizer(
+            self.inner_optimizer,  # type: ignore[arg-type]
+            self.inner_lr,
+            later=self.inner_lr_later,
+            state=self.inner_state,  # type: ignore[arg-type]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +137,9 @@ class ReptileConfig(MetaConfig):
 class PostConfig(MetaConfig):
     """Hyperparameters of the rules that take rollouts after adaptation."""
 
+    outer_losses: str = "last"
+    """last: the adapted policies' loss after the last inner step. each: the mean of those after each inner step, whose
+    rollouts are there anyway (Antoniou et al. 2019, section 4, the multi-step loss)."""
     outer_step: str = "clipped"
     """clipped: n_epochs steps of the outer optimizer on the clipped surrogate. trust_region: one step of length
     target_kl along the natural gradient."""
@@ -152,10 +164,12 @@ class PostConfig(MetaConfig):
         self.require("cg_max_steps", self.cg_max_steps >= 1, "an integer of at least 1")
         self.require("cg_damping", self.cg_damping >= 0, "a number of at least 0")
         self.require("curvature_samples", self.curvature_samples >= 1, "an integer of at least 1")
+        if self.outer_losses == "each" and self.outer_step == "trust_region":
+            raise ValueError("outer_losses is 'each', which the trust region does not take; give outer_step='clipped'.")
 
     @classmethod
     def allowed(cls) -> dict[str, tuple[str, ...]]:
-        return {**super().allowed(), "outer_step": OUTER_STEPS}
+        return {**super().allowed(), "outer_losses": OUTER_LOSSES, "outer_step": OUTER_STEPS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +247,7 @@ class MetaAgent(Agent):
         theta = self.phi.expand(self.num_tasks, -1)
         state = c.inner.begin(theta, self.inner_state)
         self.data: list[TaskData] = []
+        self.thetas: list[Tensor] = []
         self.returns: list[Tensor] = []
         gradients, divergences, rollouts = [], [], c.inner_steps + self.rollouts_after
         listener.on_rollout_start()
@@ -250,7 +265,8 @@ class MetaAgent(Agent):
             self.data.append(data)
             if j < c.inner_steps:
                 before = theta
-                theta, g, state = self.inner(theta, data, state)
+                theta, g, state = self.inner(theta, data, state, first=j == 0)
+                self.thetas.append(theta)
                 gradients.append(g)
                 divergences.append(self._kl(before, theta, data))
         listener.on_rollout_end()
@@ -363,22 +379,22 @@ class FOMAML(MetaAgent):
 
     @single_thread()
     def train(self) -> None:
-        data, c = self.data[-1], self.config
-        self.displacement = self.adapted - self.phi
-        first, tail = self._meta_gradient(data)
+        c, data = self.config, self.data[-1]
+        self.displacements = [theta - self.phi for theta in self.thetas]
+        first, tail = self._meta_gradient()
         if c.outer_step == "clipped":
             self._step(first)
             for _ in range(c.n_epochs - 1):
-                self._step(self._meta_gradient(data)[0])
+                self._step(self._meta_gradient()[0])
         else:
             self._trust_region(data, first)
         with torch.no_grad():
             self.logger.record("train/kl", self._post_kl(self.phi, data.thinned(KL_SAMPLES)).item())
         self._finish(first, torch.cat((self.gradients, tail[None])))
 
-    def _post(self, phi: Tensor, rows: slice = slice(None)) -> Tensor:
-        """The adapted parameters of some tasks, [m, P], as a function of φ that is differentiated as the rule says."""
-        return phi + self.displacement[rows]
+    def _post(self, phi: Tensor, steps: int, rows: slice = slice(None)) -> Tensor:
+        """Some tasks' parameters after inner steps, [m, P], as a function of φ, differentiated as the rule says."""
+        return phi + self.displacements[steps - 1][rows]
 
     def _loss(self, theta: Tensor, data: TaskData) -> Tensor:
         """Minus the surrogate of each adapted policy, [M]."""
@@ -387,14 +403,21 @@ class FOMAML(MetaAgent):
             return -(ratio * data.advantages).mean(1)
         return -clipped_surrogate(ratio, data.advantages, self.config.clip_range)
 
-    def _meta_gradient(self, data: TaskData) -> tuple[Tensor, Tensor]:
-        """J's product with each task's gradient at its adapted parameters, averaged, [P]; and these gradients, [M, P].
+    def _meta_gradient(self) -> tuple[Tensor, Tensor]:
+        """The mean of the losses' gradients in φ, [P]; the last loss's at each task's adapted parameters, [M, P]."""
+        k = self.config.inner_steps
+        found = [self._gradient_after(j) for j in range(1 if self.config.outer_losses == "each" else k, k + 1)]
+        return torch.stack([through for through, _ in found]).mean(0), found[-1][1]
+
+    def _gradient_after(self, steps: int) -> tuple[Tensor, Tensor]:
+        """J's product with each task's gradient after inner steps, averaged, [P]; and these gradients, [M, P].
 
         J is the Jacobian of `_post`. Tasks are taken a few at a time: each has its own share of both.
         """
+        data = self.data[steps]
 
         def of(rows: slice) -> tuple[Tensor, Tensor]:
-            theta, pullback = torch.func.vjp(lambda phi: self._post(phi, rows), self.phi)  # type: ignore[misc]
+            theta, pullback = torch.func.vjp(lambda phi: self._post(phi, steps, rows), self.phi)  # type: ignore[misc]
             g = gradients_of(self._loss, theta, data.tasks(rows))
             return pullback(g)[0], g
 
@@ -405,7 +428,7 @@ class FOMAML(MetaAgent):
         """The mean KL(old || new) of the adapted policies, in nats."""
         with torch.no_grad():
             old = self.actor.distribution(self.adapted, data.s)
-        return old.kl(self.actor.distribution(self._post(phi), data.s)).mean()
+        return old.kl(self.actor.distribution(self._post(phi, self.config.inner_steps), data.s)).mean()
 
     def _trust_region(self, data: TaskData, g: Tensor) -> None:
         """One step of at most target_kl along (F + λ I)⁻¹ g, halved until the surrogate improves.
@@ -429,7 +452,7 @@ class FOMAML(MetaAgent):
             return
         step = step_size(quadratic, c.target_kl) * solution.direction
         with torch.no_grad():
-            objective = lambda x: self._loss(self._post(x), data).mean()  # noqa: E731
+            objective = lambda x: self._loss(self._post(x, c.inner_steps), data).mean()  # noqa: E731
             before = objective(phi)
             for _ in range(BACKTRACKS):
                 new = phi - step
@@ -458,6 +481,6 @@ class MAML(FOMAML):
     def _surrogate(self) -> str:
         return self.config.inner_surrogate
 
-    def _post(self, phi: Tensor, rows: slice = slice(None)) -> Tensor:
-        batches = [data.tasks(rows) for data in self.data[: self.config.inner_steps]]
+    def _post(self, phi: Tensor, steps: int, rows: slice = slice(None)) -> Tensor:
+        batches = [data.tasks(rows) for data in self.data[:steps]]
         return adapt(self.inner.loss, phi.expand(len(batches[0].s), -1), batches, self.config.inner).theta

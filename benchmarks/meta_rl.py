@@ -30,7 +30,7 @@ from envs import make_vec
 
 ROOT = Path(__file__).parent.parent
 NAME = "meta_rl"
-STEPS = {"Point": 6_400_000, "HalfCheetahVel": 6_400_000, "HalfCheetahDir": 12_800_000, "AntDir": 6_400_000}
+STEPS = {"Point": 16_000_000, "HalfCheetahVel": 6_400_000, "HalfCheetahDir": 3_200_000, "AntDir": 6_400_000}
 TWO_TASKS = ("HalfCheetahDir", "AntDir")
 BASELINES = {
     "joint": ["--num-envs", "64", "--env-kwargs", "redraw=true"],
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--algorithms", nargs="*", default=["fomaml", "reptile"])
     parser.add_argument("--steps", type=int, help="in place of each family's own")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--budget-minutes", type=float, default=60.0)
     parser.add_argument("--baselines", nargs="*", default=list(BASELINES), choices=list(BASELINES))
@@ -54,7 +55,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.runs is None:
         arguments.runs = tempfile.mkdtemp(prefix=NAME)
-    kept = read(NAME) or {"runs": [], "rates": []}
+    kept: dict[str, Any] = read(NAME) or {"runs": [], "rates": []}
     if arguments.rate:
         for family in arguments.families:
             rate = {"family": family, **context(), **rates(family)}
@@ -64,7 +65,7 @@ def main() -> None:
         return
     deadline = time.monotonic() + 60 * arguments.budget_minutes
     for family in arguments.families:
-        for seed in range(arguments.seeds):
+        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
             for algorithm in arguments.algorithms:
                 steps = arguments.steps or STEPS[family]
                 key = {"family": family, "algorithm": algorithm, "steps": steps, "seed": seed}
@@ -77,6 +78,7 @@ def main() -> None:
                 if found is None:
                     continue
                 run = {**key, **context(), **found}
+                kept = read(NAME) or kept
                 kept["runs"] = [other for other in kept["runs"] if not is_same(other, key, versions=False)] + [run]
                 write(NAME, kept)
                 show(run)
@@ -162,11 +164,21 @@ def show(run: dict[str, Any]) -> None:
         print(f"  {name:34}" + " / ".join(f"{mean:.1f}" for mean in entry["mean"]), flush=True)
 
 
+COLORS = {
+    "fomaml": "C0",
+    "reptile": "C4",
+    "maml": "C5",
+    "joint training": "C1",
+    "random initialization": "C7",
+    "oracle": "C2",
+}
+
+
 def plot(runs: list[dict[str, Any]]) -> None:
     families = list(dict.fromkeys(run["family"] for run in runs))
     if not families:
         return
-    figure, axes = panels(len(families), min(len(families), 2))
+    figure, axes = panels(len(families), min(len(families), 2), width=6.2)
     for axis, family in zip(axes, families, strict=True):
         found: dict[str, list[list[float]]] = {}
         for run in runs:
@@ -174,17 +186,17 @@ def plot(runs: list[dict[str, Any]]) -> None:
                 for name, entry in run["policies"].items():
                     kind = name.partition(",")[0].partition(" (")[0]
                     found.setdefault(kind, []).append(entry["mean"])
-        for index, (kind, rows) in enumerate(found.items()):
-            means = np.mean(rows, 0)
+        for kind, rows in found.items():
+            means, color = np.mean(rows, 0), COLORS[kind.partition(":")[0]]
             if len(means) == 1:
-                axis.axhline(means[0], color=f"C{index}", linestyle="--", label=kind)
+                axis.axhline(means[0], color=color, linestyle="--", label=kind)
                 continue
-            axis.plot(range(len(means)), means, color=f"C{index}", marker="o", markersize=4, label=kind)
-            axis.fill_between(range(len(means)), np.min(rows, 0), np.max(rows, 0), color=f"C{index}", alpha=0.2)
+            axis.plot(range(len(means)), means, color=color, marker="o", markersize=4, label=kind)
+            axis.fill_between(range(len(means)), np.min(rows, 0), np.max(rows, 0), color=color, alpha=0.2)
         axis.set_xticks(range(4))
         axis.set(xlabel="updates on the task", ylabel="return")
         axis.set_title(f"{family}, mean and range of seeds", loc="left", fontsize=11)
-        axis.legend(fontsize=8, frameon=False)
+        axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     save(figure, NAME)
 
 

@@ -112,7 +112,7 @@ def main() -> None:
         kept["rates"] = [{**context(), **rate("Hopper-v5", 64)}]
         write(NAME, kept)
     for row in kept.get("speeds", []):
-        sides = ", ".join(f"{side} {row[side]:.0f}" for side in ("ours", "sb3-contrib"))
+        sides = ", ".join(f"{side} {rate:.0f}" for side, rate in row["rates"].items())
         print(f"{row['env']}: {sides} steps/s, {row['ratio']:.1f} times")
     for row in kept["rates"]:
         print(f"{row['env']}, {row['particles']} particles: {row['rate']:.0f} steps/s, {row['ratio']:.3f} of the layer")
@@ -236,10 +236,10 @@ def speed(env_id: str, threads: int, turns: int = 3, seconds: float = 2.0) -> di
     ratio = statistics.median(a / b for a, b in zip(rates["ours"], rates["sb3-contrib"], strict=True))
     return {
         "env": env_id,
-        **medians,
+        "rates": medians,
         "ratio": ratio,
         "turns": rates,
-        "settings": {s: settings_of({**key, "side": s}) for s in sides},
+        "settings": {side: settings_of({**key, "side": side}) for side in sides},
     }
 
 
@@ -356,6 +356,8 @@ def plot(runs: list[dict[str, Any]]) -> None:
         if task in THRESHOLDS:
             axes.axhline(THRESHOLDS[task], color="black", linewidth=0.8, linestyle=":")
         axes.set_title(task, loc="left", fontsize=11)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel("environment steps, perturbed and mean policies")
         axes.set_ylabel("return, unperturbed policy")
         axes.legend(frameon=False, fontsize=9)

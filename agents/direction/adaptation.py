@@ -14,7 +14,7 @@ https://arxiv.org/abs/1803.02999.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -43,6 +43,8 @@ class InnerOptimizer:
     state: Literal["reset", "persist"] = "reset"
     """What becomes of Adam's moments between tasks: each task begins anew, or begins with the mean of the moments that
     the tasks before it ended with."""
+    later: float = 1.0
+    """Factor on the step size after a task's first step."""
 
     def __post_init__(self) -> None:
         if self.name not in INNER_OPTIMIZERS:
@@ -51,6 +53,8 @@ class InnerOptimizer:
             raise ValueError(f"the inner optimizer's state is {self.state!r}; use 'reset' or 'persist'.")
         if not self.lr > 0:
             raise ValueError(f"the inner step size is {self.lr}; give a number above 0.")
+        if not self.later > 0:
+            raise ValueError(f"the factor on later inner steps is {self.later}; give a number above 0.")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"the inner betas are {self.betas}; give numbers from 0 to below 1.")
         if not self.eps > 0:
@@ -68,15 +72,20 @@ class InnerOptimizer:
         zeros = torch.zeros_like(theta)
         return {"step": theta.new_zeros(()), "m": zeros, "v": zeros}
 
-    def step(self, theta: Tensor, g: Tensor, state: State) -> tuple[Tensor, State]:
-        """theta [N, P] after one step against the gradients g [N, P], and the state after it."""
+    def step(self, theta: Tensor, g: Tensor, state: State, *, first: bool = True) -> tuple[Tensor, State]:
+        """theta [N, P] after one step against the gradients g [N, P], and the state after it.
+
+        Args:
+            first: whether it is the tasks' first step.
+        """
+        lr = self.lr if first else self.lr * self.later
         if self.name == "sgd":
-            return theta - self.lr * g, state
+            return theta - lr * g, state
         (beta1, beta2), t = self.betas, state["step"] + 1
         m = beta1 * state["m"] + (1 - beta1) * g
         v = beta2 * state["v"] + (1 - beta2) * g.square()
         root = (v / (1 - beta2**t)).sqrt() + self.eps
-        return theta - self.lr * (m / (1 - beta1**t)) / root, {"step": t, "m": m, "v": v}
+        return theta - lr * (m / (1 - beta1**t)) / root, {"step": t, "m": m, "v": v}
 
 
 class Adapted(NamedTuple):
@@ -108,7 +117,7 @@ def adapt(
     for batch in batches:
         g = gradients_of(loss, theta, batch)
         gradients.append(g)
-        theta, state = inner.step(theta, g, state)
+        theta, state = inner.step(theta, g, state, first=len(gradients) == 1)
     return Adapted(theta, torch.stack(gradients) if gradients else theta.new_empty(0, *theta.shape), state)
 
 
@@ -196,8 +205,3 @@ def inner_products(gradients: Tensor) -> Tensor:
     total = gradients.sum(0)
     pairs = (total.square().sum(-1) - gradients.square().sum((0, -1))) / 2
     return pairs / (k * (k - 1) / 2)
-
-
-def with_lr(inner: InnerOptimizer, lr: float) -> InnerOptimizer:
-    """The same optimizer with another step size."""
-    return replace(inner, lr=lr)

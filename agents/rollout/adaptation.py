@@ -170,8 +170,14 @@ class InnerStep:
         shape = data.begin.shape
         return -dice_surrogate(log_ratio.view(shape), data.advantages.view(shape), data.begin).mean((1, 2))
 
-    def __call__(self, theta: Tensor, data: TaskData, state: State) -> tuple[Tensor, Tensor, State]:
-        """theta [M, P] after one step, the gradients g [M, P] that it was made of, and the optimizer's state."""
+    def __call__(
+        self, theta: Tensor, data: TaskData, state: State, *, first: bool = True
+    ) -> tuple[Tensor, Tensor, State]:
+        """theta [M, P] after one step, the gradients g [M, P] that it was made of, and the optimizer's state.
+
+        Args:
+            first: whether it is the tasks' first step.
+        """
         natural = self.kind == "natural_gradient"
 
         def of(rows: slice) -> tuple[Tensor, Tensor]:
@@ -181,7 +187,7 @@ class InnerStep:
 
         g, moved = (torch.cat(parts) for parts in zip(*over_shards(of, data.shards), strict=True))
         if not natural:
-            moved, state = self.optimizer.step(theta, g, state)
+            moved, state = self.optimizer.step(theta, g, state, first=first)
         return moved, g, state
 
     def _natural(self, theta: Tensor, data: TaskData, g: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from rich.console import Console
 
 from agents import REGISTRY, checkpoint, load
 from agents.base import Agent
-from agents.direction.adaptation import InnerOptimizer, with_lr
 from agents.direction.scores import parameter_vector
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.batched import BatchedActor
@@ -62,9 +61,10 @@ def adapted_returns(
     """
     asked: Any = REGISTRY["fomaml"].Config.of({name: value for name, value in config.items() if name in INNER})
     actor, M, N, T = BatchedActor(policy.actor), len(tasks), env.num_envs, env.task.horizon
-    first: InnerOptimizer = asked.inner
+    optimizer = dataclasses.replace(asked.inner, later=LATER)
+    step = InnerStep(actor, optimizer, asked.inner_step, target_kl=asked.inner_target_kl)
     theta = parameter_vector(policy.actor).expand(M, -1)
-    state = first.begin(theta)
+    state = optimizer.begin(theta)
     buffer = RolloutBuffer(T, N, buffer_fields(policy))
     env.set_tasks(np.repeat(tasks, N // M, axis=0))
     found = []
@@ -80,12 +80,9 @@ def adapted_returns(
             collect(env, act, buffer, observations)
         found.append(first_returns(buffer).view(M, -1).mean(1).numpy())
         if update < updates:
-            optimizer = with_lr(first, first.lr * (LATER if update else 1.0))
             normalize = asked.normalize_advantage
             data = task_data(policy, actor, theta, buffer, asked.gamma, asked.gae_lambda, normalize=normalize)
-            theta, _, state = InnerStep(actor, optimizer, asked.inner_step, target_kl=asked.inner_target_kl)(
-                theta, data, state
-            )
+            theta, _, state = step(theta, data, state, first=update == 0)
     return np.stack(found)
 
 

@@ -140,32 +140,58 @@ def test_a_natural_inner_step_has_its_length_in_every_task(policy: ActorCriticPo
     assert torch.equal(step(theta, still, {})[0], theta)
 
 
+@pytest.mark.parametrize("losses", ["last", "each"])
 @pytest.mark.parametrize("surrogate", ["lvc", "dice"])
-def test_mamls_meta_gradient_is_that_of_the_whole_computation(surrogate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mamls_meta_gradient_is_that_of_the_whole_computation(
+    surrogate: str, losses: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(adaptation, "SHARD", 2 * 4 * SMALL["n_steps"])  # type: ignore[operator]
-    agent = make(MAML, inner_surrogate=surrogate, inner_lr=0.5, inner_steps=2, net_arch=(3,)).learn(1)
+    settings = {"inner_surrogate": surrogate, "outer_losses": losses, "inner_lr_later": 0.3}
+    agent = make(MAML, inner_lr=0.5, inner_steps=2, net_arch=(3,), **settings).learn(1)
+    # The inner steps that are differentiated are those that were taken.
+    begun = agent.thetas[0][0] + 0.5 * agent.gradients[0][0]
+    torch.testing.assert_close(agent._post(begun, 2), agent.thetas[1], atol=1e-5, rtol=1e-4)
     widen = lambda data: TaskData(*(x.double() if x.is_floating_point() else x for x in data))  # noqa: E731
     agent.data = [widen(data) for data in agent.data]
-    agent.phi, agent.adapted = agent.phi.double(), agent.adapted.double()
+    agent.phi = agent.phi.double()
     phi = agent.phi + 0.01 * torch.randn(len(agent.phi), dtype=torch.float64)
-    objective = lambda x: agent._loss(agent._post(x), agent.data[-1]).mean()  # noqa: E731
+
+    def objective(x: Tensor) -> Tensor:
+        after = [agent._loss(agent._post(x, j), agent.data[j]).mean() for j in (1, 2)]
+        return sum(after) / 2 if losses == "each" else after[-1]
+
     h, eye = 1e-6, torch.eye(len(phi), dtype=torch.float64)
     differences = torch.stack([(objective(phi + h * e) - objective(phi - h * e)) / (2 * h) for e in eye])
     agent.phi = phi
     assert len(agent.data[-1].shards) == 2
-    torch.testing.assert_close(agent._meta_gradient(agent.data[-1])[0], differences, atol=1e-7, rtol=1e-5)
+    torch.testing.assert_close(agent._meta_gradient()[0], differences, atol=1e-7, rtol=1e-5)
     # What FOMAML leaves out is there: the Jacobian of the inner steps is not I.
-    jacobian = torch.func.jacrev(agent._post)(phi)
+    jacobian = torch.func.jacrev(lambda x: agent._post(x, 2))(phi)
     assert (jacobian - torch.eye(len(phi))).abs().max() > 1e-3
 
 
 def test_fomaml_takes_the_jacobian_for_the_identity() -> None:
     agent = make(FOMAML).learn(1)
     shift = torch.randn(len(agent.phi))
-    before = agent._post(torch.zeros_like(shift))
-    torch.testing.assert_close(agent._post(shift) - before, shift.expand(3, -1), atol=1e-5, rtol=1e-5)
-    through, gradients = agent._meta_gradient(agent.data[-1])
+    before = agent._post(torch.zeros_like(shift), 1)
+    torch.testing.assert_close(agent._post(shift, 1) - before, shift.expand(3, -1), atol=1e-5, rtol=1e-5)
+    through, gradients = agent._meta_gradient()
     torch.testing.assert_close(through, gradients.mean(0))
+
+
+def test_with_losses_after_each_step_fomaml_averages_their_gradients() -> None:
+    agent = make(FOMAML, inner_steps=3, outer_losses="each").learn(1)
+    assert agent._gradient_after(3)[0].norm() > 0
+    expected = sum(agent._gradient_after(j)[0] for j in (1, 2, 3)) / 3
+    torch.testing.assert_close(agent._meta_gradient()[0], expected)
+
+
+def test_later_inner_steps_have_their_own_size() -> None:
+    agent = make(FOMAML, inner_steps=3, inner_lr=0.5, inner_lr_later=0.1, learning_rate=1e-9).learn(1)
+    before = agent.phi
+    for theta, g, lr in zip(agent.thetas, agent.gradients, (0.5, 0.05, 0.05), strict=True):
+        torch.testing.assert_close(theta - before, (-lr * g).expand_as(theta), atol=1e-6, rtol=1e-4)
+        before = theta
 
 
 @pytest.mark.parametrize("changed", [{}, {"inner_step": "natural_gradient"}, {"outer_step": "trust_region"}])
@@ -255,6 +281,9 @@ def test_resuming_on_a_family_is_exact(name: str, changed: dict[str, Any], tmp_p
         (Reptile, {"outer_optimizer": "adan"}, "did you mean 'adam'"),
         (Reptile, {"meta_batch_size": 5}, "meta_batch_size = 5 does not divide"),
         (Reptile, {"inner_lr": -1.0}, "inner_lr is -1"),
+        (Reptile, {"inner_lr_later": 0.0}, "inner_lr_later is 0"),
+        (FOMAML, {"outer_losses": "all"}, "no outer_losses 'all'"),
+        (FOMAML, {"outer_losses": "each", "outer_step": "trust_region"}, "the trust region does not take"),
         (Reptile, {"value_network": "rbf"}, "has no hyperparameter 'value_network'"),
         (FOMAML, {"policy_kwargs": {"rbf_features": 9}}, "policy_kwargs has no 'rbf_features'"),
     ],
@@ -294,7 +323,8 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert cli.train([algorithm, *options, "--steps", "480", "--eval-episodes", "2", *more]) == 0
         return folder
 
-    run = train("fomaml", "run", "--num-envs", "12", "--n-steps", "10", "--meta-batch-size", "3")
+    few = ["--num-envs", "12", "--n-steps", "10", "--meta-batch-size", "3", "--inner-steps", "1"]
+    run = train("fomaml", "run", *few)
     joint = train("npg", "joint", "--env-kwargs", "redraw=true", "--num-envs", "4")
     oracle = train("npg", "oracle", "--env-kwargs", "observe_task=true", "--num-envs", "4")
     capsys.readouterr()

@@ -8,6 +8,7 @@ import gymnasium
 import pytest
 import yaml
 
+import envs.mujoco  # noqa: F401 - registers the families of tasks
 from agents import REGISTRY
 from agents.config import preset_values
 
