@@ -156,11 +156,19 @@ def test_the_surrogate_is_clipped_where_clipping_makes_it_smaller() -> None:
 
 def test_each_epoch_takes_every_sample_once_in_an_order_of_its_own() -> None:
     agent = make()
-    epochs = torch.stack(list(agent._minibatches(128))).view(3, 128)
-    assert torch.equal(epochs.sort().values, torch.arange(128).expand(3, -1))
-    assert not torch.equal(epochs[0], epochs[1])
+
+    def epochs() -> torch.Tensor:
+        """The rows that are visited, [epochs, 128]."""
+        rows = torch.arange(128)
+        minibatches = list(agent._minibatches(rows, rows, rows.float(), rows, rows))
+        assert all(torch.equal(m.s, m.a) and torch.equal(m.s, m.log_old) for m in minibatches)
+        return torch.cat([m.s for m in minibatches]).view(3, 128)
+
+    first = epochs()
+    assert torch.equal(first.sort().values, torch.arange(128).expand(3, -1))
+    assert not torch.equal(first[0], first[1])
     agent.iteration += 1
-    assert not torch.equal(epochs[0], torch.cat(list(agent._minibatches(128)))[:128])
+    assert not torch.equal(first[0], epochs()[0])
 
 
 def test_a_kl_above_its_target_ends_the_updates() -> None:
