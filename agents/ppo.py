@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from agents import noise
@@ -142,9 +142,11 @@ class PPO(Agent):
         if issubclass(OPTIMIZERS[c.optimizer], AdaBound):
             # Gradients are looked at before they are clipped.
             settings |= {"final_lr": AUTO if c.final_lr is None else c.final_lr, "nonfinite": "ignore"}
+        modules: list[nn.Module] = [actor, critic]
         if c.optimizer in FUSED:
             settings["fused"] = True
-        self.flat = FlatParameters([actor, critic])
+            modules = [nn.ModuleList(modules)]  # what such an optimizer does to one has nothing to do with the other
+        self.flat = FlatParameters(modules)
         groups = [{"params": [group]} for group in self.flat.groups]
         self.optimizer = make_optimizer(c.optimizer, groups, lr=c.learning_rate, **settings)
 
