@@ -1,7 +1,7 @@
 """PPO with SGD, Adam, AMSGrad, AdaBound and AMSBound: what each returns after the same tuning.
 
-Every optimizer has four settings to be tuned among, on each task by itself, on a seed of its own: learning rates, and
-for AdaBound and AMSBound the final step size too ("auto" measures policy's and critic's own at the hand-over, which is
+Every optimizer has three settings to be tuned among, on each task by itself, on a seed of its own: learning rates, and
+for AdaBound and AMSBound the final step size too (None measures policy's and critic's own at the hand-over, which is
 in the middle of training). The best one is trained on fresh seeds. All else is the same for all: BASE, with eps 1e-5
 for those that have one, and a momentum of 0.9 for SGD.
 
@@ -35,10 +35,10 @@ BASE: dict[str, Any] = {"num_envs": 64, "n_steps": 64, "batch_size": 512, "n_epo
 TASK_SETTINGS: dict[str, dict[str, Any]] = {"Swimmer-v5": {"gamma": 0.9999}}
 """Swimmer swims in no direction with a shorter horizon."""
 
-RATES = [{"learning_rate": rate} for rate in (3e-4, 1e-3, 3e-3, 1e-2)]
-BOUNDED = [{"learning_rate": rate, "final_lr": final} for rate in (1e-3, 3e-3) for final in (None, 1.0)]
+RATES = [{"learning_rate": rate} for rate in (1e-3, 3e-3, 1e-2)]
+BOUNDED = [{"learning_rate": rate, "final_lr": final} for rate, final in ((1e-3, None), (3e-3, None), (3e-3, 1.0))]
 GRID: dict[str, list[dict[str, Any]]] = {
-    "SGD": [{"learning_rate": rate} for rate in (0.01, 0.03, 0.1, 0.3)],
+    "SGD": [{"learning_rate": rate} for rate in (0.03, 0.1, 0.3)],
     "Adam": RATES,
     "AMSGrad": RATES,
     "AdaBound": BOUNDED,
@@ -55,7 +55,7 @@ COLORS = {"SGD": "#555555", "Adam": "#c0445e", "AMSGrad": "#e39a3b", "AdaBound":
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS)
-    parser.add_argument("--steps", type=int, default=150_000, help="environment steps per run")
+    parser.add_argument("--steps", type=int, default=100_000, help="environment steps per run")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--budget-minutes", type=float, default=60.0)
