@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -25,6 +26,9 @@ from envs.sb3 import SB3View
 
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 """Of the effective steps that are logged."""
+
+PARTS = ("policy", "critic")
+"""What has a group of its own in AdaBound and AMSBound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +135,27 @@ class PPO(Agent):
 
     name: ClassVar[str] = "ppo"
     policy_aliases = POLICIES
+    dashboard: ClassVar[dict[str, dict[str, list[str]]]] = {
+        "does it learn": {
+            "return": ["rollout/ep_rew_mean", "eval/mean_reward"],
+            "entropy, nats": ["train/entropy"],
+            "critic: explained variance": ["train/explained_variance"],
+        },
+        "how far an update goes": {
+            "KL, nats: true, estimated": ["train/kl", "train/approx_kl"],
+            "share of samples beyond clip_range": ["train/clip_fraction"],
+        },
+        "step lengths of AdaBound and AMSBound": {
+            f"{part}: {chart}": [f"train/{curve}" for curve in curves]
+            for part in PARTS
+            for chart, curves in {
+                "before the bounds": [f"adam_step_{part}_{key}" for key in QUANTILES],
+                "after the bounds": [f"effective_step_{part}_{key}" for key in QUANTILES],
+                "bounds": [f"effective_step_{part}_{key}" for key in ("lower", "upper")],
+                "share that the bounds raise and cut": [f"effective_step_{part}_{key}" for key in ("raised", "cut")],
+            }.items()
+        },
+    }
     Config = PPOConfig
     config: PPOConfig
     policy: ActorCriticPolicy
@@ -255,16 +280,19 @@ class PPO(Agent):
         self._record_effective_steps()
 
     def _record_effective_steps(self) -> None:
-        """The element-wise step lengths, and the shares of them that the bounds raise and cut."""
+        """The element-wise step lengths before and after the bounds, these, and the shares that they raise and cut."""
         if not isinstance(self.optimizer, AdaBound):
             return
-        found = effective_steps(self.optimizer, list(QUANTILES.values()))
-        for name, steps in zip(("policy", "critic"), found, strict=True):
-            if steps is not None:
-                values = dict(zip(QUANTILES, steps.bounded.tolist(), strict=True))
-                values |= {"raised": steps.raised.item(), "cut": steps.cut.item()}
-                for key, value in values.items():
-                    self.logger.record(f"train/effective_step_{name}_{key}", value)
+        for part, steps in zip(PARTS, effective_steps(self.optimizer, list(QUANTILES.values())), strict=True):
+            if steps is None:
+                continue
+            values = {f"adam_step_{part}_{key}": x for key, x in zip(QUANTILES, steps.unbounded, strict=True)}
+            values |= {f"effective_step_{part}_{key}": x for key, x in zip(QUANTILES, steps.bounded, strict=True)}
+            values |= {f"effective_step_{part}_{key}": getattr(steps, key) for key in ("raised", "cut")}
+            if math.isfinite(steps.upper):
+                values |= {f"effective_step_{part}_{key}": getattr(steps, key) for key in ("lower", "upper")}
+            for name, value in values.items():
+                self.logger.record(f"train/{name}", float(value))
 
     def own_tensors(self) -> dict[str, Tensor]:
         """The optimizer's state, under its name: another optimizer that goes on from here begins anew."""
