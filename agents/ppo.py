@@ -138,7 +138,7 @@ class PPO(Agent):
     dashboard: ClassVar[dict[str, dict[str, list[str]]]] = {
         "does it learn": {
             "return": ["rollout/ep_rew_mean", "eval/mean_reward"],
-            "entropy, nats": ["train/entropy"],
+            "standard deviation": ["train/std"],
             "critic: explained variance": ["train/explained_variance"],
         },
         "how far an update goes": {

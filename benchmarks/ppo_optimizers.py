@@ -6,9 +6,9 @@ in the middle of training). The best one is trained on fresh seeds. All else is 
 for those that have one, and a momentum of 0.9 for SGD.
 
 A run's score is the mean return of 16 episodes of the final policy without noise. Intervals are 95 % (bootstrap over
-seeds, bias-corrected and accelerated); an optimizer is beside Adam where the interval of the difference of means holds 0
-or lies above it. Finished runs are kept in results/ppo_optimizers.json by task, optimizer,
-setting, seed, steps and versions, and are not repeated.
+seeds, bias-corrected and accelerated); an optimizer is beside Adam where the interval of the difference of means holds
+0 or lies above it. Finished runs are kept in results/ppo_optimizers.json by task, optimizer, setting, seed, steps and
+versions, and are not repeated.
 """
 
 from __future__ import annotations
