@@ -228,10 +228,11 @@ def draw(rows: list[dict[str, Any]]) -> Any:
                 color = "white" if values[i, j] < 0.6 else "black"
                 axis.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", color=color, fontsize=8)
             axis.set_xticks(range(len(RATES)), [f"{rate:g}" for rate in RATES])
-            axis.set_yticks(range(len(finals)), ["" if final is None else f"{final:g}" for final in finals])
             axis.set_title(f"{name}: {task}", fontsize=10)
             axis.set_xlabel("lr")
+            axis.set_yticks([])
             if name in BOUNDED:
+                axis.set_yticks(range(len(finals)), [f"{final:g}" for final in finals])
                 axis.set_ylabel("final_lr")
     return save(figure, NAME)
 
