@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from agents import noise
 from agents.base import Agent
@@ -16,7 +17,8 @@ from agents.config import AgentConfig, near
 from agents.direction.adabound import AUTO, AdaBound, handover_gamma
 from agents.direction.critics import explained_variance
 from agents.direction.effective_steps import effective_steps
-from agents.direction.optimizers import OPTIMIZERS, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from agents.direction.flat import FlatParameters
+from agents.direction.optimizers import FUSED, OPTIMIZERS, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from agents.direction.surrogates import clipped_surrogate
 from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
 from agents.policy.distributions import Distribution
@@ -24,6 +26,9 @@ from envs.sb3 import SB3View
 
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 """Of the effective steps that are logged."""
+
+PARTS = ("policy", "critic")
+"""What has a group of its own in AdaBound and AMSBound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +90,31 @@ class PPOConfig(AgentConfig):
         self.require("handover", self.handover > 0, "a share of the steps up to 1, or a number of steps above 1")
 
 
+class Minibatch(NamedTuple):
+    """m samples."""
+
+    s: Tensor
+    """Normalised observations, [m, O]."""
+    a: Tensor
+    """Actions, [m, *A]."""
+    A: Tensor
+    """Advantages, [m]; of mean 0 and standard deviation 1 if they are normalised."""
+    z: Tensor
+    """Normalised value targets, [m]."""
+    log_old: Tensor
+    """log π_old(a|s), [m]."""
+
+
 class Losses(NamedTuple):
-    """What a minibatch says, each of shape ()."""
+    """What a minibatch of m samples says."""
 
     loss: Tensor
+    """All together, of shape ()."""
     policy_gradient_loss: Tensor
     value_loss: Tensor
     entropy_loss: Tensor
-    approx_kl: Tensor
-    clip_fraction: Tensor
+    log_ratio: Tensor
+    """log π(a|s) - log π_old(a|s), [m]."""
 
 
 class PPO(Agent):
@@ -114,6 +135,27 @@ class PPO(Agent):
 
     name: ClassVar[str] = "ppo"
     policy_aliases = POLICIES
+    dashboard: ClassVar[dict[str, dict[str, list[str]]]] = {
+        "does it learn": {
+            "return": ["rollout/ep_rew_mean", "eval/mean_reward"],
+            "standard deviation": ["train/std"],
+            "critic: explained variance": ["train/explained_variance"],
+        },
+        "how far an update goes": {
+            "KL, nats: true, estimated": ["train/kl", "train/approx_kl"],
+            "share of samples beyond clip_range": ["train/clip_fraction"],
+        },
+        "step lengths of AdaBound and AMSBound": {
+            f"{part}: {chart}": [f"train/{curve}" for curve in curves]
+            for part in PARTS
+            for chart, curves in {
+                "before the bounds": [f"adam_step_{part}_{key}" for key in QUANTILES],
+                "after the bounds": [f"effective_step_{part}_{key}" for key in QUANTILES],
+                "bounds": [f"effective_step_{part}_{key}" for key in ("lower", "upper")],
+                "share that the bounds raise and cut": [f"effective_step_{part}_{key}" for key in ("raised", "cut")],
+            }.items()
+        },
+    }
     Config = PPOConfig
     config: PPOConfig
     policy: ActorCriticPolicy
@@ -125,7 +167,12 @@ class PPO(Agent):
         if issubclass(OPTIMIZERS[c.optimizer], AdaBound):
             # Gradients are looked at before they are clipped.
             settings |= {"final_lr": AUTO if c.final_lr is None else c.final_lr, "nonfinite": "ignore"}
-        groups = [{"params": list(module.parameters())} for module in (actor, critic)]
+        modules: list[nn.Module] = [actor, critic]
+        if c.optimizer in FUSED:
+            settings["fused"] = True
+            modules = [nn.ModuleList(modules)]  # what such an optimizer does to one has nothing to do with the other
+        self.flat = FlatParameters(modules)
+        groups = [{"params": [group]} for group in self.flat.groups]
         self.optimizer = make_optimizer(c.optimizer, groups, lr=c.learning_rate, **settings)
 
     def _connect(self, env: SB3View) -> None:
@@ -151,59 +198,52 @@ class PPO(Agent):
         z = policy.critic.scale.normalize(returns)
         self._plan_handover()
 
-        history: list[Tensor] = []
-        for rows in self._minibatches(len(s)):
-            losses = self._losses(s[rows], a[rows], A[rows], z[rows], log_old[rows])
-            history.append(torch.stack(losses).detach())
-            if c.target_kl is not None and losses.approx_kl > 1.5 * c.target_kl:
+        history: list[Losses] = []
+        for minibatch in self._minibatches(s, a, A, z, log_old):
+            losses = self._losses(minibatch)
+            history.append(Losses(*(value.detach() for value in losses)))
+            if c.target_kl is not None and approximate_kl(losses.log_ratio.detach()) > 1.5 * c.target_kl:
                 break
             self._step(losses.loss)
 
         self._record_update(history, s, old, explained_variance(returns, returns - A))
         policy.update_normalizer(batch.flat("observations"))
 
-    def _minibatches(self, n: int) -> Iterator[Tensor]:
-        """The rows of each minibatch, int64 [batch_size]: n_epochs times all n, in a new order each time."""
-        for epoch in range(self.config.n_epochs):
-            order = noise.permutation(self.stream_seed, "minibatch", self.iteration, n, epoch)
-            yield from order.to(self.device).split(self.config.batch_size)
+    def _minibatches(self, *samples: Tensor) -> Iterator[Minibatch]:
+        """n_epochs times all samples, [n, ...] in the order of Minibatch's fields, in a new order each time."""
+        c, n = self.config, len(samples[0])
+        for epoch in range(c.n_epochs):
+            rows = noise.permutation(self.stream_seed, "minibatch", self.iteration, n, epoch).to(self.device)
+            shuffled = Minibatch(*(x[rows] for x in samples))
+            if c.normalize_advantage:
+                A = shuffled.A.view(-1, c.batch_size)
+                A = (A - A.mean(1, keepdim=True)) / (A.std(1, keepdim=True) + 1e-8)
+                shuffled = shuffled._replace(A=A.flatten())
+            yield from map(Minibatch, *(x.split(c.batch_size) for x in shuffled))
 
-    def _losses(self, s: Tensor, a: Tensor, A: Tensor, z: Tensor, log_old: Tensor) -> Losses:
-        """Equation 9, and what tells how far the policy has gone, from a minibatch of n samples.
-
-        Args:
-            s: normalised observations, [n, O].
-            a: actions, [n, *A].
-            A: advantages, [n].
-            z: normalised value targets, [n].
-            log_old: log π_old(a|s), [n].
-        """
-        c = self.config
-        if c.normalize_advantage:
-            A = (A - A.mean()) / (A.std() + 1e-8)
-        pi = self.policy.actor(s)
+    def _losses(self, minibatch: Minibatch) -> Losses:
+        """Equation 9, and what tells how far the policy has gone."""
+        c, (s, a, A, z, log_old) = self.config, minibatch
+        pi = self.policy.actor.shared_std(s)
         log_ratio = pi.log_prob(a) - log_old
-        ratio = log_ratio.exp()
 
-        policy_gradient_loss = -clipped_surrogate(ratio, A, c.clip_range)
-        value_loss = (z - self.policy.critic.normalized(s)).square().mean()
+        policy_gradient_loss = -clipped_surrogate(log_ratio.exp(), A, c.clip_range)
+        value_loss = mse_loss(self.policy.critic.normalized(s), z)
         entropy_loss = -pi.entropy().mean()
-        loss = policy_gradient_loss + c.vf_coef * value_loss + c.ent_coef * entropy_loss
-
-        # The estimate of KL(old || new) that varies less: http://joschu.net/blog/kl-approx.html.
-        approx_kl = (ratio - 1 - log_ratio).mean()
-        clip_fraction = ((ratio - 1).abs() > c.clip_range).float().mean()
-        return Losses(loss, policy_gradient_loss, value_loss, entropy_loss, approx_kl, clip_fraction)
+        loss = policy_gradient_loss + c.vf_coef * value_loss
+        if c.ent_coef:
+            loss = loss + c.ent_coef * entropy_loss
+        return Losses(loss, policy_gradient_loss, value_loss, entropy_loss, log_ratio)
 
     def _step(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        self.flat.differentiate(loss)
+        norm = self.flat.grad.norm()
         if not norm.isfinite():
             raise FloatingPointError(
                 f"the gradient's norm is {norm.item()}; this minibatch changed nothing. Look for huge rewards or "
                 "observations, or give a smaller learning_rate."
             )
+        self.flat.grad.mul_((self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         self.optimizer.step()
 
     def _plan_handover(self) -> None:
@@ -215,14 +255,20 @@ class PPO(Agent):
             for group in self.optimizer.param_groups:
                 group["gamma"] = gamma
 
-    def _record_update(self, history: list[Tensor], s: Tensor, old: Distribution, explained: Tensor) -> None:
-        record, actor = self.logger.record, self.policy.actor
-        last_epoch = (len(history) - 1) % (len(s) // self.config.batch_size) + 1
-        losses = torch.stack(history)
-        means = Losses(*losses.mean(0))
+    def _record_update(self, history: list[Losses], s: Tensor, old: Distribution, explained: Tensor) -> None:
+        record, actor, c = self.logger.record, self.policy.actor, self.config
+        last_epoch = (len(history) - 1) % (len(s) // c.batch_size) + 1
+        losses = Losses(*(torch.stack(values) for values in zip(*history, strict=True)))
         # As in SB3: the loss of the last minibatch, the KL of the last epoch, means of all else.
-        shown = means._replace(loss=losses[-1, 0], approx_kl=Losses(*losses[-last_epoch:].mean(0)).approx_kl)
-        for name, value in zip(Losses._fields, torch.stack(shown).tolist(), strict=True):
+        shown = {
+            "loss": losses.loss[-1],
+            "policy_gradient_loss": losses.policy_gradient_loss.mean(),
+            "value_loss": losses.value_loss.mean(),
+            "entropy_loss": losses.entropy_loss.mean(),
+            "approx_kl": approximate_kl(losses.log_ratio[-last_epoch:]),
+            "clip_fraction": ((losses.log_ratio.exp() - 1).abs() > c.clip_range).float().mean(),
+        }
+        for name, value in zip(shown, torch.stack(list(shown.values())).tolist(), strict=True):
             record(f"train/{name}", value)
         with torch.no_grad():
             new = actor(s)
@@ -234,16 +280,19 @@ class PPO(Agent):
         self._record_effective_steps()
 
     def _record_effective_steps(self) -> None:
-        """The element-wise step lengths, and the shares of them that the bounds raise and cut."""
+        """The element-wise step lengths before and after the bounds, these, and the shares that they raise and cut."""
         if not isinstance(self.optimizer, AdaBound):
             return
-        found = effective_steps(self.optimizer, list(QUANTILES.values()))
-        for name, steps in zip(("policy", "critic"), found, strict=True):
-            if steps is not None:
-                values = dict(zip(QUANTILES, steps.bounded.tolist(), strict=True))
-                values |= {"raised": steps.raised.item(), "cut": steps.cut.item()}
-                for key, value in values.items():
-                    self.logger.record(f"train/effective_step_{name}_{key}", value)
+        for part, steps in zip(PARTS, effective_steps(self.optimizer, list(QUANTILES.values())), strict=True):
+            if steps is None:
+                continue
+            values = {f"adam_step_{part}_{key}": x for key, x in zip(QUANTILES, steps.unbounded, strict=True)}
+            values |= {f"effective_step_{part}_{key}": x for key, x in zip(QUANTILES, steps.bounded, strict=True)}
+            values |= {f"effective_step_{part}_{key}": getattr(steps, key) for key in ("raised", "cut")}
+            if math.isfinite(steps.upper):
+                values |= {f"effective_step_{part}_{key}": getattr(steps, key) for key in ("lower", "upper")}
+            for name, value in values.items():
+                self.logger.record(f"train/{name}", float(value))
 
     def own_tensors(self) -> dict[str, Tensor]:
         """The optimizer's state, under its name: another optimizer that goes on from here begins anew."""
@@ -251,3 +300,11 @@ class PPO(Agent):
 
     def load_own_tensors(self, tensors: dict[str, Tensor]) -> None:
         load_optimizer_tensors(self.config.optimizer, self.optimizer, tensors)
+
+
+def approximate_kl(log_ratio: Tensor) -> Tensor:
+    """An estimate of KL(old || new) in nats from log π(a|s) - log π_old(a|s), [...]; shape ().
+
+    Source: http://joschu.net/blog/kl-approx.html, the estimator that varies less.
+    """
+    return (log_ratio.exp() - 1 - log_ratio).mean()

@@ -76,6 +76,9 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 }
 """Name -> class. SB3 gives eps = 1e-5 to torch.optim.Adam alone: comparisons set eps themselves."""
 
+FUSED = ("adam", "adamw", "sgd")
+"""Those whose step torch computes in one pass over all parameters, where they are asked to."""
+
 
 def make_optimizer(name: str, params: ParamsT, **settings: Any) -> Optimizer:
     """The optimizer of that name over params, with its own settings.

@@ -16,7 +16,11 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_range: float) -> T
 
     Source: Schulman et al. 2017, equation 7, https://arxiv.org/abs/1707.06347.
     """
-    return torch.min(ratio * advantages, ratio.clamp(1 - clip_range, 1 + clip_range) * advantages).mean(-1)
+    # Clipped only on the side where that makes it smaller, which spares half of the operations and derivatives.
+    gains = advantages > 0
+    most = torch.where(gains, 1 + clip_range, torch.inf)
+    least = torch.where(gains, -torch.inf, 1 - clip_range)
+    return (ratio.clamp(least, most) * advantages).mean(-1)
 
 
 def lvc_surrogate(log_ratio: Tensor, advantages: Tensor) -> Tensor:

@@ -49,6 +49,10 @@ class Actor(nn.Module):
         outputs = self.net(normalized)
         return self.head.distribution(outputs, self.log_std(len(outputs)) if self.log_std is not None else None)
 
+    def shared_std(self, normalized: Tensor) -> Distribution:
+        """`forward` without a copy of the log standard deviation for every sample: follows it when it changes."""
+        return self.head.distribution(self.net(normalized), self.log_std.bias if self.log_std is not None else None)
+
 
 class ActorCriticPolicy(Policy):
     """Actor and critic on observations that the policy itself normalises.

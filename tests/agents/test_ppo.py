@@ -156,11 +156,19 @@ def test_the_surrogate_is_clipped_where_clipping_makes_it_smaller() -> None:
 
 def test_each_epoch_takes_every_sample_once_in_an_order_of_its_own() -> None:
     agent = make()
-    epochs = torch.stack(list(agent._minibatches(128))).view(3, 128)
-    assert torch.equal(epochs.sort().values, torch.arange(128).expand(3, -1))
-    assert not torch.equal(epochs[0], epochs[1])
+
+    def epochs() -> torch.Tensor:
+        """The rows that are visited, [epochs, 128]."""
+        rows = torch.arange(128)
+        minibatches = list(agent._minibatches(rows, rows, rows.float(), rows, rows))
+        assert all(torch.equal(m.s, m.a) and torch.equal(m.s, m.log_old) for m in minibatches)
+        return torch.cat([m.s for m in minibatches]).view(3, 128)
+
+    first = epochs()
+    assert torch.equal(first.sort().values, torch.arange(128).expand(3, -1))
+    assert not torch.equal(first[0], first[1])
     agent.iteration += 1
-    assert not torch.equal(epochs[0], torch.cat(list(agent._minibatches(128)))[:128])
+    assert not torch.equal(first[0], epochs()[0])
 
 
 def test_a_kl_above_its_target_ends_the_updates() -> None:
@@ -291,9 +299,21 @@ def test_the_kl_and_the_effective_steps_are_logged() -> None:
         assert steps is not None
         prefix = f"train/effective_step_{name}"
         assert [logged[f"{prefix}_{quantile}"] for quantile in ("q05", "q50", "q95")] == steps.bounded.tolist()
+        adam = [logged[f"train/adam_step_{name}_{quantile}"] for quantile in ("q05", "q50", "q95")]
+        assert adam == steps.unbounded.tolist() != steps.bounded.tolist()
+        assert (logged[f"{prefix}_lower"], logged[f"{prefix}_upper"]) == (steps.lower, steps.upper)
         assert logged[f"{prefix}_raised"] == steps.raised.item() > 0
         assert logged[f"{prefix}_cut"] == steps.cut.item()
-    assert not any("effective" in key for key in make(optimizer="adam").learn(128).last_metrics)
+    charted = {curve for charts in PPO.dashboard.values() for curves in charts.values() for curve in curves}
+    assert {curve for curve in charted if curve.startswith("train/")} <= logged.keys()
+    assert not any("step" in key for key in make(optimizer="adam").learn(128).last_metrics if "train" in key)
+
+
+def test_bounds_are_logged_once_there_are_any() -> None:
+    """Before the hand-over, at update 9 of 24, the automatic final step size is not known."""
+    agent = make(handover=9.0)
+    logged = ["train/effective_step_policy_upper" in agent.last_metrics for _ in agent.iterations(128 * 4)]
+    assert logged == [False, True, True, True]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,217 @@
+"""PPO beside Stable-Baselines3's: steps per second in training, and returns.
+
+Three sides: SB3 PPO as rl-baselines3-zoo trains it (its settings are in training_peers.py); ours with the same settings
+and the same number of gradient updates per sample, but SAME_ROLLOUT; and ours with its preset.
+
+--seconds S: all sides train in turn in one process, S seconds each time. --steps N: full runs, then 16 deterministic
+episodes in Gymnasium's own environments (seeds 1000, 1001, ...; raw reward). Finished runs are kept in
+results/ppo_peers.json by side, task, seed, steps, settings and versions, and are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from common import context, is_same, panels, read, save, write
+from torch import Tensor
+from training_peers import EPISODES, EVALUATION_SEED, Learner, sb3_ppo
+from training_peers import SETTINGS as PEERS
+
+from agents import PPO
+from agents.run.evaluation import evaluate
+from envs import make_vec
+
+NAME = "ppo_peers"
+TASKS = ("Hopper-v5", "HalfCheetah-v5")
+OURS, SAME, SB3 = "ours, preset", "ours, same updates", "SB3 PPO"
+SB3_SINGLE = "SB3 PPO, one thread"
+"""With one thread of torch, which suits networks of this size better where cores are few; for the rate only."""
+COLORS = {OURS: "#1f5fa8", SAME: "#6f9fd0", SB3: "#c0445e", SB3_SINGLE: "#d98a9a"}
+SAME_ROLLOUT = {"num_envs": 64, "n_steps": 32}
+"""In place of 512 steps of one environment."""
+
+
+def same_updates(env_id: str) -> dict[str, Any]:
+    """The zoo's settings under our names; minibatches and epochs are as many per sample."""
+    theirs = {key: value for key, value in PEERS[SB3][env_id].items() if key not in ("n_envs", "n_steps")}
+    policy = theirs.pop("policy_kwargs")
+    kept = {key: policy[key] for key in ("log_std_init", "net_arch", "activation_fn")}
+    return {**theirs, **kept, **SAME_ROLLOUT, "optimizer": "adam"}
+
+
+SETTINGS = {
+    OURS: {env_id: dataclasses.asdict(PPO.preset(env_id)) for env_id in TASKS},
+    SAME: {env_id: same_updates(env_id) for env_id in TASKS},
+    SB3: {env_id: PEERS[SB3][env_id] for env_id in TASKS},
+}
+
+
+class Ours:
+    """PPO through the Python API."""
+
+    def __init__(self, env_id: str, seed: int, total: int, settings: dict[str, Any]) -> None:
+        self.agent = PPO("MlpPolicy", env_id, seed=seed, device="cpu", **settings)
+        self.training = self.agent.iterations(total)
+
+    def train(self, steps: int) -> int:
+        """Go on as one call of learn does, so that a hand-over keeps its place."""
+        before = self.agent.num_timesteps
+        while self.agent.num_timesteps < before + steps:
+            next(self.training)
+        return self.agent.num_timesteps - before
+
+    def act(self, obs: Tensor, deterministic: bool = False) -> Tensor:
+        return self.agent.act(obs, deterministic)
+
+    def close(self) -> None:
+        self.training.close()
+        self.agent.env.close()
+
+
+def start(side: str, env_id: str, seed: int, total: int) -> Learner:
+    make = sb3_ppo if side == SB3 else Ours
+    return make(env_id, seed, total, SETTINGS[side][env_id])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--seconds", type=float, default=2.0, help="throughput only: seconds of every side's turn")
+    mode.add_argument("--steps", type=int, help="full runs of so many environment steps")
+    mode.add_argument("--plot", action="store_true", help="only the table and the figure of what is kept")
+    parser.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS)
+    parser.add_argument("--sides", nargs="*", default=list(SETTINGS), choices=list(SETTINGS), help="with --steps")
+    parser.add_argument("--turns", type=int, default=7, help="with --seconds")
+    parser.add_argument("--seeds", type=int, default=2, help="with --steps")
+    parser.add_argument("--budget-minutes", type=float, default=60.0, help="with --steps")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    kept = {"throughput": {}, "runs": [], **(read(NAME) or {})}
+    if arguments.steps is not None:
+        run_all(kept, arguments)
+    elif not arguments.plot:
+        for env_id in arguments.tasks:
+            kept["throughput"][env_id] = throughput(env_id, arguments.turns, arguments.seconds)
+            write(NAME, kept)
+    show(kept)
+    print(plot(kept))
+
+
+def throughput(env_id: str, turns: int, seconds: float) -> dict[str, Any]:
+    """Each side's rate in every turn, in environment steps per second; turn k of all sides ran one after the other."""
+    learners = {side: start(side, env_id, 0, 100_000_000) for side in SETTINGS}
+    learners[SB3_SINGLE] = start(SB3, env_id, 0, 100_000_000)
+    rates: dict[str, list[float]] = {side: [] for side in learners}
+    threads = torch.get_num_threads()
+    for turn in range(turns + 1):
+        for side, learner in learners.items():
+            torch.set_num_threads(1 if side == SB3_SINGLE else threads)
+            begin, taken = time.perf_counter(), 0
+            while time.perf_counter() - begin < seconds:
+                taken += learner.train(1)  # one iteration
+                if turn == 0:  # the first one warms up
+                    break
+            if turn > 0:
+                rates[side].append(round(taken / (time.perf_counter() - begin), 1))
+    for learner in learners.values():
+        learner.close()
+    settings = {side: SETTINGS[side][env_id] for side in SETTINGS}
+    return {**context(), "torch_threads": threads, "settings": settings, "rates": rates}
+
+
+def run_all(kept: dict[str, Any], arguments: argparse.Namespace) -> None:
+    deadline = time.monotonic() + 60 * arguments.budget_minutes
+    for seed in range(arguments.seeds):
+        for env_id in arguments.tasks:
+            for side in arguments.sides:
+                settings = json.loads(json.dumps(SETTINGS[side][env_id]))
+                place = {"side": side, "env_id": env_id, "steps": arguments.steps, "seed": seed, "settings": settings}
+                if any(is_same(run, place) for run in kept["runs"]):
+                    continue
+                if time.monotonic() > deadline:
+                    print("the budget of minutes is spent; call again to go on")
+                    return
+                run = {**place, **context(), **full_run(side, env_id, arguments.steps, seed)}
+                kept.update(read(NAME) or {})  # another process may have added runs meanwhile
+                kept["runs"].append(run)
+                write(NAME, kept)
+                print(f"{env_id} {side} seed {seed}: {run['mean']:.0f} in {run['seconds']:.0f} s", flush=True)
+
+
+def full_run(side: str, env_id: str, steps: int, seed: int) -> dict[str, Any]:
+    begin = time.perf_counter()
+    learner = start(side, env_id, seed, steps)
+    taken = learner.train(steps)
+    seconds = time.perf_counter() - begin
+    env = make_vec(env_id, EPISODES, backend="gymnasium", autoreset="disabled")
+    result = evaluate(learner, env, EPISODES, EVALUATION_SEED)
+    env.close()
+    learner.close()
+    return {
+        "mean": round(result.mean, 2),
+        "returns": result.returns.round(2).tolist(),
+        "training_steps": taken,
+        "evaluation_steps": result.steps,
+        "seconds": round(seconds, 1),
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def by_task(runs: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, list[float]]]:
+    """Mean returns of the present settings, seed by seed: {(task, steps): {side: returns}}."""
+    found: dict[tuple[str, int], dict[str, list[float]]] = {}
+    for env_id in TASKS:
+        for side in SETTINGS:
+            settings = json.loads(json.dumps(SETTINGS[side][env_id]))
+            mine = [run for run in runs if is_same(run, {"side": side, "env_id": env_id, "settings": settings}, False)]
+            for run in sorted(mine, key=lambda run: run["seed"]):
+                found.setdefault((env_id, run["steps"]), {}).setdefault(side, []).append(run["mean"])
+    return found
+
+
+def show(kept: dict[str, Any]) -> None:
+    for env_id, row in kept["throughput"].items():
+        print(f"\n{env_id}: environment steps per second in training, medians of turns")
+        for side, rates in row["rates"].items():
+            over = [statistics.median(np.divide(rates, row["rates"][other])) for other in (SB3, SB3_SINGLE)]
+            print(f"  {side:20}{statistics.median(rates):8.0f}  / {SB3} {over[0]:6.2f}  / {SB3_SINGLE} {over[1]:6.2f}")
+    for (env_id, steps), sides in by_task(kept["runs"]).items():
+        print(f"\n{env_id} after {steps:,} steps: mean return of {EPISODES} deterministic episodes, per seed")
+        for side, means in sides.items():
+            listed = " ".join(f"{mean:.0f}" for mean in means)
+            print(f"  {side:20}median {statistics.median(means):7.0f}  ({listed})")
+
+
+def plot(kept: dict[str, Any]) -> Any:
+    groups = by_task(kept["runs"])
+    figure, axes = panels(len(kept["throughput"]) + len(groups), 2, 6.0, 2.6)
+    free = iter(axes)
+    for env_id, row in kept["throughput"].items():
+        axis, sides = next(free), list(row["rates"])[::-1]
+        medians = [statistics.median(row["rates"][side]) for side in sides]
+        bars = axis.barh(sides, medians, color=[COLORS[side] for side in sides], height=0.6)
+        axis.bar_label(bars, [f" {rate:,.0f}" for rate in medians], fontsize=9)
+        axis.set_xlim(0, 1.2 * max(medians))
+        axis.set_xlabel("environment steps per second, whole training")
+        axis.set_title(env_id, loc="left", fontsize=11)
+    for (env_id, steps), returns in groups.items():
+        axis, sides = next(free), list(returns)[::-1]
+        for place, side in enumerate(sides):
+            axis.plot(returns[side], [place] * len(returns[side]), "o", color=COLORS[side], alpha=0.6)
+        axis.set_yticks(range(len(sides)), sides)
+        axis.set_ylim(-0.6, len(sides) - 0.4)
+        axis.set_xlabel("return, deterministic policy; dots: seeds")
+        axis.set_title(f"{env_id}, {steps:,} steps", loc="left", fontsize=11)
+    return save(figure, NAME)
+
+
+if __name__ == "__main__":
+    main()
