@@ -1,11 +1,11 @@
 """NPG's estimates, solvers and critics beside each other: returns at equal environment steps and at equal seconds.
 
-Each variant differs from the task's preset in the values shown. A run trains in this process on one core, and is
-evaluated at equal shares of the steps. Its seconds are the core's (CPU time, without the evaluations), so that other
-work on the machine counts less; with the physics on one core an update weighs less in them than on many. "At equal
-seconds" reads each run's curve at the time that the preset's own run with that seed took. Finished runs are kept by
-variant, task, seed, steps and versions, so that the table grows over several calls. Returns: 16 deterministic episodes,
-means over seeds with bootstrap intervals.
+Each variant differs from the task's preset with sampled scores in the values shown. A run trains in this process on
+one core, and is evaluated at equal shares of the steps. Its seconds are the core's (CPU time, without the
+evaluations), so that other work on the machine counts less; with the physics on one core an update weighs less in
+them than on many. "At equal seconds" reads each run's curve at the time that the preset's run with sampled scores and
+that seed took. Finished runs are kept by variant, task, seed, steps and versions, so that the table grows over
+several calls. Returns: 16 deterministic episodes, means over seeds with bootstrap intervals.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from envs import make_vec
 
 NAME = "ablation"
 TASKS = ("Hopper-v5", "HalfCheetah-v5", "Walker2d-v5")
+BASE = "sampled scores, CG"
 VARIANTS: dict[str, dict[str, Any]] = {
-    "preset": {},
+    BASE: {},
     "CG + K-FAC, 4 and 6": {"cg_preconditioner": "kfac", "cg_max_steps": 4, "critic_cg_max_steps": 6},
     "CG + K-FAC, to 0.01": {"cg_preconditioner": "kfac", "cg_max_steps": 200, "cg_tolerance": 0.01},
     "CG, warm start": {"cg_warm_start": True},
@@ -92,7 +93,7 @@ def main() -> None:
 
 def train(env_id: str, changed: dict[str, Any], seed: int, steps: int) -> dict[str, Any]:
     """One run: (steps, CPU seconds of training, mean return) on the way, and the median update's seconds."""
-    settings = dataclasses.asdict(NPG.preset(env_id)) | changed
+    settings = dataclasses.asdict(NPG.preset(env_id)) | {"fisher": "compatible"} | changed
     env = make_vec(env_id, settings["num_envs"], num_threads=1, seed=seed)
     agent = NPG("MlpPolicy", env, seed=seed, device="cpu", **settings)
     judge = make_vec(env_id, EPISODES, autoreset="disabled", num_threads=1)
@@ -125,7 +126,7 @@ def train(env_id: str, changed: dict[str, Any], seed: int, steps: int) -> dict[s
 def summary(runs: list[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
     """Per task and variant: mean and interval over seeds at the end, and at the preset's seconds."""
     runs = [run for run in runs if run["steps"] == steps]
-    preset = {(run["env"], run["seed"]): run["seconds"] for run in runs if run["variant"] == "preset"}
+    preset = {(run["env"], run["seed"]): run["seconds"] for run in runs if run["variant"] == BASE}
     table = []
     for env, variant in dict.fromkeys((run["env"], run["variant"]) for run in runs):
         mine = [run for run in runs if (run["env"], run["variant"]) == (env, variant)]
