@@ -16,18 +16,17 @@ import json
 import statistics
 import time
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from common import context, is_same, panels, read, save, write
 from torch import Tensor
-from training_peers import EPISODES, EVALUATION_SEED, Learner, sb3_ppo
+from training_peers import EPISODES, Learner, full_run, in_turns, sb3_ppo
 from training_peers import SETTINGS as PEERS
 
 from agents import PPO
-from agents.run.evaluation import evaluate
-from envs import make_vec
 
 NAME = "ppo_peers"
 TASKS = ("Hopper-v5", "HalfCheetah-v5")
@@ -109,20 +108,8 @@ def throughput(env_id: str, turns: int, seconds: float) -> dict[str, Any]:
     """Each side's rate in every turn, in environment steps per second; turn k of all sides ran one after the other."""
     learners = {side: start(side, env_id, 0, 100_000_000) for side in SETTINGS}
     learners[SB3_SINGLE] = start(SB3, env_id, 0, 100_000_000)
-    rates: dict[str, list[float]] = {side: [] for side in learners}
     threads = torch.get_num_threads()
-    for turn in range(turns + 1):
-        for side, learner in learners.items():
-            torch.set_num_threads(1 if side == SB3_SINGLE else threads)
-            begin, taken = time.perf_counter(), 0
-            while time.perf_counter() - begin < seconds:
-                taken += learner.train(1)  # one iteration
-                if turn == 0:  # the first one warms up
-                    break
-            if turn > 0:
-                rates[side].append(round(taken / (time.perf_counter() - begin), 1))
-    for learner in learners.values():
-        learner.close()
+    rates = in_turns(learners, turns, seconds, lambda side: torch.set_num_threads(1 if side == SB3_SINGLE else threads))
     settings = {side: SETTINGS[side][env_id] for side in SETTINGS}
     return {**context(), "torch_threads": threads, "settings": settings, "rates": rates}
 
@@ -139,30 +126,15 @@ def run_all(kept: dict[str, Any], arguments: argparse.Namespace) -> None:
                 if time.monotonic() > deadline:
                     print("the budget of minutes is spent; call again to go on")
                     return
-                run = {**place, **context(), **full_run(side, env_id, arguments.steps, seed)}
+                run = {
+                    **place,
+                    **context(),
+                    **full_run(partial(start, side, env_id, seed, arguments.steps), env_id, arguments.steps),
+                }
                 kept.update(read(NAME) or {})  # another process may have added runs meanwhile
                 kept["runs"].append(run)
                 write(NAME, kept)
                 print(f"{env_id} {side} seed {seed}: {run['mean']:.0f} in {run['seconds']:.0f} s", flush=True)
-
-
-def full_run(side: str, env_id: str, steps: int, seed: int) -> dict[str, Any]:
-    begin = time.perf_counter()
-    learner = start(side, env_id, seed, steps)
-    taken = learner.train(steps)
-    seconds = time.perf_counter() - begin
-    env = make_vec(env_id, EPISODES, backend="gymnasium", autoreset="disabled")
-    result = evaluate(learner, env, EPISODES, EVALUATION_SEED)
-    env.close()
-    learner.close()
-    return {
-        "mean": round(result.mean, 2),
-        "returns": result.returns.round(2).tolist(),
-        "training_steps": taken,
-        "evaluation_steps": result.steps,
-        "seconds": round(seconds, 1),
-        "torch_threads": torch.get_num_threads(),
-    }
 
 
 def by_task(runs: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, list[float]]]:

@@ -378,11 +378,25 @@ def throughput(env_id: str, sides: list[str], turns: int, seconds: float) -> dic
     layer = "environment layer alone"
     learners: dict[str, Any] = {name: SIDES[name].start(env_id, 0, 1_000_000, SETTINGS[name][env_id]) for name in sides}
     learners[layer] = EnvironmentLayer(env_id, learners["ours, preset"])
+    rates = in_turns(learners, turns, seconds, lambda name: learners[layer].follow() if name == layer else None)
+    return {
+        **context(),
+        "packages": installed(*{package for name in sides for package in SIDES[name].packages}),
+        "torch_threads": torch.get_num_threads(),
+        "settings": {name: SETTINGS[name][env_id] for name in sides},
+        "seconds": seconds,
+        "rates": rates,
+    }
+
+
+def in_turns(
+    learners: dict[str, Learner], turns: int, seconds: float, before: Callable[[str], object]
+) -> dict[str, list[float]]:
+    """Environment steps per second of each learner in every turn; before is told whose turn it is. Closes them."""
     rates: dict[str, list[float]] = {name: [] for name in learners}
     for turn in range(turns + 1):
         for name, learner in learners.items():
-            if name == layer:
-                learner.follow()
+            before(name)
             begin, taken = time.perf_counter(), 0
             while time.perf_counter() - begin < seconds:
                 taken += learner.train(1)  # one iteration
@@ -392,14 +406,7 @@ def throughput(env_id: str, sides: list[str], turns: int, seconds: float) -> dic
                 rates[name].append(round(taken / (time.perf_counter() - begin), 1))
     for learner in learners.values():
         learner.close()
-    return {
-        **context(),
-        "packages": installed(*{package for name in sides for package in SIDES[name].packages}),
-        "torch_threads": torch.get_num_threads(),
-        "settings": {name: SETTINGS[name][env_id] for name in sides},
-        "seconds": seconds,
-        "rates": rates,
-    }
+    return rates
 
 
 def run_all(
@@ -418,16 +425,18 @@ def run_all(
                 if time.monotonic() > deadline:
                     print("the budget of minutes is spent; call again to go on")
                     return
-                run = {**key, **context(), **full_run(name, env_id, steps, seed)}
+                start = partial(SIDES[name].start, env_id, seed, steps, SETTINGS[name][env_id])
+                run = {**key, **context(), **full_run(start, env_id, steps)}
                 others = [other for other in kept["runs"] if not is_same(other, place, versions=False)]
                 kept["runs"] = [*others, run]
                 write(NAME, kept)
                 print(f"{env_id} {name} seed {seed}: {run['mean']:.0f} in {run['seconds']:.0f} s", flush=True)
 
 
-def full_run(name: str, env_id: str, steps: int, seed: int) -> dict[str, Any]:
+def full_run(start: Callable[[], Learner], env_id: str, steps: int) -> dict[str, Any]:
+    """What a learner that starts now makes of so many steps, and the seconds that both take."""
     begin = time.perf_counter()
-    learner = SIDES[name].start(env_id, seed, steps, SETTINGS[name][env_id])
+    learner = start()
     taken = learner.train(steps)
     seconds = time.perf_counter() - begin
     env = make_vec(env_id, EPISODES, backend="gymnasium", autoreset="disabled")
