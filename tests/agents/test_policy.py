@@ -10,7 +10,7 @@ from torch import distributions as reference
 
 from agents.policy.actor_critic import ActorCriticPolicy, LinearPolicy, RBFPolicy
 from agents.policy.distributions import Bernoullis, Categoricals, DiagonalGaussian, Head
-from agents.policy.networks import mlp
+from agents.policy.networks import ACTIVATIONS, activation_key, mlp
 from agents.policy.normalizer import ObservationNormalizer
 
 N = 7
@@ -224,3 +224,13 @@ def test_random_features_are_saved_with_the_policy_and_not_trained() -> None:
     assert torch.equal(policy.sample(observations, noise), sampler(observations, noise))
     assert "actor.net.0.phase" in policy.state_dict()
     assert not any(x.requires_grad for x in policy.actor.net[0].buffers())
+
+
+def test_tanh_is_torchs_to_float32s_precision() -> None:
+    x = torch.linspace(-20, 20, 10_001, requires_grad=True)
+    y = ACTIVATIONS["tanh"]()(x)
+    exact = torch.tanh(x.detach().double())
+    assert (y - exact).abs().max() < 2e-7
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert (slope - (1 - exact.square())).abs().max() < 5e-7
+    assert activation_key(torch.nn.Tanh) == "tanh"
