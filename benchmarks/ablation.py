@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import context, is_same, panels, read, save, write
+from common import context, keep, missing, panels, read, save
 from scipy import stats
 
 from agents import NPG
@@ -59,24 +59,16 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     kept = read(NAME) or {"runs": []}
-    deadline = time.monotonic() + 60 * arguments.budget_minutes
     # All variants of a seed before the next seed: a table that is cut short compares equal seeds.
     keys = [
-        {"env": env, "variant": variant, "seed": seed, "steps": arguments.steps}
+        {"env": env, "variant": variant, "seed": seed, "steps": arguments.steps, "changed": VARIANTS[variant]}
         for seed in range(arguments.seeds)
         for env in arguments.tasks
         for variant in arguments.variants
     ]
-    for key in keys:
-        wanted = key | {"changed": VARIANTS[key["variant"]]}
-        if any(is_same(run, wanted) for run in kept["runs"]):
-            continue
-        if time.monotonic() > deadline:
-            print("the budget of minutes is spent; call again to go on")
-            break
-        run = {**wanted, **context(), **train(key["env"], wanted["changed"], key["seed"], key["steps"])}
-        kept["runs"] = [other for other in kept["runs"] if not is_same(other, wanted, versions=False)] + [run]
-        write(NAME, kept)
+    for key in missing(kept["runs"], keys, arguments.budget_minutes):
+        run = {**key, **context(), **train(key["env"], key["changed"], key["seed"], key["steps"])}
+        keep(NAME, kept, run, key)
         last = run["curve"][-1][2]
         print(
             f"{key['env']:15} {key['variant']:30} seed {key['seed']}  {last:7.0f}  {run['seconds']:.0f} s", flush=True

@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,29 @@ def is_same(run: dict[str, Any], key: dict[str, Any], versions: bool = True) -> 
     """Whether a kept run answers the key, with the packages that are installed now."""
     same = all(run[name] == value for name, value in key.items())
     return same and (not versions or run["versions"] == current_versions())
+
+
+def missing(runs: list[dict[str, Any]], keys: Iterable[dict[str, Any]], minutes: float) -> Iterator[dict[str, Any]]:
+    """The keys that no kept run answers, until so many minutes are spent; a word when they are."""
+    deadline = time.monotonic() + 60 * minutes
+    for key in keys:
+        if any(is_same(run, key) for run in runs):
+            continue
+        if time.monotonic() > deadline:
+            print("the budget of minutes is spent; call again to go on")
+            return
+        yield key
+
+
+def keep(name: str, kept: dict[str, Any], run: dict[str, Any], place: Iterable[str]) -> None:
+    """Write a run among those kept under a name, instead of earlier ones with the same values of place's names.
+
+    Runs that another process has written meanwhile stay, and are taken into kept.
+    """
+    where = {field: run[field] for field in place}
+    others = (read(name) or kept)["runs"]
+    kept["runs"][:] = [other for other in others if not is_same(other, where, versions=False)] + [run]
+    write(name, kept)
 
 
 def installed(*packages: str) -> dict[str, str | None]:

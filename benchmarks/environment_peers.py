@@ -23,7 +23,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from common import context, installed, is_same, panels, read, save, write
+from common import context, installed, keep, missing, panels, read, save
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
@@ -133,24 +133,18 @@ def main() -> None:
     if packages["envpool"] is None:
         print('EnvPool is left out; to have it: pip install -c constraints.txt -e ".[peers]"')
         del SIDES["EnvPool"]
-    kept = read(NAME) or {"groups": []}
-    deadline = time.monotonic() + 60 * arguments.budget_minutes
-    for env_id, num_envs in product(arguments.tasks, arguments.num_envs):
-        key = {"env_id": env_id, "num_envs": num_envs, "packages": packages}
-        if any(is_same(group, key) for group in kept["groups"]):
-            continue
-        if time.monotonic() > deadline:
-            print("the budget of minutes is spent; call again to go on")
-            break
-        rates = measure(env_id, num_envs, arguments.turns, arguments.turn_seconds)
+    kept = read(NAME) or {"runs": []}
+    keys = [
+        {"env_id": env_id, "num_envs": num_envs, "packages": packages}
+        for env_id, num_envs in product(arguments.tasks, arguments.num_envs)
+    ]
+    for key in missing(kept["runs"], keys, arguments.budget_minutes):
+        rates = measure(key["env_id"], key["num_envs"], arguments.turns, arguments.turn_seconds)
         group = {**key, **context(), "turn_seconds": arguments.turn_seconds, "rates": rates}
-        place = {"env_id": env_id, "num_envs": num_envs}
-        others = [other for other in kept["groups"] if not is_same(other, place, versions=False)]
-        kept["groups"] = [*others, group]
-        write(NAME, kept)
+        keep(NAME, kept, group, ("env_id", "num_envs"))
         print(line(group), flush=True)
-    print_table(kept["groups"])
-    print(plot(kept["groups"]))
+    print_table(kept["runs"])
+    print(plot(kept["runs"]))
 
 
 def measure(env_id: str, num_envs: int, turns: int, seconds: float) -> dict[str, list[float]]:

@@ -17,13 +17,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import context, is_same, panels, read, save, timed, write
+from common import context, keep, missing, panels, read, save, timed, write
 
 from agents import REGISTRY
 from envs import make_vec
@@ -63,25 +62,18 @@ def main() -> None:
             write(NAME, kept)
             print(f"{family}: {rate['share']:.2f} of {rate['environment']:,.0f} steps per second", flush=True)
         return
-    deadline = time.monotonic() + 60 * arguments.budget_minutes
-    for family in arguments.families:
-        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-            for algorithm in arguments.algorithms:
-                steps = arguments.steps or STEPS[family]
-                key = {"family": family, "algorithm": algorithm, "steps": steps, "seed": seed}
-                if any(is_same(run, key) for run in kept["runs"]):
-                    continue
-                if time.monotonic() > deadline:
-                    print("the budget of minutes is spent; call again to go on")
-                    break
-                found = measure(key, arguments)
-                if found is None:
-                    continue
-                run = {**key, **context(), **found}
-                kept = read(NAME) or kept
-                kept["runs"] = [other for other in kept["runs"] if not is_same(other, key, versions=False)] + [run]
-                write(NAME, kept)
-                show(run)
+    keys = [
+        {"family": family, "algorithm": algorithm, "steps": arguments.steps or STEPS[family], "seed": seed}
+        for family in arguments.families
+        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+        for algorithm in arguments.algorithms
+    ]
+    for key in missing(kept["runs"], keys, arguments.budget_minutes):
+        found = measure(key, arguments)
+        if found is not None:
+            run = {**key, **context(), **found}
+            keep(NAME, kept, run, key)
+            show(run)
     plot(kept["runs"])
 
 

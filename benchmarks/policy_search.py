@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import context, installed, is_same, panels, read, save, write
+from common import context, installed, keep, missing, panels, read, save, write
 
 from agents import PES
 from agents.config import preset_values
@@ -71,7 +71,6 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     kept = read(NAME) or {"runs": [], "rates": []}
-    deadline = time.monotonic() + 60 * arguments.budget_minutes
 
     keys: list[dict[str, Any]] = []
     if "swimmer" in arguments.parts:
@@ -85,23 +84,17 @@ def main() -> None:
         for env in arguments.tasks:
             common = {"part": "thresholds", "env": env, "steps": arguments.most_steps or MOST_STEPS[env]}
             keys += [{**common, "side": side, "seed": s} for s in range(arguments.seeds) for side in arguments.sides]
-    for key in keys:
-        settings = {"settings": settings_of(key)}
-        if any(is_same(run, {**key, **settings}) for run in kept["runs"]):
-            continue
-        if time.monotonic() > deadline:
-            print("the budget of minutes is spent; call again to go on")
-            break
+    deadline = time.monotonic() + 60 * arguments.budget_minutes
+    for key in missing(kept["runs"], ({**key, "settings": settings_of(key)} for key in keys), arguments.budget_minutes):
         if key["part"] in ("swimmer", "preset"):
             run = curve_of(key, arguments.threads)
         else:
             run = threshold(key, arguments.every, deadline, arguments.threads)
-        run = {**key, **settings, "physics_threads": arguments.threads, **context(), **installed("sb3-contrib"), **run}
+        run = {**key, "physics_threads": arguments.threads, **context(), **installed("sb3-contrib"), **run}
         if key["part"] == "thresholds" and run["out_of_time"]:
             print(f"{key['env']} {key['side']} seed {key['seed']}: out of time, not kept")
             break
-        kept["runs"] = [other for other in kept["runs"] if not is_same(other, key, versions=False)] + [run]
-        write(NAME, kept)
+        keep(NAME, kept, run, key.keys() - {"settings"})
         print(line(run), flush=True)
     if "speed" in arguments.parts:
         for env in arguments.tasks:

@@ -16,12 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from common import context, is_same, panels, read, save, write
+from common import context, is_same, keep, missing, panels, read, save
 from scipy.stats import bootstrap
 from torch.optim import SGD, Adam, Optimizer
 
@@ -69,14 +69,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     kept = {"runs": [], **(read(NAME) or {})}
     if not arguments.plot:
-        deadline = time.monotonic() + 60 * arguments.budget_minutes
-        for key in missing(kept["runs"], arguments.tasks, arguments.steps, arguments.seeds):
-            if time.monotonic() > deadline:
-                print("the budget of minutes is spent; call again to go on")
-                break
+        keys = wanted(kept["runs"], arguments.tasks, arguments.steps, arguments.seeds)
+        for key in missing(kept["runs"], keys, arguments.budget_minutes):
             found = {**key, **context(), **run(**key)}
-            kept["runs"].append(found)
-            write(NAME, kept)
+            keep(NAME, kept, found, key)
             print(
                 f"{key['env_id']} {key['optimizer']} {key['settings']} seed {key['seed']}: {found['score']:.0f} in "
                 f"{found['seconds']:.0f} s",
@@ -86,8 +82,10 @@ def main() -> None:
     print(draw(rows, arguments.steps))
 
 
-def missing(runs: list[dict[str, Any]], tasks: Iterable[str], steps: int, seeds: int) -> Iterable[dict[str, Any]]:
-    """Arguments of `run` for what is yet to be run: first the tuning, then the tuned settings, seeds outermost."""
+def wanted(runs: list[dict[str, Any]], tasks: Iterable[str], steps: int, seeds: int) -> Iterator[dict[str, Any]]:
+    """Arguments of `run`: first the tuning, then the settings that runs, which grow meanwhile, say are tuned, seeds
+    outermost.
+    """
 
     def key(env_id: str, name: str, settings: dict[str, Any], seed: int) -> dict[str, Any]:
         base = {**BASE, **TASK_SETTINGS.get(env_id, {})}
@@ -98,15 +96,11 @@ def missing(runs: list[dict[str, Any]], tasks: Iterable[str], steps: int, seeds:
     for env_id in tasks:
         for name, grid in GRID.items():
             for settings in grid:
-                wanted = key(env_id, name, settings, TUNING_SEED)
-                if not any(is_same(run, wanted) for run in runs):
-                    yield wanted
+                yield key(env_id, name, settings, TUNING_SEED)
     for seed in range(seeds):
         for env_id in tasks:
             for name in GRID:
-                wanted = key(env_id, name, tuned(runs, env_id, name, steps), seed)
-                if not any(is_same(run, wanted) for run in runs):
-                    yield wanted
+                yield key(env_id, name, tuned(runs, env_id, name, steps), seed)
 
 
 def tuned(runs: list[dict[str, Any]], env_id: str, name: str, steps: int) -> dict[str, Any]:

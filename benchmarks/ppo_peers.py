@@ -14,14 +14,13 @@ import argparse
 import dataclasses
 import json
 import statistics
-import time
 import warnings
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from common import context, is_same, panels, read, save, write
+from common import context, is_same, keep, missing, panels, read, save, write
 from torch import Tensor
 from training_peers import EPISODES, Learner, full_run, in_turns, sb3_ppo
 from training_peers import SETTINGS as PEERS
@@ -115,26 +114,24 @@ def throughput(env_id: str, turns: int, seconds: float) -> dict[str, Any]:
 
 
 def run_all(kept: dict[str, Any], arguments: argparse.Namespace) -> None:
-    deadline = time.monotonic() + 60 * arguments.budget_minutes
-    for seed in range(arguments.seeds):
-        for env_id in arguments.tasks:
-            for side in arguments.sides:
-                settings = json.loads(json.dumps(SETTINGS[side][env_id]))
-                place = {"side": side, "env_id": env_id, "steps": arguments.steps, "seed": seed, "settings": settings}
-                if any(is_same(run, place) for run in kept["runs"]):
-                    continue
-                if time.monotonic() > deadline:
-                    print("the budget of minutes is spent; call again to go on")
-                    return
-                run = {
-                    **place,
-                    **context(),
-                    **full_run(partial(start, side, env_id, seed, arguments.steps), env_id, arguments.steps),
-                }
-                kept.update(read(NAME) or {})  # another process may have added runs meanwhile
-                kept["runs"].append(run)
-                write(NAME, kept)
-                print(f"{env_id} {side} seed {seed}: {run['mean']:.0f} in {run['seconds']:.0f} s", flush=True)
+    steps = arguments.steps
+    keys = [
+        {
+            "side": side,
+            "env_id": env_id,
+            "steps": steps,
+            "seed": seed,
+            "settings": json.loads(json.dumps(SETTINGS[side][env_id])),
+        }
+        for seed in range(arguments.seeds)
+        for env_id in arguments.tasks
+        for side in arguments.sides
+    ]
+    for key in missing(kept["runs"], keys, arguments.budget_minutes):
+        side, env_id, seed = key["side"], key["env_id"], key["seed"]
+        run = {**key, **context(), **full_run(partial(start, side, env_id, seed, steps), env_id, steps)}
+        keep(NAME, kept, run, key)
+        print(f"{env_id} {side} seed {seed}: {run['mean']:.0f} in {run['seconds']:.0f} s", flush=True)
 
 
 def by_task(runs: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, list[float]]]:

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, context, is_same, read, write
+from common import RESULTS, context, is_same, keep, read
 
 from agents import REGISTRY
 
@@ -56,8 +56,7 @@ def main() -> None:
             if run is None:
                 print("the budget of minutes is spent; call again to go on")
                 break
-            kept["runs"] = [other for other in kept["runs"] if not is_same(other, key, versions=False)] + [run]
-            write(NAME, kept)
+            keep(NAME, kept, run, key)
             print(
                 f"{run['env']} seed {run['seed']}: {run['mean']:.0f}, IQM {run['iqm']:.0f}, {run['seconds']:.0f} s",
                 flush=True,

@@ -14,7 +14,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
-from common import context, is_same, read, write
+from common import context, is_same, keep, read, write
 
 NAME = "settings"
 EPISODES = 16
@@ -62,8 +62,7 @@ def collect_returns(kept: dict[str, Any], arguments: argparse.Namespace) -> None
         for future in as_completed(futures):
             found = future.result()
             if found is not None:
-                kept["runs"].append({**futures[future], **context(), **found})
-                write(NAME, kept)
+                keep(NAME, kept, {**futures[future], **context(), **found}, futures[future])
 
 
 def run(env: str, steps: int, settings: dict[str, Any], seed: int, deadline: float) -> dict[str, Any] | None:

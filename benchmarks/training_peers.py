@@ -30,7 +30,7 @@ from typing import Any, ClassVar, Protocol
 import gymnasium
 import numpy as np
 import torch
-from common import context, installed, is_same, panels, read, save, write
+from common import context, installed, keep, missing, panels, read, save, write
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -367,10 +367,10 @@ def main() -> None:
 
 
 def available(name: str) -> bool:
-    missing = [package for package, found in installed(*SIDES[name].packages).items() if found is None]
-    if missing:
-        print(f"{name} is left out: {', '.join(missing)} not installed; --help says how to install")
-    return not missing
+    absent = [package for package, found in installed(*SIDES[name].packages).items() if found is None]
+    if absent:
+        print(f"{name} is left out: {', '.join(absent)} not installed; --help says how to install")
+    return not absent
 
 
 def throughput(env_id: str, sides: list[str], turns: int, seconds: float) -> dict[str, Any]:
@@ -413,24 +413,25 @@ def run_all(
     kept: dict[str, Any], tasks: list[str], sides: list[str], steps: int, seeds: int, budget_minutes: float
 ) -> None:
     """Full runs, seeds outermost, so that every side has about as many when the minutes are spent."""
-    deadline = time.monotonic() + 60 * budget_minutes
-    for seed in range(seeds):
-        for env_id in tasks:
-            for name in sides:
-                settings = json.loads(json.dumps(SETTINGS[name][env_id]))
-                place = {"side": name, "env_id": env_id, "steps": steps, "seed": seed}
-                key = {**place, "settings": settings, "packages": installed(*SIDES[name].packages)}
-                if any(is_same(run, key) for run in kept["runs"]):
-                    continue
-                if time.monotonic() > deadline:
-                    print("the budget of minutes is spent; call again to go on")
-                    return
-                start = partial(SIDES[name].start, env_id, seed, steps, SETTINGS[name][env_id])
-                run = {**key, **context(), **full_run(start, env_id, steps)}
-                others = [other for other in kept["runs"] if not is_same(other, place, versions=False)]
-                kept["runs"] = [*others, run]
-                write(NAME, kept)
-                print(f"{env_id} {name} seed {seed}: {run['mean']:.0f} in {run['seconds']:.0f} s", flush=True)
+    keys = [
+        {
+            "side": name,
+            "env_id": env_id,
+            "steps": steps,
+            "seed": seed,
+            "settings": json.loads(json.dumps(SETTINGS[name][env_id])),
+            "packages": installed(*SIDES[name].packages),
+        }
+        for seed in range(seeds)
+        for env_id in tasks
+        for name in sides
+    ]
+    for key in missing(kept["runs"], keys, budget_minutes):
+        name, env_id, seed = key["side"], key["env_id"], key["seed"]
+        start = partial(SIDES[name].start, env_id, seed, steps, SETTINGS[name][env_id])
+        run = {**key, **context(), **full_run(start, env_id, steps)}
+        keep(NAME, kept, run, ("side", "env_id", "steps", "seed"))
+        print(f"{env_id} {name} seed {seed}: {run['mean']:.0f} in {run['seconds']:.0f} s", flush=True)
 
 
 def full_run(start: Callable[[], Learner], env_id: str, steps: int) -> dict[str, Any]:
