@@ -17,10 +17,9 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import RESULTS, context, write
+from common import context, panels, save, write
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -96,17 +95,17 @@ def follow(make: Callable, slope: Callable[[int, float], float], start: float, b
 
 
 def draw(paths: dict[tuple[str, str], np.ndarray], steps: int) -> None:
-    figure, panels = plt.subplots(1, len(PROBLEMS), figsize=(15, 4.5), layout="constrained")
+    figure, axes = panels(len(PROBLEMS), len(PROBLEMS), 5.0, 4.5)
     styles = ["-", "-", "-", "-", ":", "--"]
     widths = [1.5, 5, 5, 1.5, 1.5, 1.5]
     colors = ["black", "lightsalmon", "khaki", "tab:blue", "tab:blue", "tab:green"]
-    for panel, problem in zip(panels, PROBLEMS, strict=True):
+    for axis, problem in zip(axes, PROBLEMS, strict=True):
         named = [(name, path) for (of, name), path in paths.items() if of == problem]
         for (name, path), style, width, color in zip(named, styles, widths, colors, strict=True):
-            panel.plot(np.arange(1, steps + 1), path, style, linewidth=width, color=color, label=name)
-        panel.set(title=problem, xlabel="step t", xscale="log", ylabel="x")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
-    figure.savefig(RESULTS / "counterexamples.png", dpi=150)
+            axis.plot(np.arange(1, steps + 1), path, style, linewidth=width, color=color, label=name)
+        axis.set(title=problem, xlabel="step t", xscale="log", ylabel="x")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    print(save(figure, "counterexamples"))
 
 
 if __name__ == "__main__":

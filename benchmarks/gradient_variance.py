@@ -11,8 +11,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from common import context, write
-from search import panels, save
+from common import context, panels, save, write
 from torch import Tensor
 
 from agents.direction.evolution import Scheme, estimate, start
@@ -111,7 +110,7 @@ def true_gradient() -> float:
 
 
 def plot(lengths: list[dict], errors: list[dict]) -> None:
-    figure, axes = panels(3)
+    figure, axes = panels(3, 3, 5.2, 4.0)
     for axis, case in zip(axes, ("aligned", "independent"), strict=False):
         for index, method in enumerate(METHODS):
             rows = [row for row in lengths if row["case"] == case and row["method"] == method]
@@ -130,7 +129,7 @@ def plot(lengths: list[dict], errors: list[dict]) -> None:
         )
     axes[2].set(xlabel="particles N", ylabel="error / true gradient", title="influence balancing, K = 1")
     axes[2].legend(fontsize=8, frameon=False)
-    save(figure, "gradient_variance")
+    print(save(figure, "gradient_variance"))
 
 
 if __name__ == "__main__":

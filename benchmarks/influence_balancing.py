@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from common import context, write
-from search import ascend, finite, loss_of, panels, save
+from common import context, panels, save, write
+from search import ascend, finite, loss_of
 from torch import Tensor
 
 from agents.direction.evolution import Scheme
@@ -110,8 +110,7 @@ def first_state() -> dict[str, Tensor]:
 
 
 def plot(rows: list[dict]) -> None:
-    figure, (axis,) = panels(1)
-    figure.set_size_inches(7.5, 4.5)
+    figure, (axis,) = panels(1, 1, 7.5, 4.5)
     methods = list(dict.fromkeys(row["method"] for row in rows))
     for row in rows:
         points = [(update, loss) for update, loss in row["curve"] if loss is not None and update <= 3000]
@@ -121,7 +120,7 @@ def plot(rows: list[dict]) -> None:
         )
     axis.set(xlabel="updates", ylabel="loss after 500 steps", ylim=(1e-17, 1e6), title="Influence balancing")
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    save(figure, "influence_balancing")
+    print(save(figure, "influence_balancing"))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ never sees, beside SGD with momentum at the best of seven constant rates.
 from __future__ import annotations
 
 import argparse
-import time
 from functools import partial
 
 import torch
-from common import context, write
-from search import ascend, digits, finite, loss_of, panels, save
+from common import context, panels, save, write
+from search import digits, follow, loss_of
 
 from agents.direction.evolution import Scheme
 from agents.direction.unrolls import LearnedOptimizer, LearningRateDecay, Unroll
@@ -32,34 +31,25 @@ def main() -> None:
     T = arguments.horizon
     problem = digits((16,), batch_size=32)
     task = LearnedOptimizer(problem, T, scale=1e-2)
-    begin_theta = 0.1 * torch.randn(task.size, generator=torch.Generator().manual_seed(0))
+    theta = 0.1 * torch.randn(task.size, generator=torch.Generator().manual_seed(0))
     # Without decay: the power is exp(-inf) = 0.
     rates = [(rate, torch.tensor([rate, 0.0]).log()) for rate in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)]
-    sgd, rate = min((mean_loss(LearningRateDecay(problem, T), theta, T), rate) for rate, theta in rates)
+    sgd, rate = min((mean_loss(LearningRateDecay(problem, T), T, decay), rate) for rate, decay in rates)
     print(f"SGD with momentum, rate {rate}: {sgd:.4f}")
     adam = partial(torch.optim.Adam, lr=3e-3)
     rows = []
     for method, label in METHODS.items():
         scheme = Scheme.of(method, particles=arguments.particles, window=4, horizon=T)
         for seed in range(arguments.seeds):
-            begin, steps, curve = time.perf_counter(), 0, [(0, mean_loss(task, begin_theta, T))]
-            for update, theta, result in ascend(task, scheme, begin_theta, 0.05, adam, arguments.updates, seed):
-                steps += int(result.steps.sum())
-                if update % max(1, arguments.updates // 8) == 0:
-                    curve.append((update, mean_loss(task, theta, T)))
-            rows.append(
-                {
-                    "method": label,
-                    "seed": seed,
-                    "seconds": round(time.perf_counter() - begin, 1),
-                    "inner_steps": steps,
-                    "final_loss": finite(curve[-1][1]),
-                    "curve": [(update, finite(loss)) for update, loss in curve],
-                }
+            every = max(1, arguments.updates // 8)
+            run = follow(
+                task, scheme, theta, 0.05, adam, arguments.updates, seed, every=every, loss=partial(mean_loss, task, T)
             )
+            del run["theta"]  # 58 weights at each point
+            rows.append({"method": label, "seed": seed, **run})
             print(
-                f"{label:13} seed {seed}  loss {curve[0][1]:.4f} -> {curve[-1][1]:.4f}"
-                f"  {steps:,} inner steps  {rows[-1]['seconds']} s",
+                f"{label:13} seed {seed}  loss {run['curve'][0][1]:.4f} -> {run['final_loss']:.4f}"
+                f"  {run['inner_steps']:,} inner steps  {run['seconds']} s",
                 flush=True,
             )
     results = {"settings": vars(arguments), "sgd": {"rate": rate, "loss": sgd}, "rows": rows}
@@ -67,13 +57,13 @@ def main() -> None:
     plot(rows, sgd)
 
 
-def mean_loss(task: Unroll, theta: torch.Tensor, horizon: int) -> float:
+def mean_loss(task: Unroll, horizon: int, theta: torch.Tensor) -> float:
     """Nats per example, the mean over an episode and two keys."""
     return loss_of(task, theta, horizon, keys=(2**31, 2**31 + 777)) / horizon
 
 
 def plot(rows: list[dict], sgd: float) -> None:
-    figure, (axis,) = panels(1)
+    figure, (axis,) = panels(1, 1, 5.2, 4.0)
     labels = list(METHODS.values())
     for row in rows:
         label = row["method"] if row["seed"] == 0 else None
@@ -81,7 +71,7 @@ def plot(rows: list[dict], sgd: float) -> None:
     axis.axhline(sgd, color="0.5", linestyle="--", label="tuned SGD with momentum")
     axis.set(xlabel="updates", ylabel="mean training loss, nats", title="learned optimizer on digits")
     axis.legend(fontsize=8, frameon=False)
-    save(figure, "learned_optimizer")
+    print(save(figure, "learned_optimizer"))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ over keys that the search never sees.
 from __future__ import annotations
 
 import argparse
-import time
 from functools import partial
 
 import torch
-from common import context, write
-from search import ascend, digits, finite, loss_of, panels, save
+from common import context, panels, save, write
+from search import digits, follow, loss_of
 
 from agents.direction.evolution import Scheme
 from agents.direction.unrolls import LearningRateDecay
@@ -38,27 +37,15 @@ def main() -> None:
     for method, label in METHODS.items():
         scheme = Scheme.of(method, particles=arguments.particles, window=10, horizon=T)
         for seed in range(arguments.seeds):
-            begin, steps, curve, path = time.perf_counter(), 0, [(0, mean_loss(task, THETA))], [THETA.tolist()]
-            for update, theta, result in ascend(task, scheme, THETA, 0.1, adam, arguments.updates, seed):
-                steps += int(result.steps.sum())
-                if update % max(1, arguments.updates // 5) == 0:
-                    curve.append((update, mean_loss(task, theta)))
-                    path.append(theta.tolist())
-            rows.append(
-                {
-                    "method": label,
-                    "seed": seed,
-                    "seconds": round(time.perf_counter() - begin, 1),
-                    "inner_steps": steps,
-                    "final_loss": finite(curve[-1][1]),
-                    "curve": [(update, finite(loss)) for update, loss in curve],
-                    "theta": path,
-                }
+            every = max(1, arguments.updates // 5)
+            run = follow(
+                task, scheme, THETA, 0.1, adam, arguments.updates, seed, every=every, loss=partial(mean_loss, task)
             )
-            rate, power = torch.tensor(path[-1]).exp().tolist()
+            rows.append({"method": label, "seed": seed, **run})
+            rate, power = torch.tensor(run["theta"][-1]).exp().tolist()
             print(
-                f"{label:13} seed {seed}  loss {curve[0][1]:.4f} -> {curve[-1][1]:.4f}  rate {rate:.3f}"
-                f"  power {power:.2f}  {steps:,} inner steps  {rows[-1]['seconds']} s",
+                f"{label:13} seed {seed}  loss {run['curve'][0][1]:.4f} -> {run['final_loss']:.4f}  rate {rate:.3f}"
+                f"  power {power:.2f}  {run['inner_steps']:,} inner steps  {run['seconds']} s",
                 flush=True,
             )
     print(write("lr_decay", {**context(), "settings": vars(arguments), "rows": rows}))
@@ -71,7 +58,7 @@ def mean_loss(task: LearningRateDecay, theta: torch.Tensor) -> float:
 
 
 def plot(rows: list[dict]) -> None:
-    figure, (curves, plane) = panels(2)
+    figure, (curves, plane) = panels(2, 2, 5.2, 4.0)
     labels = list(METHODS.values())
     for row in rows:
         color, label = f"C{labels.index(row['method'])}", row["method"] if row["seed"] == 0 else None
@@ -80,7 +67,7 @@ def plot(rows: list[dict]) -> None:
     curves.set(xlabel="updates", ylabel="mean training loss, nats", title="learning-rate decay on digits")
     plane.set(xlabel="θ₀, log initial rate", ylabel="θ₁, log power", title="paths")
     curves.legend(fontsize=8, frameon=False)
-    save(figure, "lr_decay")
+    print(save(figure, "lr_decay"))
 
 
 if __name__ == "__main__":

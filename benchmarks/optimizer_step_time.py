@@ -12,10 +12,9 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import RESULTS, context, write
+from common import context, panels, save, write
 from torch import nn
 from torch.optim import Adam
 
@@ -88,7 +87,7 @@ def draw(rows: list[dict]) -> None:
     compared = [row for row in rows if "ratio" in row]
     groups = list(dict.fromkeys((row["network"], row["foreach"]) for row in compared))
     sides = list(dict.fromkeys(row["side"] for row in compared))
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    figure, (axes,) = panels(1, 1, 8.0, 4.0)
     for i, side in enumerate(sides):
         chosen = [row for row in compared if row["side"] == side]
         ratios = np.array([row["ratio"] for row in chosen])
@@ -103,7 +102,7 @@ def draw(rows: list[dict]) -> None:
     axes.set_ylabel("time of a step, relative (median, quartiles)")
     axes.set_ylim(0, 1.75)
     axes.legend(loc="upper center", ncols=2, frameon=False)
-    figure.savefig(RESULTS / "optimizer_step_time.png", dpi=150)
+    print(save(figure, "optimizer_step_time"))
 
 
 if __name__ == "__main__":

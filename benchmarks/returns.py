@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, context, is_same, keep, read
+from common import context, is_same, keep, panels, read, save
 
 from agents import REGISTRY
 
@@ -126,16 +126,10 @@ def summary(name: str, rows: list[dict[str, Any]]) -> str:
 
 
 def plot(tasks: dict[str, list[dict[str, Any]]]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
     from matplotlib.ticker import EngFormatter
 
-    figure, all_axes = pyplot.subplots(
-        1, len(tasks), figsize=(6.5 * len(tasks), 4.2), squeeze=False, layout="constrained"
-    )
-    for axes, (name, rows) in zip(all_axes[0], tasks.items(), strict=True):
+    figure, all_axes = panels(len(tasks), len(tasks), 6.5, 4.2)
+    for axes, (name, rows) in zip(all_axes, tasks.items(), strict=True):
         for row in rows:
             axes.plot(*zip(*row["curve"], strict=True), color="#1f5fa8", alpha=0.35, linewidth=1)
         steps = [step for step, _ in rows[0]["curve"]]
@@ -146,10 +140,8 @@ def plot(tasks: dict[str, list[dict[str, Any]]]) -> None:
         axes.set_xlabel("environment steps")
         axes.set_ylabel("return, deterministic policy")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25, linewidth=0.6)
         axes.legend(frameon=False)
-    figure.savefig(RESULTS / f"{NAME}.png", dpi=130)
+    print(save(figure, NAME))
 
 
 if __name__ == "__main__":

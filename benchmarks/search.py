@@ -1,18 +1,13 @@
-"""What the benchmarks of evolution strategies share: the ascent, data, evaluation and figures."""
+"""What the benchmarks of evolution strategies share: the ascent, data and evaluation."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import torch
-from common import RESULTS
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -42,6 +37,29 @@ def ascend(
         yield update, theta, result
 
 
+def follow(
+    task: Unroll,
+    scheme: Scheme,
+    theta: Tensor,
+    sigma: float,
+    optimizer: Callable[[list[Tensor]], Optimizer],
+    updates: int,
+    seed: int,
+    *,
+    every: int,
+    loss: Callable[[Tensor], float],
+) -> dict[str, Any]:
+    """An ascent with the losses [(update, loss)] of its beginning and of every so many updates, and the θ there."""
+    begin, steps, curve, path = time.perf_counter(), 0, [(0, finite(loss(theta)))], [theta.tolist()]
+    for update, reached, result in ascend(task, scheme, theta, sigma, optimizer, updates, seed):
+        steps += int(result.steps.sum())
+        if update % every == 0:
+            curve.append((update, finite(loss(reached))))
+            path.append(reached.tolist())
+    seconds = round(time.perf_counter() - begin, 2)
+    return {"seconds": seconds, "inner_steps": steps, "final_loss": curve[-1][1], "curve": curve, "theta": path}
+
+
 @torch.no_grad()
 def loss_of(task: Unroll, theta: Tensor, steps: int, keys: Iterable[int] = (0,)) -> float:
     """Minus the score of one long window at θ, the mean over episodes."""
@@ -64,17 +82,3 @@ def digits(hidden: tuple[int, ...], batch_size: int) -> Classification:
     inputs = torch.tensor(data.data, dtype=torch.float32)[order]
     labels = torch.tensor(data.target, dtype=torch.int64)[order]
     return Classification((inputs - inputs.mean()) / inputs.std(), labels, hidden, batch_size)
-
-
-def panels(count: int) -> tuple[Figure, list[Axes]]:
-    figure, axes = plt.subplots(1, count, figsize=(5.2 * count, 4), layout="constrained", squeeze=False)
-    for axis in axes[0]:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25)
-    return figure, list(axes[0])
-
-
-def save(figure: Figure, name: str) -> None:
-    path = RESULTS / f"{name}.png"
-    figure.savefig(path, dpi=130)
-    print(path)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from common import context, read, save, write
+from common import context, panels, read, save, write
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam, Optimizer
@@ -205,17 +205,11 @@ def table(rows: list[dict[str, Any]]) -> None:
 
 
 def draw(rows: list[dict[str, Any]]) -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     names = list(dict.fromkeys(row["task"] for row in rows))
-    figure, axes = pyplot.subplots(
-        len(names), len(OPTIMIZERS), figsize=(14, 2.9 * len(names)), squeeze=False, layout="constrained"
-    )
-    for line, task in zip(axes, names, strict=True):
+    figure, axes = panels(len(names) * len(OPTIMIZERS), len(OPTIMIZERS), 2.8, 2.9)
+    for line, task in zip(np.reshape(axes, (len(names), -1)), names, strict=True):
         for axis, name in zip(line, OPTIMIZERS, strict=True):
+            axis.grid(False)
             finals = FINAL_RATES if name in BOUNDED else [None]
             found = {
                 (row["final_lr"], row["lr"]): accuracy(row)

@@ -8,12 +8,11 @@ that it makes the same number of steps. Pairs start at staggered phases except i
 from __future__ import annotations
 
 import argparse
-import time
 from functools import partial
 
 import torch
-from common import context, write
-from search import ascend, loss_of, panels, save
+from common import context, panels, save, write
+from search import follow, loss_of
 
 from agents.direction.evolution import Scheme
 from agents.direction.unrolls import ToyRegression
@@ -50,34 +49,25 @@ def main() -> None:
         )
         adam = partial(torch.optim.Adam, lr=1e-2, betas=(0.99, 0.999))
         for seed in range(arguments.seeds):
-            begin, steps, curve, path = time.perf_counter(), 0, [(0, loss_of(TASK, THETA, 100))], [THETA.tolist()]
-            updates = arguments.updates // (10 if whole else 1)
-            for update, theta, result in ascend(TASK, scheme, THETA, sigma, adam, updates, seed):
-                steps += int(result.steps.sum())
-                if update % (5 if whole else 50) == 0:
-                    curve.append((update * (10 if whole else 1), loss_of(TASK, theta, 100)))
-                    path.append(theta.tolist())
-            halfway = dict(curve).get(arguments.updates // 2)
-            rows.append(
-                {
-                    "method": name,
-                    "seed": seed,
-                    "sigma": sigma,
-                    "seconds": round(time.perf_counter() - begin, 2),
-                    "inner_steps": steps,
-                    "halfway_loss": halfway,
-                    "final_loss": curve[-1][1],
-                    "curve": curve,
-                    "theta": path,
-                }
-            )
+            # An update of whole episodes takes the steps of ten windows.
+            windows = 10 if whole else 1
+            updates, every = arguments.updates // windows, 50 // windows
+            run = follow(TASK, scheme, THETA, sigma, adam, updates, seed, every=every, loss=episode_loss)
+            run["curve"] = [(update * windows, loss) for update, loss in run["curve"]]
+            halfway = dict(run["curve"]).get(arguments.updates // 2)
+            rows.append({"method": name, "seed": seed, "sigma": sigma, "halfway_loss": halfway, **run})
+            first, last = run["theta"][-1]
             print(
-                f"{name:22} seed {seed}  halfway {halfway:7.1f}  final {curve[-1][1]:7.1f}  "
-                f"θ = ({path[-1][0]:.2f}, {path[-1][1]:.2f})  {steps:,} inner steps  {rows[-1]['seconds']:.1f} s",
+                f"{name:22} seed {seed}  halfway {halfway:7.1f}  final {run['final_loss']:7.1f}  "
+                f"θ = ({first:.2f}, {last:.2f})  {run['inner_steps']:,} inner steps  {run['seconds']:.1f} s",
                 flush=True,
             )
     print(write("toy_regression", {**context(), "grid_best": grid_best(), "rows": rows}))
     plot(rows)
+
+
+def episode_loss(theta: torch.Tensor) -> float:
+    return loss_of(TASK, theta, 100)
 
 
 def grid(points: int = 101) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,7 +83,7 @@ def grid_best() -> float:
 
 
 def plot(rows: list[dict]) -> None:
-    figure, (curves, plane) = panels(2)
+    figure, (curves, plane) = panels(2, 2, 5.2, 4.0)
     values, losses = grid()
     plane.contourf(values, values, losses.T.log10(), levels=20, cmap="Greys")
     names = [run[0] for run in RUNS]
@@ -104,7 +94,7 @@ def plot(rows: list[dict]) -> None:
     curves.set(xlabel="updates (ES: tenths)", ylabel="loss of an episode", title="Toy 2-D regression")
     curves.legend(fontsize=8, frameon=False)
     plane.set(xlabel="θ₀, log first learning rate", ylabel="θ₁, log last learning rate", title="log₁₀ loss and paths")
-    save(figure, "toy_regression")
+    print(save(figure, "toy_regression"))
 
 
 if __name__ == "__main__":
