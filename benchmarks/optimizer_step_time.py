@@ -1,20 +1,24 @@
-"""What one step of AdaBound and AMSBound costs beside torch's Adam and AMSGrad.
+"""What one step of AdaBound and AMSBound costs beside torch's Adam and AMSGrad, and beside public AdaBound packages.
 
 All optimizers take turns in one process, on a policy network with two hidden layers of 64 and on one with a million
-parameters; each turn is one step on gradients that stay as they are. Ratios are medians of the turns' ratios.
+parameters; each turn is one step on gradients that stay as they are. Ratios are medians of the turns' ratios. The
+public packages have no foreach path and are the same in both groups; those that are not installed are left out:
+pip install -c constraints.txt -e ".[peers]".
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import torch
-from common import context, panels, save, write
+from common import context, installed, panels, save, write
 from torch import nn
 from torch.optim import Adam
 
@@ -30,6 +34,9 @@ SIDES: dict[str, tuple[Callable, str]] = {
     "AMSBound": (AMSBound, "AMSGrad"),
 }
 """Name -> how it is made, and what it is compared with."""
+PUBLIC = {"adabound": "adabound", "torch-optimizer": "torch_optimizer", "pytorch-optimizer": "pytorch_optimizer"}
+"""Package -> the module that has an AdaBound."""
+COLORS = ["#1f5fa8", "#6f9fd0", "#3f9a5f", "#8a8a8a", "#a6a6a6", "#c4c4c4"]
 
 
 def main() -> None:
@@ -37,6 +44,10 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=600)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # of old packages
+    packages = installed(*PUBLIC)
+    for package in (package for package, found in packages.items() if found):
+        SIDES[package] = (partial(without_foreach, importlib.import_module(PUBLIC[package]).AdaBound), "Adam")
     rows = []
     for network, widths in NETWORKS.items():
         for foreach in (True, False):
@@ -57,7 +68,8 @@ def main() -> None:
                     f"{network:14} {'foreach' if foreach else 'single ':8} {side:29} {row['median_us']:8.1f} us"
                     + (f"  {row['ratio']:.3f} x {against}" if against else "")
                 )
-    print(write("optimizer_step_time", {**context(), "threads": 1, "turns": arguments.turns, "rows": rows}))
+    results = {"packages": packages, "threads": 1, "turns": arguments.turns, "rows": rows}
+    print(write("optimizer_step_time", {**context(), **results}))
     draw(rows)
 
 
@@ -83,25 +95,30 @@ def made(make: Callable, widths: tuple[int, ...], foreach: bool) -> torch.optim.
     return make(net.parameters(), foreach=foreach)
 
 
+def without_foreach(make: Callable, parameters: Iterable[nn.Parameter], foreach: bool) -> torch.optim.Optimizer:
+    return make(parameters)
+
+
 def draw(rows: list[dict]) -> None:
     compared = [row for row in rows if "ratio" in row]
     groups = list(dict.fromkeys((row["network"], row["foreach"]) for row in compared))
     sides = list(dict.fromkeys(row["side"] for row in compared))
-    figure, (axes,) = panels(1, 1, 8.0, 4.0)
+    figure, (axes,) = panels(1, 1, 11.0, 4.2)
     for i, side in enumerate(sides):
         chosen = [row for row in compared if row["side"] == side]
         ratios = np.array([row["ratio"] for row in chosen])
         quartiles = np.array([row["ratio_quartiles"] for row in chosen]).T
-        places = np.arange(len(groups)) + (i - (len(sides) - 1) / 2) * 0.27
+        width = 0.84 / len(sides)
+        places = np.arange(len(groups)) + (i - (len(sides) - 1) / 2) * width
         errors = np.abs(quartiles - ratios)
-        bars = axes.bar(places, ratios, 0.25, yerr=errors, capsize=3, label=f"{side} / {chosen[0]['against']}")
-        axes.bar_label(bars, fmt="%.2f", label_type="center", color="white")
+        label = f"{side} / {chosen[0]['against']}"
+        bars = axes.bar(places, ratios, 0.93 * width, yerr=errors, capsize=2, color=COLORS[i], label=label)
+        axes.bar_label(bars, fmt="%.2f", label_type="center", color="white", fontsize=8)
     axes.axhline(1, color="black", linewidth=1)
     axes.axhline(1.2, color="black", linewidth=1, linestyle="--", label="aim: at most 1.2")
     axes.set_xticks(range(len(groups)), [f"{name}\n{'foreach' if foreach else 'single'}" for name, foreach in groups])
     axes.set_ylabel("time of a step, relative (median, quartiles)")
-    axes.set_ylim(0, 1.75)
-    axes.legend(loc="upper center", ncols=2, frameon=False)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
     print(save(figure, "optimizer_step_time"))
 
 
