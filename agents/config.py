@@ -115,6 +115,10 @@ def near(name: str, known: list[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else f"; it has {', '.join(known)}"
 
 
+_ALIKE = {"trpo": "npg"}
+"""Algorithms whose presets are another's: TRPO is NPG with a line search."""
+
+
 @cache
 def _presets(algorithm: str) -> dict[str, dict[str, Any]]:
     file = resources.files("agents.presets") / f"{algorithm}.yaml"
@@ -123,4 +127,4 @@ def _presets(algorithm: str) -> dict[str, dict[str, Any]]:
 
 def preset_values(algorithm: str, env_id: str) -> dict[str, Any]:
     """The values in which an algorithm's preset for an environment differs from the defaults; {} if it has none."""
-    return dict(_presets(algorithm).get(env_id, {}))
+    return dict(_presets(_ALIKE.get(algorithm, algorithm)).get(env_id, {}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from importlib import resources
 
 import gymnasium
@@ -30,3 +31,9 @@ def test_an_environment_without_a_preset_gets_the_defaults() -> None:
     for algorithm in REGISTRY.values():
         assert algorithm.preset("CartPole-v1") == algorithm.Config()
         assert preset_values(algorithm.name, "CartPole-v1") == {}
+
+
+def test_trpo_has_npgs_presets_with_a_line_search() -> None:
+    npg, trpo = (asdict(REGISTRY[name].preset("Hopper-v5")) for name in ("npg", "trpo"))
+    assert npg != asdict(REGISTRY["npg"].Config())
+    assert trpo == npg | {"line_search": True}
