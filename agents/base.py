@@ -414,16 +414,8 @@ class Agent(BaseAlgorithm):
             deterministic: the most probable action in place of a sampled one.
             noise: [n, *noise_shape] to sample with; None draws from torch's global generator.
         """
-        local = observations.to(self.device)
-        distribution = self.policy.distribution(local)
-        if deterministic:
-            actions = distribution.mode()
-        else:
-            head = self.policy.head
-            draw = torch.randn if head.kind == "gaussian" else torch.rand
-            actions = distribution.sample(
-                draw(len(local), *head.noise_shape, device=self.device) if noise is None else noise.to(self.device)
-            )
+        noise = None if noise is None else noise.to(self.device)
+        actions = self.policy.choose(observations.to(self.device), deterministic, noise)
         return self.policy.to_environment(actions).to(observations.device)
 
     # Saving ----------------------------------------------------------------------------------------------------------

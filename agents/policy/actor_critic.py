@@ -99,12 +99,8 @@ class ActorCriticPolicy(Policy):
         """Action distributions for observations [n, *O]."""
         return self.actor(self.normalize(observations))
 
-    def sample(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Actions for observations [n, *O] from noise [n, *noise_shape], before clipping."""
-        return self.distribution(observations).sample(noise)
-
     def sampler(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """`sample` as a function that is quick on small batches; it follows parameters that are changed in place."""
+        """`choose` with noise, quick on small batches; it follows parameters that are changed in place."""
         actor, network = self.actor, unrolled(self.actor.net)
         log_std = None if actor.log_std is None else actor.log_std.bias.detach()
 

@@ -60,6 +60,21 @@ class Policy(BasePolicy):
         if self.normalize_observations:
             self.normalizer.update(flatten(observations))
 
+    def choose(self, observations: Tensor, deterministic: bool = False, noise: Tensor | None = None) -> Tensor:
+        """Actions [n, *A] for observations [n, *O], before clipping.
+
+        Args:
+            deterministic: the most probable action in place of a sampled one.
+            noise: [n, *noise_shape] to sample with; None draws from torch's global generator.
+        """
+        distribution = self.distribution(observations)
+        if deterministic:
+            return distribution.mode()
+        if noise is None:
+            draw = torch.randn if self.head.kind == "gaussian" else torch.rand
+            noise = draw(len(observations), *self.head.noise_shape, device=self.device)
+        return distribution.sample(noise)
+
     def to_environment(self, actions: Tensor) -> Tensor:
         """Actions [n, *A] as the environment takes them: Box actions clipped to their bounds, as in SB3."""
         if self.head.kind != "gaussian":
@@ -70,12 +85,7 @@ class Policy(BasePolicy):
         return self._predict(obs, deterministic)
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
-        distribution = self.distribution(observation)
-        if deterministic:
-            return distribution.mode().reshape(-1, *self.head.shape)
-        draw = torch.randn if self.head.kind == "gaussian" else torch.rand
-        noise = draw(len(observation), *self.head.noise_shape, device=self.device)
-        return distribution.sample(noise).reshape(-1, *self.head.shape)
+        return self.choose(observation, deterministic).reshape(-1, *self.head.shape)
 
     def save(self, path: str) -> NoReturn:
         raise NotImplementedError("Save the agent: a policy is not stored apart from its algorithm's settings.")

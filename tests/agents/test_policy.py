@@ -106,7 +106,7 @@ def test_heads_fit_their_spaces(space: spaces.Space, outputs: int, action_shape:
     observations = torch.zeros(N, 6)
     noise = torch.rand(N, *head.noise_shape)
     with torch.no_grad():
-        actions = policy.sample(observations, noise)
+        actions = policy.choose(observations, noise=noise)
     assert actions.shape == (N, *action_shape)
     assert actions.dtype == head.action_dtype
     assert policy.distribution(observations).log_prob(actions).shape == (N,)
@@ -220,8 +220,8 @@ def test_random_features_are_saved_with_the_policy_and_not_trained() -> None:
     assert not torch.equal(policy.actor.net[0](observations), loaded.actor.net[0](observations))
     sampler = loaded.sampler()
     loaded.load_state_dict(policy.state_dict())
-    assert torch.equal(policy.sample(observations, noise), loaded.sample(observations, noise))
-    assert torch.equal(policy.sample(observations, noise), sampler(observations, noise))
+    assert torch.equal(policy.choose(observations, noise=noise), loaded.choose(observations, noise=noise))
+    assert torch.equal(policy.choose(observations, noise=noise), sampler(observations, noise))
     assert "actor.net.0.phase" in policy.state_dict()
     assert not any(x.requires_grad for x in policy.actor.net[0].buffers())
 
