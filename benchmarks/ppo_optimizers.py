@@ -201,11 +201,14 @@ def draw(rows: list[dict[str, Any]], steps: int) -> Any:
     for axis, env_id in zip(axes, TASKS, strict=True):
         for row in (row for row in rows if row["env_id"] == env_id):
             curves = np.array(row["curves"])
+            curves[curves == 0.0] = np.nan  # before the first episode ended
             x = np.linspace(steps / curves.shape[1], steps, curves.shape[1])
             color = COLORS[row["optimizer"]]
             axis.plot(x, curves.mean(0), color=color, label=row["optimizer"])
             axis.fill_between(x, curves.min(0), curves.max(0), color=color, alpha=0.12, linewidth=0)
         axis.set_title(env_id, loc="left", fontsize=11)
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.locator_params(axis="x", nbins=5)
         axis.set_xlabel("environment steps")
         axis.set_ylabel("return in training; band: all seeds")
     axes[0].legend(frameon=False, fontsize=9)

@@ -33,8 +33,8 @@ OURS, SAME, SB3 = "ours, preset", "ours, same updates", "SB3 PPO"
 SB3_SINGLE = "SB3 PPO, one thread"
 """With one thread of torch, which suits networks of this size better where cores are few; for the rate only."""
 COLORS = {OURS: "#1f5fa8", SAME: "#6f9fd0", SB3: "#c0445e", SB3_SINGLE: "#d98a9a"}
-SAME_ROLLOUT = {"num_envs": 64, "n_steps": 32}
-"""In place of 512 steps of one environment."""
+SAME_ROLLOUT = {"num_envs": 16, "n_steps": 128}
+"""In place of 512 steps of one environment: long enough for advantages with the zoo's lambda of 0.99."""
 
 
 def same_updates(env_id: str) -> dict[str, Any]:
