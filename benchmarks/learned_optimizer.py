@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 from common import context, panels, save, write
-from search import digits, follow, loss_of
+from search import ascend, digits, follow, loss_of
 
 from agents.direction.evolution import Scheme
 from agents.direction.unrolls import LearnedOptimizer, LearningRateDecay, Unroll
@@ -42,9 +42,8 @@ def main() -> None:
         scheme = Scheme.of(method, particles=arguments.particles, window=4, horizon=T)
         for seed in range(arguments.seeds):
             every = max(1, arguments.updates // 8)
-            run = follow(
-                task, scheme, theta, 0.05, adam, arguments.updates, seed, every=every, loss=partial(mean_loss, task, T)
-            )
+            ascent = ascend(task, scheme, theta, 0.05, adam, arguments.updates, seed)
+            run = follow(ascent, theta, every, partial(mean_loss, task, T))
             del run["theta"]  # 58 weights at each point
             rows.append({"method": label, "seed": seed, **run})
             print(

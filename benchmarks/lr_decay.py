@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 from common import context, panels, save, write
-from search import digits, follow, loss_of
+from search import ascend, digits, follow, loss_of
 
 from agents.direction.evolution import Scheme
 from agents.direction.unrolls import LearningRateDecay
@@ -38,9 +38,8 @@ def main() -> None:
         scheme = Scheme.of(method, particles=arguments.particles, window=10, horizon=T)
         for seed in range(arguments.seeds):
             every = max(1, arguments.updates // 5)
-            run = follow(
-                task, scheme, THETA, 0.1, adam, arguments.updates, seed, every=every, loss=partial(mean_loss, task)
-            )
+            ascent = ascend(task, scheme, THETA, 0.1, adam, arguments.updates, seed)
+            run = follow(ascent, THETA, every, partial(mean_loss, task))
             rows.append({"method": label, "seed": seed, **run})
             rate, power = torch.tensor(run["theta"][-1]).exp().tolist()
             print(

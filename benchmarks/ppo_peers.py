@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from common import context, is_same, keep, missing, panels, read, save, write
 from torch import Tensor
-from training_peers import EPISODES, Learner, full_run, in_turns, sb3_ppo
+from training_peers import EPISODES, Learner, draw_rates, draw_returns, full_run, in_turns, sb3_ppo
 from training_peers import SETTINGS as PEERS
 
 from agents import PPO
@@ -128,10 +128,8 @@ def run_all(kept: dict[str, Any], arguments: argparse.Namespace) -> None:
         for side in arguments.sides
     ]
     for key in missing(kept["runs"], keys, arguments.budget_minutes):
-        side, env_id, seed = key["side"], key["env_id"], key["seed"]
-        run = {**key, **context(), **full_run(partial(start, side, env_id, seed, steps), env_id, steps)}
-        keep(NAME, kept, run, key)
-        print(f"{env_id} {side} seed {seed}: {run['mean']:.0f} in {run['seconds']:.0f} s", flush=True)
+        learner = partial(start, key["side"], key["env_id"], key["seed"], steps)
+        keep(NAME, kept, full_run(learner, key), key)
 
 
 def by_task(runs: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, list[float]]]:
@@ -164,21 +162,9 @@ def plot(kept: dict[str, Any]) -> Any:
     figure, axes = panels(len(kept["throughput"]) + len(groups), 2, 6.0, 2.6)
     free = iter(axes)
     for env_id, row in kept["throughput"].items():
-        axis, sides = next(free), list(row["rates"])[::-1]
-        medians = [statistics.median(row["rates"][side]) for side in sides]
-        bars = axis.barh(sides, medians, color=[COLORS[side] for side in sides], height=0.6)
-        axis.bar_label(bars, [f" {rate:,.0f}" for rate in medians], fontsize=9)
-        axis.set_xlim(0, 1.2 * max(medians))
-        axis.set_xlabel("environment steps per second, whole training")
-        axis.set_title(env_id, loc="left", fontsize=11)
+        draw_rates(next(free), env_id, row["rates"], COLORS)
     for (env_id, steps), returns in groups.items():
-        axis, sides = next(free), list(returns)[::-1]
-        for place, side in enumerate(sides):
-            axis.plot(returns[side], [place] * len(returns[side]), "o", color=COLORS[side], alpha=0.6)
-        axis.set_yticks(range(len(sides)), sides)
-        axis.set_ylim(-0.6, len(sides) - 0.4)
-        axis.set_xlabel("return, deterministic policy; dots: seeds")
-        axis.set_title(f"{env_id}, {steps:,} steps", loc="left", fontsize=11)
+        draw_returns(next(free), f"{env_id}, {steps:,} steps", returns, COLORS)
     return save(figure, NAME)
 
 

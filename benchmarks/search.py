@@ -38,20 +38,11 @@ def ascend(
 
 
 def follow(
-    task: Unroll,
-    scheme: Scheme,
-    theta: Tensor,
-    sigma: float,
-    optimizer: Callable[[list[Tensor]], Optimizer],
-    updates: int,
-    seed: int,
-    *,
-    every: int,
-    loss: Callable[[Tensor], float],
+    ascent: Iterator[tuple[int, Tensor, Estimate]], theta: Tensor, every: int, loss: Callable[[Tensor], float]
 ) -> dict[str, Any]:
-    """An ascent with the losses [(update, loss)] of its beginning and of every so many updates, and the θ there."""
+    """An ascent from θ with the losses [(update, loss)] there and after every so many updates, and the θ of each."""
     begin, steps, curve, path = time.perf_counter(), 0, [(0, finite(loss(theta)))], [theta.tolist()]
-    for update, reached, result in ascend(task, scheme, theta, sigma, optimizer, updates, seed):
+    for update, reached, result in ascent:
         steps += int(result.steps.sum())
         if update % every == 0:
             curve.append((update, finite(loss(reached))))

@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 from common import context, panels, save, write
-from search import follow, loss_of
+from search import ascend, follow, loss_of
 
 from agents.direction.evolution import Scheme
 from agents.direction.unrolls import ToyRegression
@@ -52,7 +52,7 @@ def main() -> None:
             # An update of whole episodes takes the steps of ten windows.
             windows = 10 if whole else 1
             updates, every = arguments.updates // windows, 50 // windows
-            run = follow(TASK, scheme, THETA, sigma, adam, updates, seed, every=every, loss=episode_loss)
+            run = follow(ascend(TASK, scheme, THETA, sigma, adam, updates, seed), THETA, every, episode_loss)
             run["curve"] = [(update * windows, loss) for update, loss in run["curve"]]
             halfway = dict(run["curve"]).get(arguments.updates // 2)
             rows.append({"method": name, "seed": seed, "sigma": sigma, "halfway_loss": halfway, **run})

@@ -427,24 +427,26 @@ def run_all(
         for name in sides
     ]
     for key in missing(kept["runs"], keys, budget_minutes):
-        name, env_id, seed = key["side"], key["env_id"], key["seed"]
-        start = partial(SIDES[name].start, env_id, seed, steps, SETTINGS[name][env_id])
-        run = {**key, **context(), **full_run(start, env_id, steps)}
-        keep(NAME, kept, run, ("side", "env_id", "steps", "seed"))
-        print(f"{env_id} {name} seed {seed}: {run['mean']:.0f} in {run['seconds']:.0f} s", flush=True)
+        name, env_id = key["side"], key["env_id"]
+        start = partial(SIDES[name].start, env_id, key["seed"], steps, SETTINGS[name][env_id])
+        keep(NAME, kept, full_run(start, key), ("side", "env_id", "steps", "seed"))
 
 
-def full_run(start: Callable[[], Learner], env_id: str, steps: int) -> dict[str, Any]:
-    """What a learner that starts now makes of so many steps, and the seconds that both take."""
+def full_run(start: Callable[[], Learner], key: dict[str, Any]) -> dict[str, Any]:
+    """What a learner that starts now makes of the key's task and steps, and the seconds that both take."""
+    env_id = key["env_id"]
     begin = time.perf_counter()
     learner = start()
-    taken = learner.train(steps)
+    taken = learner.train(key["steps"])
     seconds = time.perf_counter() - begin
     env = make_vec(env_id, EPISODES, backend="gymnasium", autoreset="disabled")
     result = evaluate(learner, env, EPISODES, EVALUATION_SEED)
     env.close()
     learner.close()
+    print(f"{env_id} {key['side']} seed {key['seed']}: {result.mean:.0f} in {seconds:.0f} s", flush=True)
     return {
+        **key,
+        **context(),
         "mean": round(result.mean, 2),
         "returns": result.returns.round(2).tolist(),
         "training_steps": taken,
@@ -482,35 +484,48 @@ def by_task(runs: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, list[
 
 
 def plot(kept: dict[str, Any]) -> Any:
-    from matplotlib.ticker import EngFormatter
-
     groups = by_task(kept["runs"])
+    colors = {name: side.color for name, side in SIDES.items()}
     figure, axes = panels(len(kept["throughput"]) + len(groups), 2, 6.4, 3.4)
     free = iter(axes)
     for env_id, row in kept["throughput"].items():
         axis = next(free)
-        names = [name for name in SIDES if name in row["rates"]][::-1]
-        medians = [statistics.median(row["rates"][name]) for name in names]
-        axis.barh(names, medians, color=[SIDES[name].color for name in names], height=0.65)
+        draw_rates(axis, env_id, {name: row["rates"][name] for name in SIDES if name in row["rates"]}, colors)
         layer = statistics.median(row["rates"]["environment layer alone"])
         axis.axvline(layer, color="#333333", linestyle="--", linewidth=1.2, label="environment layer alone")
-        axis.bar_label(axis.containers[0], [f" {rate:,.0f}" for rate in medians], fontsize=9)
-        axis.set_xlim(0, 1.15 * max(layer, *medians))
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axis.set_xlabel("environment steps per second, whole training")
-        axis.set_title(env_id, loc="left", fontsize=11)
+        axis.set_xlim(0, max(axis.get_xlim()[1], 1.15 * layer))
         axis.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
     for (env_id, steps), sides in groups.items():
-        axis = next(free)
-        for place, name in enumerate(reversed(sides)):
-            means = [row["mean"] for row in sides[name]]
-            axis.plot(means, [place] * len(means), "o", color=SIDES[name].color, alpha=0.55, markersize=6)
-            axis.plot(statistics.median(means), place, "|", color=SIDES[name].color, markersize=22, markeredgewidth=2.5)
-        axis.set_yticks(range(len(sides)), list(sides)[::-1])
-        axis.set_ylim(-0.6, len(sides) - 0.4)
-        axis.set_xlabel("return, deterministic policy; dots: seeds, bars: medians")
-        axis.set_title(f"{env_id}, {steps:,} steps", loc="left", fontsize=11)
+        returns = {name: [row["mean"] for row in rows] for name, rows in sides.items()}
+        draw_returns(next(free), f"{env_id}, {steps:,} steps", returns, colors)
     return save(figure, NAME)
+
+
+def draw_rates(axis: Any, title: str, rates: dict[str, list[float]], colors: dict[str, str]) -> None:
+    """A bar for the median of each side's rates."""
+    from matplotlib.ticker import EngFormatter
+
+    names = list(rates)[::-1]
+    medians = [statistics.median(rates[name]) for name in names]
+    bars = axis.barh(names, medians, color=[colors[name] for name in names], height=0.65)
+    axis.bar_label(bars, [f" {rate:,.0f}" for rate in medians], fontsize=9)
+    axis.set_xlim(0, 1.15 * max(medians))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.set_xlabel("environment steps per second, whole training")
+    axis.set_title(title, loc="left", fontsize=11)
+
+
+def draw_returns(axis: Any, title: str, returns: dict[str, list[float]], colors: dict[str, str]) -> None:
+    """Each side's returns as dots, one per seed, and their median."""
+    names = list(returns)[::-1]
+    for place, name in enumerate(names):
+        means = returns[name]
+        axis.plot(means, [place] * len(means), "o", color=colors[name], alpha=0.55, markersize=6)
+        axis.plot(statistics.median(means), place, "|", color=colors[name], markersize=22, markeredgewidth=2.5)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(-0.6, len(names) - 0.4)
+    axis.set_xlabel("return, deterministic policy; dots: seeds, bars: medians")
+    axis.set_title(title, loc="left", fontsize=11)
 
 
 if __name__ == "__main__":
