@@ -326,7 +326,7 @@ class Agent(BaseAlgorithm):
             return actions, self._acting.to_environment(actions)
 
         listener.on_rollout_start()
-        on_step = self._on_step(listener, listens, total_timesteps)
+        on_step = self._on_step(listener, listens, total_timesteps) if listens else None
         # Callbacks, where there are any, see ordinary tensors.
         with torch.no_grad() if listens else torch.inference_mode():
             observations = collect(self.env.vector, act, self.buffer, self.observations, on_step)
@@ -334,8 +334,16 @@ class Agent(BaseAlgorithm):
         self.observations = None if observations is None else observations.clone()
         if self.observations is None:
             return False
+        if not listens:
+            self._count_rollout()
         listener.on_rollout_end()
         return True
+
+    def _count_rollout(self) -> None:
+        """Count the steps and episodes of the whole buffer at once, where nobody listens to single steps."""
+        self.num_timesteps += self.buffer.n_steps * self.n_envs
+        ended = self.buffer["terminated"] | self.buffer["truncated"]
+        self._finish_episodes(*self.running_episodes.update_rollout(self.buffer["rewards"], ended))
 
     def _on_step(self, listener: BaseCallback, listens: bool, total_timesteps: int) -> Callable[[Step], bool]:
         """What counts a step and shows it to the callbacks, for `collect`."""
@@ -344,20 +352,22 @@ class Agent(BaseAlgorithm):
             self.num_timesteps += self.n_envs if step.ids is None else len(step.ids)
             ended = step.terminated | step.truncated
             finished = self.running_episodes.update(step.rewards, ended, step.ids)
-            episodes = {} if finished is None else self._finish_episodes(ended, *finished)
+            episodes: dict[int, dict[str, Any]] = {}
+            if finished is not None:
+                episodes = dict(zip(ended.nonzero()[:, 0].tolist(), self._finish_episodes(*finished), strict=True))
             # Callbacks' locals cost as much as acting: they are built for callbacks only.
             return not listens or self._tell(listener, step, ended, episodes, total_timesteps)
 
         return on_step
 
-    def _finish_episodes(self, ended: Tensor, returns: Tensor, lengths: Tensor) -> dict[int, dict[str, Any]]:
-        """Keep the statistics of the episodes that ended, [k] each; returns them by environment, as SB3's infos do."""
+    def _finish_episodes(self, returns: Tensor, lengths: Tensor) -> list[dict[str, Any]]:
+        """Keep the statistics of the episodes that ended, [k] each; returns them as SB3's infos do."""
         assert self.ep_info_buffer is not None
         seconds = (time.time_ns() - self.start_time) * 1e-9
-        rows = zip(ended.nonzero()[:, 0].tolist(), returns.tolist(), lengths.tolist(), strict=True)
-        episodes = {i: {"r": episode_return, "l": length, "t": seconds} for i, episode_return, length in rows}
+        rows = zip(returns.tolist(), lengths.tolist(), strict=True)
+        episodes = [{"r": episode_return, "l": length, "t": seconds} for episode_return, length in rows]
         self._episode_num += len(episodes)
-        self.ep_info_buffer.extend(episodes.values())
+        self.ep_info_buffer.extend(episodes)
         return episodes
 
     def _tell(

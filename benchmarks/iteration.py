@@ -88,13 +88,7 @@ def install(timers: Timers) -> None:
     for name in ("add", "add_final", "clear"):
         timers.install(RolloutBuffer, name, "buffer")
 
-    collect = agents.base.collect
-
-    def collect_timed(env: Any, act: Any, buffer: Any, observations: Any, on_step: Any) -> Any:
-        return collect(env, act, buffer, observations, timers.wrap(on_step, "callbacks, logging"))
-
-    agents.base.collect = collect_timed
-    for name in ("_record", "_record_update"):
+    for name in ("_count_rollout", "_record", "_record_update"):
         timers.install(NPG, name, "callbacks, logging")
 
     timers.install(NPG, "_advantages", "advantages")

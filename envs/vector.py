@@ -204,6 +204,25 @@ class EpisodeStatistics:
         self.lengths[ended] = 0
         return finished
 
+    def update_rollout(self, rewards: Tensor, ended: Tensor) -> tuple[Tensor, Tensor]:
+        """Count T steps of all environments, rewards and ended [T, N]: the bits of T updates.
+
+        Returns:
+            The returns and lengths of the episodes that ended, [k] each, in the order of `ended.nonzero()`.
+        """
+        # Which of an environment's episodes a step belongs to, the one that runs being 0.
+        episode = ended.cumsum(0)
+        last = episode[-1:].clone()
+        episode -= ended.long()
+        shape = int(last.max()) + 1, len(self.returns)
+        returns, lengths = self.returns.new_zeros(shape), self.lengths.new_zeros(shape)
+        returns[0], lengths[0] = self.returns, self.lengths
+        returns.scatter_add_(0, episode, rewards)
+        lengths.scatter_add_(0, episode, torch.ones_like(episode))
+        self.returns, self.lengths = returns.gather(0, last)[0], lengths.gather(0, last)[0]
+        which = episode[ended], ended.nonzero()[:, 1]
+        return returns[which], lengths[which]
+
     def add(self, rewards: Tensor, ids: Tensor) -> None:
         """Count m steps of the environments ids, rewards [m, k], in which none ended: the bits of m updates."""
         self.returns[ids] = torch.cat((self.returns[ids][None], rewards)).cumsum(0)[-1]

@@ -24,22 +24,30 @@ SHRINKING = 0.8
 def matched_step(kl_at: Callable[[float], float], beta: float, target: float) -> tuple[float, float]:
     """The step at which the KL is the target, to KL_TOLERANCE, and that KL; (0, 0) if none was found within twice it.
 
-    The KL grows nearly as the step's square, so a few corrections hit the target.
+    The KL grows nearly as the step's square, or as the power of it that the last two steps show, so that a few
+    corrections hit the target.
 
     Args:
         kl_at: takes the step β and measures its mean KL divergence, in nats. The last call is of the step returned.
         beta: the first step, such as `fisher.step_size`.
         target: nats, above 0.
     """
-    kl = math.inf
+    taken, kl = 0.0, math.inf
     for _ in range(MAX_CORRECTIONS + 1):
-        taken = beta
-        kl = kl_at(beta)
+        last, taken, kl = (taken, kl), beta, kl_at(beta)
         if abs(kl / target - 1) <= KL_TOLERANCE:
             break
-        correction = math.sqrt(target / kl) if 0 < kl < math.inf else 0.5
+        correction = (target / kl) ** (1 / _power(last, (taken, kl))) if 0 < kl < math.inf else 0.5
         beta *= min(max(correction, 0.5), 1.5)
     return (taken, kl) if kl <= 2 * target else (0.0, 0.0)
+
+
+def _power(first: tuple[float, float], second: tuple[float, float]) -> float:
+    """x between 1 and 4 with KL ∝ βˣ through two pairs of β and KL; 2 where they do not say."""
+    (beta, kl), (other_beta, other_kl) = first, second
+    if beta in (0.0, other_beta) or not (0 < kl < math.inf and 0 < other_kl < math.inf):
+        return 2.0
+    return min(max(math.log(other_kl / kl) / math.log(other_beta / beta), 1.0), 4.0)
 
 
 def line_search(try_step: Callable[[float], tuple[float, float]], beta: float, target: float) -> tuple[float, float]:

@@ -42,19 +42,31 @@ def activation_key(activation: str | type[nn.Module]) -> str:
     raise ValueError(f"activation is {activation!r}; use one of {', '.join(ACTIVATIONS)}.")
 
 
-def unrolled(network: nn.Sequential) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The network as one function without module calls, which cost more than the arithmetic of small layers.
+def unrolled(network: nn.Sequential) -> Callable[[Tensor], Tensor]:
+    """The network with the parameters that it has now, as one function without module calls and their overhead, which
+    on small batches costs more than the arithmetic.
 
-    It gives the network's own bits, and follows its parameters as long as they are changed in place.
+    tanh(x) = 2 σ(2 x) - 1 is a sigmoid between layers of other weights, so that outputs differ by rounding.
     """
-    plan: list[Callable[[torch.Tensor], torch.Tensor]] = [
-        partial(_affine, layer.weight.detach().T, layer.bias.detach())
-        if isinstance(layer, nn.Linear)
-        else layer.forward
-        for layer in network
+    layers = list(network)
+    linear = [isinstance(layer, nn.Linear) for layer in layers]
+    sigmoid = [
+        isinstance(layer, Tanh) and 0 < i < len(layers) - 1 and linear[i - 1] and linear[i + 1]
+        for i, layer in enumerate(layers)
     ]
+    plan: list[Callable[[Tensor], Tensor]] = []
+    for i, layer in enumerate(layers):
+        if not isinstance(layer, nn.Linear):
+            plan.append(torch.sigmoid_ if sigmoid[i] else layer.forward)
+            continue
+        weight, bias = layer.weight.detach(), layer.bias.detach()
+        if i > 0 and sigmoid[i - 1]:
+            weight, bias = 2 * weight, bias - weight.sum(1)
+        if i + 1 < len(layers) and sigmoid[i + 1]:
+            weight, bias = 2 * weight, 2 * bias
+        plan.append(partial(_affine, weight.T, bias))
 
-    def run(x: torch.Tensor) -> torch.Tensor:
+    def run(x: Tensor) -> Tensor:
         for operation in plan:
             x = operation(x)
         return x
@@ -62,7 +74,7 @@ def unrolled(network: nn.Sequential) -> Callable[[torch.Tensor], torch.Tensor]:
     return run
 
 
-def _affine(weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def _affine(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
     return torch.addmm(bias, x, weight)
 
 
@@ -158,6 +170,6 @@ def network(
     raise ValueError(f"there is no network {kind!r}; give one of {', '.join(NETWORKS)}.")
 
 
-def flatten(observations: torch.Tensor) -> torch.Tensor:
+def flatten(observations: Tensor) -> Tensor:
     """[n, *O] as float32 [n, prod O]."""
     return observations.flatten(1).to(torch.float32)

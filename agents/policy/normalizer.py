@@ -37,7 +37,7 @@ class ObservationNormalizer(nn.Module):
     """Subtracts the mean of all observations so far, divides by their standard deviation, clips to +-clip.
 
     Moments are kept in float64 and merged batch by batch. Before the first update it is the identity: normalized values
-    are (x - shift) scale, clipped.
+    are (x - shift) scale = x scale + offset, clipped.
 
     Args:
         size: O, the length of an observation.
@@ -59,12 +59,12 @@ class ObservationNormalizer(nn.Module):
     def _refresh(self) -> None:
         """Recompute the float32 constants that forward uses."""
         variance = self.m2 / self.count if self.count > 0 else torch.ones_like(self.m2)
-        self.scale = torch.rsqrt(variance + 1e-8).float()
-        self.shift = self.mean.float()
+        scale = torch.rsqrt(variance + 1e-8)
+        self.shift, self.scale, self.offset = self.mean.float(), scale.float(), (-self.mean * scale).float()
 
     def forward(self, observations: Tensor) -> Tensor:
         """[n, O] float32, normalised."""
-        return ((observations - self.shift) * self.scale).clamp_(-self.clip, self.clip)
+        return torch.addcmul(self.offset, observations, self.scale).clamp_(-self.clip, self.clip)
 
     @torch.no_grad()
     def update(self, observations: Tensor) -> None:

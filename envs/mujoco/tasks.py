@@ -206,11 +206,8 @@ class Hopper(_PlanarLegged):
 
     def healthy(self, xp: Any, s: State) -> Array:
         low, high = self.healthy_state_range
-        positions, velocities = s.qpos[:, 2:], s.qvel
-        in_range = xp.all((low < positions) & (positions < high), axis=1) & xp.all(
-            (low < velocities) & (velocities < high), axis=1
-        )
-        return in_range & super().healthy(xp, s)
+        state = xp.concat((s.qpos[:, 2:], s.qvel), axis=1)
+        return xp.all((low < state) & (state < high), axis=1) & super().healthy(xp, s)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -218,12 +218,29 @@ def test_random_features_are_saved_with_the_policy_and_not_trained() -> None:
     policy, loaded = (RBFPolicy(box, box, rbf_features=20) for _ in range(2))
     observations, noise = torch.randn(4, 3), torch.randn(4, 3)
     assert not torch.equal(policy.actor.net[0](observations), loaded.actor.net[0](observations))
-    sampler = loaded.sampler()
     loaded.load_state_dict(policy.state_dict())
     assert torch.equal(policy.choose(observations, noise=noise), loaded.choose(observations, noise=noise))
-    assert torch.equal(policy.choose(observations, noise=noise), sampler(observations, noise))
     assert "actor.net.0.phase" in policy.state_dict()
     assert not any(x.requires_grad for x in policy.actor.net[0].buffers())
+
+
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("kind", ["box", "discrete"])
+@pytest.mark.parametrize("policy_class", [ActorCriticPolicy, LinearPolicy, RBFPolicy])
+def test_a_sampler_acts_as_the_policy(policy_class: type[ActorCriticPolicy], kind: str, activation: str) -> None:
+    box = spaces.Box(-1, 1, (3,))
+    policy = policy_class(
+        box, box if kind == "box" else spaces.Discrete(4), net_arch=(7, 6, 5), activation_fn=activation
+    )
+    with torch.no_grad():
+        for parameter in policy.actor.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    policy.update_normalizer(5 + 2 * torch.randn(50, 3))
+    observations = 5 + 2 * torch.randn(N, 3, dtype=torch.float64)
+    observations[0, 0] = 1e3  # beyond the normalizer's bound
+    noise = torch.rand(N, *policy.head.noise_shape)
+    expected = policy.choose(observations, noise=noise)
+    torch.testing.assert_close(policy.sampler()(observations, noise), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_tanh_is_torchs_to_float32s_precision() -> None:

@@ -385,6 +385,20 @@ def test_gymnasiums_episode_statistics_agree_with_ours(make: Factory) -> None:
     assert len(returns) >= 4 * N
 
 
+@pytest.mark.parametrize("ends", [0.0, 0.05, 0.5, 1.0])
+def test_a_rollouts_statistics_are_those_of_its_steps(ends: float) -> None:
+    torch.manual_seed(0)
+    stepped, whole = EpisodeStatistics(N), EpisodeStatistics(N)
+    for T in (1, 40, 7):
+        rewards, ended = torch.randn(T, N, dtype=torch.float64), torch.rand(T, N) < ends
+        finished = [found for t in range(T) if (found := stepped.update(rewards[t], ended[t])) is not None]
+        returns, lengths = whole.update_rollout(rewards, ended)
+        assert returns.tolist() == [x for row in finished for x in row[0].tolist()]
+        assert lengths.tolist() == [x for row in finished for x in row[1].tolist()]
+        assert torch.equal(whole.returns, stepped.returns)
+        assert torch.equal(whole.lengths, stepped.lengths)
+
+
 @foreign
 def test_foreign_environments_say_what_they_cannot_do(make: Factory) -> None:
     env = make(N)
