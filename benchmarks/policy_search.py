@@ -8,7 +8,8 @@ Four parts, each kept in results/policy_search.json as soon as a run of it is fi
 - thresholds: seconds and environment steps until the policy's mean return reaches what Mania et al. 2018 (table 1) ask
   for, ours (the presets of `PES`) against sb3-contrib's ARS with the settings that rl-baselines3-zoo has for them
   (hyperparams/ars.yml, MuJoCo's v3, "closest to original paper"), which are not the presets': HalfCheetah has 32
-  directions there, and 8 in the preset. Evaluations are not timed, and their steps are counted apart.
+  directions there, and 8 in the preset. Evaluations are not timed, and their steps are counted apart. With --threads 1
+  both sides keep one core busy, and their CPU seconds can be compared whatever else the machine does.
   --budget-minutes ends the part; call again to go on.
 - speed: environment steps per second of both sides of that comparison, from their first policies on, alternated in one
   process; medians.
@@ -155,19 +156,21 @@ def threshold(key: dict[str, Any], every: int, deadline: float, threads: int) ->
     """Training until the mean return of 8 episodes reaches the task's threshold, is given up, or time is out."""
     env_id, goal = key["env"], THRESHOLDS[key["env"]]
     curve: list[tuple[int, float, float]] = []
-    evaluation_steps, seconds, begin = 0, 0.0, time.perf_counter()
+    evaluation_steps, seconds, cpu_seconds = 0, 0.0, 0.0
+    begin, cpu_begin = time.perf_counter(), time.process_time()
     with contextlib.closing(make_vec(env_id, 8, autoreset="disabled")) as env:
         training = ours(key, threads) if key["side"] == "ours" else ars(key)
         for steps, act in training:
             if steps < (len(curve) + 1) * every and steps < key["steps"]:
                 continue
             seconds += time.perf_counter() - begin
+            cpu_seconds += time.process_time() - cpu_begin
             found = evaluate(act, env, 8, EVALUATION_SEED)
             evaluation_steps += found.steps
             curve.append((steps, round(seconds, 2), round(found.mean, 1)))
             if found.mean >= goal or steps >= key["steps"] or time.monotonic() > deadline:
                 break
-            begin = time.perf_counter()
+            begin, cpu_begin = time.perf_counter(), time.process_time()
         training.close()
     steps, seconds, last = curve[-1]
     return {
@@ -175,6 +178,7 @@ def threshold(key: dict[str, Any], every: int, deadline: float, threads: int) ->
         "out_of_time": last < goal and steps < key["steps"],
         "steps_taken": steps,
         "seconds": seconds,
+        "cpu_seconds": round(cpu_seconds, 2),
         "steps_per_second": round(steps / seconds),
         "evaluation_steps": evaluation_steps,
         "curve": curve,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,10 @@ def run_logger(folder: RunFolder, steps: int, dashboard: dict[str, dict[str, lis
     purge_step = steps + 1 if steps else None
     tensorboard = _AppendingTensorBoard(str(folder.path), purge_step)
     if dashboard:
+        # TensorBoard reads tags as the beginnings of regular expressions: "train/kl" would show "train/kl_reverse" too.
         layout = {
-            group: {chart: ["Multiline", tags] for chart, tags in charts.items()} for group, charts in dashboard.items()
+            group: {chart: ["Multiline", [f"{re.escape(tag)}$" for tag in tags]] for chart, tags in charts.items()}
+            for group, charts in dashboard.items()
         }
         tensorboard.writer.add_custom_scalars(layout)
     return Logger(str(folder.path), [_AppendingCSV(str(folder.progress)), tensorboard])
