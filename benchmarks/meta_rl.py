@@ -115,14 +115,17 @@ def measure(key: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any
 def train(key: dict[str, Any], arguments: argparse.Namespace) -> Path:
     """The folder of a training in --runs, which is begun unless it is there, and always finished."""
     folder = Path(arguments.runs) / "-".join(map(str, key.values()))
-    kind = BASELINES.get(key["algorithm"])
+    baseline = BASELINES.get(key["algorithm"])
     if folder.exists():
         call("train.py", "resume", str(folder), "--quiet", "--threads", str(arguments.threads))
         return folder
     options = ["--env", f"families/{key['family']}-v0", "--steps", str(key["steps"]), "--seed", str(key["seed"])]
     options += ["--run-dir", str(folder), "--device", "cpu", "--quiet", "--eval-every", str(key["steps"])]
     options += ["--threads", str(arguments.threads)]
-    call("train.py", key["algorithm"] if kind is None else "npg", *options, *([] if kind is None else [*kind, *STD.get(key["family"], [])]))
+    if baseline is None:
+        call("train.py", key["algorithm"], *options)
+    else:
+        call("train.py", "npg", *options, *baseline, *STD.get(key["family"], []))
     return folder
 
 
