@@ -1,6 +1,7 @@
 """Imports go one way: envs <- rollout, direction, policy <- base <- algorithms <- run <- the two scripts."""
 
 import ast
+import ctypes
 import subprocess
 import sys
 from pathlib import Path
@@ -89,3 +90,36 @@ def test_importing_agents_leaves_out_what_only_some_runs_use() -> None:
     script = f"import sys, agents; print(sorted(sys.modules.keys() & {set(names)!r}))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
+def test_the_memory_of_freed_tensors_is_not_given_back_to_the_system() -> None:
+    # glibc's own functions: where tensors lie depends on what else a process allocates.
+    script = """
+import ctypes, resource, sys
+if sys.argv[1:]:
+    import agents
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [libc.malloc(8 << 20) for _ in range(12)]
+    for block in blocks:
+        ctypes.memset(block, 1, 8 << 20)
+    for block in blocks:
+        libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+print(faults())
+"""
+    without, with_agents = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", script, *importing], cwd=ROOT, capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for importing in ([], ["agents"])
+    )
+    assert with_agents < 100 < 10_000 < without
