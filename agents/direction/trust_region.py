@@ -38,7 +38,7 @@ def matched_step(kl_at: Callable[[float], float], beta: float, target: float) ->
         if abs(kl / target - 1) <= KL_TOLERANCE:
             break
         correction = (target / kl) ** (1 / _power(last, (taken, kl))) if 0 < kl < math.inf else 0.5
-        beta *= min(max(correction, 0.5), 1.5)
+        beta *= min(correction, 2.0)
     return (taken, kl) if kl <= 2 * target else (0.0, 0.0)
 
 

@@ -24,8 +24,13 @@ def test_the_matched_step_has_the_kl(power: float, first: float) -> None:
     assert kl == pytest.approx(0.02, rel=KL_TOLERANCE)
     assert kl == 0.02 * taken[-1] ** power
     assert beta == taken[-1]
-    # A correction halves a step at most: from 2.5 to 1 it takes two. What the first two show is the power.
     assert len(taken) <= (4 if first != 1.0 else 1)
+
+
+def test_a_step_that_is_far_too_long_is_found() -> None:
+    beta, kl = matched_step(lambda beta: 7e4 * beta, 0.45, 0.05)  # a policy that is nearly deterministic
+    assert kl == pytest.approx(0.05, rel=1.0)
+    assert 0 < kl == 7e4 * beta
 
 
 def test_no_step_is_found_where_the_kl_is_not_finite() -> None:
