@@ -39,9 +39,9 @@ BASELINES = {
     "oracle": ["--num-envs", "64", "--env-kwargs", "redraw=true", "--env-kwargs", "observe_task=true"],
 }
 """Name -> npg's options."""
-STD = {"AntDir": ["--log-std-init", "-1.0", "--log-std-min", "-2.0"]}
-"""The baselines' options where actions of the default standard deviation cost more than anything can earn; the
-meta-learner's preset has them too."""
+PRESET_STD = ("AntDir",)
+"""Where actions of the default standard deviation cost more than anything can earn: the baselines have that of FOMAML's
+preset."""
 
 
 def main() -> None:
@@ -125,7 +125,10 @@ def train(key: dict[str, Any], arguments: argparse.Namespace) -> Path:
     if baseline is None:
         call("train.py", key["algorithm"], *options)
     else:
-        call("train.py", "npg", *options, *baseline, *STD.get(key["family"], []))
+        if key["family"] in PRESET_STD:
+            preset = REGISTRY["fomaml"].preset(f"families/{key['family']}-v0")
+            options += ["--log-std-init", str(preset.log_std_init), "--log-std-min", str(preset.log_std_min)]
+        call("train.py", "npg", *options, *baseline)
     return folder
 
 

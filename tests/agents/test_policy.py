@@ -220,6 +220,7 @@ def test_random_features_are_saved_with_the_policy_and_not_trained() -> None:
     assert not torch.equal(policy.actor.net[0](observations), loaded.actor.net[0](observations))
     loaded.load_state_dict(policy.state_dict())
     assert torch.equal(policy.choose(observations, noise=noise), loaded.choose(observations, noise=noise))
+    assert torch.equal(policy.choose(observations, noise=noise), loaded.sampler()(observations, noise))
     assert "actor.net.0.phase" in policy.state_dict()
     assert not any(x.requires_grad for x in policy.actor.net[0].buffers())
 
