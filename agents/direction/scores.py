@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
@@ -122,6 +123,38 @@ class Scores(ABC):
         """The scores of the samples rows alone, int64 [k]."""
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where the entries of the layers' [W, b], [out, in + 1] each ([out, in] without a bias), lie in the parameters."""
+
+    shapes: list[tuple[int, int]]
+    order: Tensor
+    """The flat position of every entry, layer by layer, int64 [p]."""
+    inverse: Tensor
+    """The entry of every flat position, int64 [p]."""
+
+    @classmethod
+    def of(cls, module: nn.Module, layers: Sequence[nn.Module]) -> Layout:
+        """Of layers that hold all of a module's parameters.
+
+        Raises:
+            UnfactoredModuleError: two layers share a parameter.
+        """
+        position: dict[nn.Parameter, Tensor] = {}
+        p = 0
+        for parameter in module.parameters():
+            position[parameter] = torch.arange(p, p + parameter.numel()).view(len(parameter), -1)
+            p += parameter.numel()
+        index = [torch.cat([position[x] for x in layer.parameters(recurse=False)], dim=1) for layer in layers]
+        order = torch.cat([positions.flatten() for positions in index]).to(next(module.parameters()).device)
+        if len(order) != p:
+            raise UnfactoredModuleError(
+                "layers share a parameter; its score is then no outer product. Use dense_scores."
+            )
+        inverse = torch.empty_like(order).index_copy_(0, order, torch.arange(p, device=order.device))
+        return cls([(len(positions), positions.shape[1]) for positions in index], order, inverse)
+
+
 class FactoredScores(Scores):
     """Ψ as the layers' inputs and output gradients; see `capture`.
 
@@ -129,21 +162,18 @@ class FactoredScores(Scores):
         values: [n] or [K, n].
         inputs: each layer's H, [n, in].
         deltas: each layer's Δ, [n, out] or [K, n, out].
-        index: the flat positions of each layer's [W, b], int64 [out, in + 1], or [out, in] where it has no bias.
+        layout: of the layers' parameters.
     """
 
-    def __init__(
-        self, values: Tensor, inputs: Sequence[Tensor], deltas: Sequence[Tensor], index: Sequence[Tensor]
-    ) -> None:
+    def __init__(self, values: Tensor, inputs: Sequence[Tensor], deltas: Sequence[Tensor], layout: Layout) -> None:
         self.values = values
         self._raw_inputs = list(inputs)
         self._raw_deltas = list(deltas)
         self._outputs = 1 if values.ndim == 1 else len(values)
-        self._shapes = [tuple(positions.shape) for positions in index]
+        self._layout = layout
+        self._shapes = layout.shapes
         self._rows = [rows for rows, _ in self._shapes]
-        self._order = torch.cat([positions.flatten() for positions in index]).to(self.device)
-        self._flat_order = self._order.argsort()
-        self.p = len(self._order)
+        self.p = len(layout.order)
         self._packed = self.values.new_empty(self.p)
 
     # For repeated products the layers are laid out anew, once: all Δᵀ as rows of one [rows, K, n], samples contiguous,
@@ -173,7 +203,7 @@ class FactoredScores(Scores):
 
     def matvec(self, v: Tensor) -> Tensor:
         # Per layer the row sums of (V Hᵀ) * Δᵀ.
-        torch.index_select(v, 0, self._order, out=self._packed)
+        torch.index_select(v, 0, self._layout.order, out=self._packed)
         for weight, h, rows in zip(self._matrices(), self._inputs, self._work.split(self._rows), strict=True):
             torch.mm(weight, h.T, out=rows)
         return torch.mul(self._delta, self._work[:, None], out=self._product).sum(0).flatten()
@@ -185,7 +215,7 @@ class FactoredScores(Scores):
             torch.sum(self._product, dim=1, out=self._work)
         for total, h, rows in zip(self._matrices(), self._inputs, self._work.split(self._rows), strict=True):
             torch.mm(rows, h, out=total)
-        return self._packed[self._flat_order]
+        return self._packed[self._layout.inverse]
 
     def gradient(self, weights: Tensor) -> Tensor:
         if self._outputs > 1:
@@ -195,13 +225,13 @@ class FactoredScores(Scores):
             weighted = delta.view(self.n, -1) * weights[:, None]
             total[:, : h.shape[1]] = weighted.T @ h
             total[:, h.shape[1] :] = weighted.sum(0)[:, None]
-        return self._packed[self._flat_order].div_(self.n)
+        return self._packed[self._layout.inverse].div_(self.n)
 
     def diagonal(self) -> Tensor:
         torch.sum(self._delta.square(), dim=1, out=self._work)
         for total, h, rows in zip(self._matrices(), self._inputs, self._work.split(self._rows), strict=True):
             torch.mm(rows, h.square(), out=total)
-        return self._packed[self._flat_order].div_(self.n)
+        return self._packed[self._layout.inverse].div_(self.n)
 
     def trace(self) -> Tensor:
         # |gradient|² of one sample and layer is |δ|² |(h, 1)|².
@@ -221,7 +251,7 @@ class FactoredScores(Scores):
             (delta.permute(1, 2, 0)[..., None] * h[:, None]).reshape(self._outputs * self.n, -1)
             for h, delta in self._layers()
         ]
-        return torch.cat(rows, dim=1)[:, self._flat_order]
+        return torch.cat(rows, dim=1)[:, self._layout.inverse]
 
     def kfac(self) -> list[tuple[Tensor, Tensor]]:
         """The layers' Kronecker factors A = Hᵀ H / n [m, m] and G = Δᵀ Δ / n [out, out].
@@ -237,29 +267,23 @@ class FactoredScores(Scores):
         return along @ (h @ of_inputs).square() / self.n
 
     def of(self, rows: Tensor) -> Self:
-        index = self._order.split([out * columns for out, columns in self._shapes])
         return type(self)(
             self.values[..., rows],
             [h[rows] for h in self._raw_inputs],
             [delta[..., rows, :] for delta in self._raw_deltas],
-            [positions.view(shape) for positions, shape in zip(index, self._shapes, strict=True)],
+            self._layout,
         )
 
     def weighted(self, weights: Tensor) -> Self:
-        index = self._order.split([out * columns for out, columns in self._shapes])
-        return type(self)(
-            self.values * weights,
-            self._raw_inputs,
-            [delta * weights[:, None] for delta in self._raw_deltas],
-            [positions.view(shape) for positions, shape in zip(index, self._shapes, strict=True)],
-        )
+        deltas = [delta * weights[:, None] for delta in self._raw_deltas]
+        return type(self)(self.values * weights, self._raw_inputs, deltas, self._layout)
 
     def by_layer(self, v: Tensor, function: Callable[[int, Tensor], Tensor]) -> Tensor:
         """v [p] with each layer's [W, b], [out, m], replaced by function(layer's place, [W, b])."""
-        torch.index_select(v, 0, self._order, out=self._packed)
+        torch.index_select(v, 0, self._layout.order, out=self._packed)
         for place, matrix in enumerate(self._matrices()):
             matrix.copy_(function(place, matrix))
-        return self._packed[self._flat_order]
+        return self._packed[self._layout.inverse]
 
     def _layers(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Each layer's H [n, m] and Δᵀ [out, K, n]."""
@@ -356,13 +380,13 @@ def capture(module: nn.Module, forward: Callable[[], Tensor]) -> FactoredScores:
             raise ValueError(f"{layer} takes no part in the output; pass only the module whose parameters do.")
         given = [torch.zeros_like(call.output) if part is None else part for part in parts]
         deltas.append(given[0] if values.ndim == 1 else torch.stack(given))
-    return FactoredScores(values.detach(), [call.input for call in used], deltas, _flat_index(module, layers))
+    return FactoredScores(values.detach(), [call.input for call in used], deltas, Layout.of(module, layers))
 
 
 def is_factored(module: nn.Module) -> bool:
     """Whether the module's layers are ones that `capture` takes."""
     try:
-        _flat_index(module, _layers(module))
+        Layout.of(module, _layers(module))
     except UnfactoredModuleError:
         return False
     return True
@@ -460,16 +484,3 @@ def _layers(module: nn.Module) -> list[nn.Module]:
     if not layers:
         raise UnfactoredModuleError(f"{type(module).__name__} has no Linear or Constant layer, so there are no scores.")
     return layers
-
-
-def _flat_index(module: nn.Module, layers: Sequence[nn.Module]) -> list[Tensor]:
-    """The positions of each layer's [W, b] in the flat parameter vector, int64 [out, m]."""
-    position: dict[nn.Parameter, Tensor] = {}
-    p = 0
-    for parameter in module.parameters():
-        position[parameter] = torch.arange(p, p + parameter.numel()).view(len(parameter), -1)
-        p += parameter.numel()
-    index = [torch.cat([position[x] for x in layer.parameters(recurse=False)], dim=1) for layer in layers]
-    if sum(positions.numel() for positions in index) != p:
-        raise UnfactoredModuleError("layers share a parameter; its score is then no outer product. Use dense_scores.")
-    return index
