@@ -6,18 +6,44 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
+class _TanhOfSigmoid(torch.autograd.Function):
+    """tanh(x) = 2 σ(2 x) - 1, which autograd would take four passes back through in place of one."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return torch.sigmoid_(x + x).mul_(2).sub_(1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (output,) = ctx.saved_tensors
+        return torch.ops.aten.tanh_backward(gradient, output)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        (output,) = ctx.saved_tensors
+        return tangent * (1 - output.square())
+
+
 class Tanh(nn.Tanh):
-    """tanh, on a CPU as 2 σ(2 x) - 1: PyTorch computes σ ten times as fast. The values differ by at most 2e-7."""
+    """tanh, on a CPU from PyTorch's σ, which is ten times as fast. The values differ by at most 2e-7."""
 
     def forward(self, input: Tensor) -> Tensor:
         if input.device.type != "cpu":
             return torch.tanh(input)
-        return torch.rsub(torch.sigmoid(input + input), -1, alpha=-2)
+        return _TanhOfSigmoid.apply(input)
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {

@@ -252,3 +252,13 @@ def test_tanh_is_torchs_to_float32s_precision() -> None:
     (slope,) = torch.autograd.grad(y.sum(), x)
     assert (slope - (1 - exact.square())).abs().max() < 5e-7
     assert activation_key(torch.nn.Tanh) == "tanh"
+
+
+def test_tanh_has_all_derivatives() -> None:
+    tanh, x, v = ACTIVATIONS["tanh"](), torch.randn(3, 2).double().requires_grad_(), torch.randn(3, 2).double()
+    assert torch.autograd.gradcheck(tanh, x)
+    assert torch.autograd.gradgradcheck(tanh, x)
+    slope = 1 - torch.tanh(x).square()
+    torch.testing.assert_close(torch.func.jvp(tanh, (x,), (v,))[1], v * slope)
+    per_sample = torch.func.vmap(torch.func.grad(lambda row: tanh(row).sum()))(x.detach())
+    torch.testing.assert_close(per_sample, slope.detach())
