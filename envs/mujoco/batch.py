@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from envs.mujoco.noise import ResetNoise
-from envs.mujoco.physics import BatchPhysics, Physics, ThreadedPhysics
+from envs.mujoco.physics import BatchPhysics, Physics, ThreadedPhysics, skip_idle_work
 from envs.mujoco.tasks import TASKS, Task
 from envs.vector import Ids, Seeds, SnapshotError, VectorEnv, seeds_per_env
 
@@ -271,7 +271,9 @@ def make_task(task_type: Callable[..., Task], env_id: str, kwargs: dict[str, Any
 
 def load_model(xml_file: str) -> mujoco.MjModel:
     with _silent_warnings():
-        return mujoco.MjModel.from_xml_path(expand_model_path(xml_file))
+        model = mujoco.MjModel.from_xml_path(expand_model_path(xml_file))
+    skip_idle_work(model)
+    return model
 
 
 @contextmanager

@@ -26,6 +26,22 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def skip_idle_work(model: mujoco.MjModel) -> None:
+    """Switch off the parts of MuJoCo's pipeline that have nothing to do in this model: results keep their bits.
+
+    These are collisions where no two geoms may touch, a fifth of the time of a step of InvertedDoublePendulum-v5; and
+    constraint islands where all joints are of one tree, and so of one island, 7 % on Hopper-v5. The collisions'
+    midphase stays: without it contacts come in another order, which Humanoid-v5's bits show.
+    """
+    bits = mujoco.mjtDisableBit
+    takes, gives, body = model.geom_contype[:, None], model.geom_conaffinity, model.geom_bodyid
+    may_touch = (takes & gives).astype(bool) & (body[:, None] != body)
+    if not may_touch.any() and model.npair == 0 and model.nflex == 0:
+        model.opt.disableflags |= bits.mjDSBL_CONTACT
+    if model.ntree <= 1 and model.nflex == 0:
+        model.opt.disableflags |= bits.mjDSBL_ISLAND
+
+
 class Physics:
     """n simulations of one model.
 

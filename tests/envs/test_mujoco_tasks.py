@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch
 from envs import make_vec
 from envs.mujoco import TASKS, MujocoVectorEnv
 from envs.mujoco.noise import ResetNoise
+from envs.mujoco.physics import skip_idle_work
 
 COMMON = {"exclude_current_positions_from_observation": False, "frame_skip": 3}
 HUMANOID = {
@@ -241,3 +243,32 @@ def test_rendering_draws_the_current_state() -> None:
     assert [frame.shape for frame in frames] == [(48, 64, 3)] * 2
     assert (frames[0] != frames[1]).any()
     env.close()
+
+
+NEVER = 'contype="0" conaffinity="0"'
+"""Of the floor alone: the ball could touch itself only."""
+
+
+@pytest.mark.parametrize(
+    ("masks", "pair", "trees", "skipped"),
+    [
+        ('contype="0"', "", 1, {"CONTACT", "ISLAND"}),
+        ('contype="0"', "", 2, {"CONTACT"}),
+        ('contype="2" conaffinity="1"', "", 1, {"CONTACT", "ISLAND"}),
+        ('contype="0"', '<contact><pair geom1="floor" geom2="ball0"/></contact>', 1, {"ISLAND"}),
+        ("", "", 1, {"ISLAND"}),
+        ("", "", 2, set()),
+        (NEVER, "", 1, {"CONTACT", "ISLAND"}),
+    ],
+)
+def test_only_idle_parts_of_the_pipeline_are_skipped(masks: str, pair: str, trees: int, skipped: set[str]) -> None:
+    ball = '<body pos="0 0 {0}.5"><freejoint/><geom name="ball{0}" size="0.1" {1}/></body>'
+    balls = "".join(ball.format(i, "" if masks == NEVER else masks) for i in range(trees))
+    model = mujoco.MjModel.from_xml_string(
+        f'<mujoco><worldbody><geom name="floor" type="plane" size="1 1 1" {masks}/>{balls}</worldbody>{pair}</mujoco>'
+    )
+    model.opt.disableflags = mujoco.mjtDisableBit.mjDSBL_GRAVITY
+    skip_idle_work(model)
+    bits = {name: getattr(mujoco.mjtDisableBit, f"mjDSBL_{name}") for name in ("CONTACT", "ISLAND", "MIDPHASE")}
+    assert {name for name, bit in bits.items() if model.opt.disableflags & bit} == skipped
+    assert model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_GRAVITY
