@@ -326,7 +326,7 @@ class Agent(BaseAlgorithm):
             return actions, self._acting.to_environment(actions)
 
         listener.on_rollout_start()
-        on_step = self._on_step(listener, listens, total_timesteps) if listens else None
+        on_step = self._on_step(listener, total_timesteps) if listens else None
         # Callbacks, where there are any, see ordinary tensors.
         with torch.no_grad() if listens else torch.inference_mode():
             observations = collect(self.env.vector, act, self.buffer, self.observations, on_step)
@@ -341,11 +341,12 @@ class Agent(BaseAlgorithm):
 
     def _count_rollout(self) -> None:
         """Count the steps and episodes of the whole buffer at once, where nobody listens to single steps."""
-        self.num_timesteps += self.buffer.n_steps * self.n_envs
         ended = self.buffer["terminated"] | self.buffer["truncated"]
-        self._finish_episodes(*self.running_episodes.update_rollout(self.buffer["rewards"], ended))
+        stepped = self.buffer["stepped"] if "stepped" in self.buffer.specs else None
+        self.num_timesteps += ended.numel() if stepped is None else int(stepped.sum())
+        self._finish_episodes(*self.running_episodes.update_rollout(self.buffer["rewards"], ended, stepped))
 
-    def _on_step(self, listener: BaseCallback, listens: bool, total_timesteps: int) -> Callable[[Step], bool]:
+    def _on_step(self, listener: BaseCallback, total_timesteps: int) -> Callable[[Step], bool]:
         """What counts a step and shows it to the callbacks, for `collect`."""
 
         def on_step(step: Step) -> bool:
@@ -355,8 +356,7 @@ class Agent(BaseAlgorithm):
             episodes: dict[int, dict[str, Any]] = {}
             if finished is not None:
                 episodes = dict(zip(ended.nonzero()[:, 0].tolist(), self._finish_episodes(*finished), strict=True))
-            # Callbacks' locals cost as much as acting: they are built for callbacks only.
-            return not listens or self._tell(listener, step, ended, episodes, total_timesteps)
+            return self._tell(listener, step, ended, episodes, total_timesteps)
 
         return on_step
 

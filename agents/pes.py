@@ -166,9 +166,7 @@ class PolicySearch:
     observations: Tensor
     """Current in the environments, [N, *O]."""
     on_step: Callable[[Step], bool] | None = None
-    """Called after steps; False stops the window, which raises `StopAsked`."""
-    every_step = True
-    """Whether it is called after every step, or only where an episode ended and after the last."""
+    """Called after each step; False stops the window, which raises `StopAsked`."""
 
     def __init__(
         self,
@@ -233,10 +231,8 @@ class PolicySearch:
             return actions, actions
 
         # Callbacks, where there are any, see ordinary tensors.
-        with torch.inference_mode(not self.every_step):
-            observations = collect_some(
-                self.vector, act, self.buffer, self.observations, ids, self.on_step, every_step=self.every_step
-            )
+        with torch.inference_mode(self.on_step is None):
+            observations = collect_some(self.vector, act, self.buffer, self.observations, ids, self.on_step)
         if observations is None:
             raise StopAsked
         self.observations = observations.clone()
@@ -407,7 +403,7 @@ class PES(Agent):
         assert self.observations is not None
         assert self.particles is not None
         self.task.observations = self.observations
-        self.task.on_step, self.task.every_step = self._on_step(listener, listens, total_timesteps), listens
+        self.task.on_step = self._on_step(listener, total_timesteps) if listens else None
         self.window_sigma = self.sigma
         theta = parameter_vector(self._acting.actor)
         listener.on_rollout_start()
@@ -417,24 +413,10 @@ class PES(Agent):
             self.observations = None  # the pairs stand somewhere within a window
             return False
         self.observations = self.task.observations
+        if not listens:
+            self._count_rollout()
         listener.on_rollout_end()
         return True
-
-    def _on_step(self, listener: BaseCallback, listens: bool, total_timesteps: int) -> Callable[[Step], bool]:
-        """Counts the steps since the last call too, which were steps of the same environments."""
-        show, counted = super()._on_step(listener, listens, total_timesteps), 0
-
-        def on_step(step: Step) -> bool:
-            nonlocal counted
-            assert step.ids is not None
-            if step.t > counted:
-                missed = self.buffer["rewards"][counted : step.t, step.ids]
-                self.running_episodes.add(missed, step.ids)
-                self.num_timesteps += missed.numel()
-            counted = step.t + 1
-            return show(step)
-
-        return on_step
 
     @torch.no_grad()
     def train(self) -> None:

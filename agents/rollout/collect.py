@@ -107,8 +107,6 @@ def collect_some(
     observations: Tensor,
     ids: Tensor,
     on_step: Callable[[Step], bool] | None = None,
-    *,
-    every_step: bool = True,
 ) -> Tensor | None:
     """Fill a buffer with steps of some environments, each of which stands still once it has ended.
 
@@ -122,15 +120,13 @@ def collect_some(
         buffer: is cleared first.
         observations: [N, *O], current in env.
         ids: the environments to step, int64 [k] in ascending order.
-        on_step: called after steps; False stops collecting.
-        every_step: whether on_step is called after every step, or only after those in which an episode ended and after
-            the last.
+        on_step: called after each step; False stops collecting.
 
     Returns:
         The observations to go on from [N, *O], or None if on_step stopped it.
     """
     buffer.clear()
-    keeps, last = buffer.specs.keys(), buffer.n_steps - 1
+    keeps = buffer.specs.keys()
     for name in keeps & {"rewards", "terminated", "truncated", "stepped"}:
         buffer[name].zero_()
 
@@ -141,8 +137,14 @@ def collect_some(
     def whole(values: Tensor) -> Tensor:
         return values.new_zeros(env.num_envs, *values.shape[1:]).index_copy_(0, ids, values)
 
-    current, first = observations[ids], 0
-    for t in range(last + 1):
+    def leave(steps: int, ids: Tensor, current: Tensor) -> None:
+        observations.index_copy_(0, ids, current)
+        if "stepped" in keeps:
+            buffer["stepped"][:steps].index_fill_(1, ids, True)
+
+    observations = observations.clone()
+    current = observations[ids]
+    for t in range(buffer.n_steps):
         actions, environment_actions = act(t, current, ids)
         keep("observations", t, current)
         keep("actions", t, actions)
@@ -151,22 +153,18 @@ def collect_some(
         keep("rewards", t, reward)
         over = terminated | truncated
         ends = bool(over.any())
-        if not (ends or every_step or t == last):
-            continue
-
-        observations = observations.index_copy(0, ids, current)
-        if "stepped" in keeps:
-            buffer["stepped"][first : t + 1].index_fill_(1, ids, True)
-        first = t + 1
         if ends:
             keep("terminated", t, terminated)
             keep("truncated", t, truncated)
         if on_step is not None:
+            shown = observations.index_copy(0, ids, current)
             rewards, terminations, truncations = (whole(x) for x in (reward, terminated, truncated))
-            if not on_step(Step(t, whole(actions), observations, rewards, terminations, truncations, info, ids)):
+            if not on_step(Step(t, whole(actions), shown, rewards, terminations, truncations, info, ids)):
                 return None
         if ends:
+            leave(t + 1, ids[over], current[over])
             ids, current = ids[~over], current[~over]
             if not len(ids):
-                break
+                return observations
+    leave(buffer.n_steps, ids, current)
     return observations
