@@ -14,7 +14,8 @@ Four parts, each kept in results/policy_search.json as soon as a run of it is fi
 - speed: environment steps per second of both sides of that comparison, from their first policies on, alternated in one
   process; medians.
 - rate: environment steps per second with 64 particles on Hopper-v5 beside the environment layer, which steps the same
-  environments with the same actions.
+  environments with the same actions; from the first window on, when most particles fall at once and few are stepped
+  together, and after 400,000 steps.
 """
 
 from __future__ import annotations
@@ -103,13 +104,16 @@ def main() -> None:
             kept["speeds"] = [other for other in kept.get("speeds", []) if other["env"] != env] + [row]
             write(NAME, kept)
     if "rate" in arguments.parts:
-        kept["rates"] = [{**context(), **rate("Hopper-v5", 64)}]
+        kept["rates"] = [{**context(), **rate("Hopper-v5", 64, after)} for after in (0, 400_000)]
         write(NAME, kept)
     for row in kept.get("speeds", []):
         sides = ", ".join(f"{side} {rate:.0f}" for side, rate in row["rates"].items())
         print(f"{row['env']}: {sides} steps/s, {row['ratio']:.1f} times")
     for row in kept["rates"]:
-        print(f"{row['env']}, {row['particles']} particles: {row['rate']:.0f} steps/s, {row['ratio']:.3f} of the layer")
+        print(
+            f"{row['env']}, {row['particles']} particles, after {row['after']:,} steps: {row['rate']:.0f} steps/s, "
+            f"{row['ratio']:.3f} of the layer"
+        )
     print(summary(kept["runs"]))
     plot(kept["runs"])
 
@@ -240,8 +244,9 @@ def speed(env_id: str, threads: int, turns: int = 3, seconds: float = 2.0) -> di
     }
 
 
-def rate(env_id: str, particles: int, windows: int = 20) -> dict[str, Any]:
-    """Steps per second of learning, and of the environment layer alone on the same resets, actions and ids.
+def rate(env_id: str, particles: int, after: int, windows: int = 20) -> dict[str, Any]:
+    """Steps per second of learning after so many steps, and of the environment layer alone on the same resets, actions
+    and ids.
 
     Both sides take turns: a window is learned on, then its calls are repeated from the same states.
     """
@@ -263,25 +268,29 @@ def rate(env_id: str, particles: int, windows: int = 20) -> dict[str, Any]:
     ratios, rates, before, seconds = [], [], 0, 0.0
     training = agent.iterations(10**9)
     next(training)
+    while agent.num_timesteps < after:
+        next(training)
+        calls.clear()
     for _ in range(windows):
         calls.clear()
         state, before = env.snapshot(), agent.num_timesteps
         begin = time.perf_counter()
         next(training)
         learning = time.perf_counter() - begin
-        after = env.snapshot()
+        reached = env.snapshot()
         env.restore(state)
         begin = time.perf_counter()
         for name, args, kwargs in calls:
             originals[name](*args, **kwargs)
         seconds = time.perf_counter() - begin
-        env.restore(after)
+        env.restore(reached)
         ratios.append(seconds / learning)
         rates.append((agent.num_timesteps - before) / learning)
     env.close()
     return {
         "env": env_id,
         "particles": particles,
+        "after": after,
         "rate": statistics.median(rates),
         "ratio": statistics.median(ratios),
         "ratios": ratios,
