@@ -376,8 +376,10 @@ def available(name: str) -> bool:
 def throughput(env_id: str, sides: list[str], turns: int, seconds: float) -> dict[str, Any]:
     """Each side's rate in every turn, in environment steps per second; turn k of all sides ran one after the other."""
     layer = "environment layer alone"
-    learners: dict[str, Any] = {name: SIDES[name].start(env_id, 0, 1_000_000, SETTINGS[name][env_id]) for name in sides}
-    learners[layer] = EnvironmentLayer(env_id, learners["ours, preset"])
+    started = {name: SIDES[name].start(env_id, 0, 1_000_000, SETTINGS[name][env_id]) for name in sides}
+    preset = started["ours, preset"]
+    # The layer's turn follows the preset's at once: the machine's speed drifts within a turn of all sides.
+    learners: dict[str, Any] = {"ours, preset": preset, layer: EnvironmentLayer(env_id, preset), **started}
     rates = in_turns(learners, turns, seconds, lambda name: learners[layer].follow() if name == layer else None)
     return {
         **context(),
