@@ -326,7 +326,7 @@ def test_actions_of_a_wrong_shape_or_value_are_refused(make: Factory) -> None:
 
 
 @every
-@pytest.mark.parametrize("ids", [[N], [-1], [0, 0], [0.5], [[0]]])
+@pytest.mark.parametrize("ids", [[N], [-1], [0, N], [-1, 0], [N, 0], [0, -1], [0, 0], [1, 0, 1], [0.5], [[0]]])
 def test_bad_ids_are_refused(make: Factory, ids: Any) -> None:
     env = make(N)
     env.reset(seed=0)
