@@ -1,6 +1,6 @@
 """Policy search with evolution strategies: estimators on Swimmer, steps and seconds to ARS's thresholds, and the rate.
 
-Four parts, each kept in results/policy_search.json as soon as a run of it is finished, and not repeated:
+Five parts, each kept in results/policy_search.json as soon as a run of it is finished, and not repeated:
 
 - swimmer: PES, NRES, ES and truncated ES with linear policies on Swimmer-v5, equal environment steps, several seeds.
 - preset: the presets of `PES` on Swimmer-v5, for seeds 10 to 19, and InvertedPendulum-v5, 10 to 17, which were not
