@@ -223,7 +223,8 @@ class FactoredScores(Scores):
         # One product from the layers as they were captured costs less than laying them out.
         for total, h, delta in zip(self._matrices(), self._raw_inputs, self._raw_deltas, strict=True):
             weighted = delta.view(self.n, -1) * weights[:, None]
-            total[:, : h.shape[1]] = weighted.T @ h
+            # Hᵀ first: the products of all samples are quicker with the longer side last.
+            total[:, : h.shape[1]] = (h.T @ weighted).T
             total[:, h.shape[1] :] = weighted.sum(0)[:, None]
         return self._packed[self._layout.inverse].div_(self.n)
 
