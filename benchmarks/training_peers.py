@@ -1,10 +1,10 @@
 """Whole training beside sb3-contrib's TRPO, tianshou's NPG and Stable-Baselines3's PPO: steps per second and returns.
 
---seconds S: all sides train in turn in one process, S seconds each time; medians over turns, beside the environment
-layer stepped alone from the states and with the actions of our preset's training. --steps N: full runs, then 16
-deterministic episodes in Gymnasium's own environments (seeds 1000, 1001, ...; raw reward; each side's observation
-statistics frozen). Finished runs are kept in results/training_peers.json by side, task, seed, steps, settings and
-versions, and are not repeated.
+--seconds S: all sides train in turn in one process, S seconds each time; medians over turns. Within its turn each
+iteration of our preset is followed by the environment layer alone, which repeats the iteration's steps. --steps N: full
+runs, then 16 deterministic episodes in Gymnasium's own environments (seeds 1000, 1001, ...; raw reward; each side's
+observation statistics frozen). Finished runs are kept in results/training_peers.json by side, task, seed, steps, settings
+and versions, and are not repeated.
 
 Every peer runs as its library recommends for these tasks; SETTINGS names the sources. EnvPool comes with
 pip install -c constraints.txt -e ".[peers]". tianshou 2.0 asks for a virtualenv that conflicts with the pinned
@@ -45,6 +45,7 @@ NAME = "training_peers"
 TASKS = ("Hopper-v5", "HalfCheetah-v5")
 EPISODES = 16
 EVALUATION_SEED = 1000
+PRESET, LAYER = "ours, preset", "environment layer alone"
 
 TRPO_SETTINGS = {
     "n_envs": 2,
@@ -114,7 +115,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     # environments in ShmemVectorEnv, or in EnvPool where that is installed (examples/mujoco/mujoco_env.py).
     "tianshou NPG": {env_id: {**TIANSHOU_SETTINGS, "environments": "ShmemVectorEnv"} for env_id in TASKS},
     "tianshou NPG, EnvPool": {env_id: {**TIANSHOU_SETTINGS, "environments": "EnvPool"} for env_id in TASKS},
-    "ours, preset": {env_id: dataclasses.asdict(NPG.preset(env_id)) for env_id in TASKS},
+    PRESET: {env_id: dataclasses.asdict(NPG.preset(env_id)) for env_id in TASKS},
     "ours, default": {env_id: dataclasses.asdict(NPG.Config()) for env_id in TASKS},
 }
 
@@ -283,24 +284,27 @@ class Tianshou:
 
 
 class EnvironmentLayer:
-    """No learner: our environments alone, from the states and with the actions of a learner's latest iteration."""
+    """No learner: our environments alone, which repeat a learner's iteration from its first states with its actions."""
 
     def __init__(self, env_id: str, learner: Ours) -> None:
         self.learner = learner
         self.env = make_vec(env_id, learner.agent.n_envs, seed=0)
 
-    def follow(self) -> None:
-        """Let the learner take an iteration, to be repeated."""
+    def remember(self) -> None:
+        """Before the learner's iteration: the states that it begins in."""
         agent = self.learner.agent
         assert agent.env is not None
         if agent.num_timesteps == 0:
             self.learner.train(1)
         self.kept = agent.env.vector.snapshot()
-        self.learner.train(1)
+
+    def follow(self) -> None:
+        """After it: the actions that it took."""
+        agent = self.learner.agent
         self.actions = [agent.policy.to_environment(actions) for actions in agent.buffer["actions"]]
+        self.env.restore(self.kept)
 
     def train(self, steps: int) -> int:
-        self.env.restore(self.kept)
         return sum(len(self.env.step(actions)[1]) for actions in self.actions)
 
     def close(self) -> None:
@@ -329,7 +333,7 @@ class Side:
 
 
 SIDES = {
-    "ours, preset": Side(Ours, (), "#1f5fa8"),
+    PRESET: Side(Ours, (), "#1f5fa8"),
     "ours, default": Side(Ours, (), "#6f9fd0"),
     "sb3-contrib TRPO": Side(sb3_trpo, ("sb3-contrib",), "#8e5bb5"),
     "SB3 PPO": Side(sb3_ppo, (), "#c0445e"),
@@ -357,7 +361,7 @@ def main() -> None:
         run_all(kept, arguments.tasks, sides, arguments.steps, arguments.seeds, arguments.budget_minutes)
     elif not arguments.plot:
         for env_id in arguments.tasks:
-            timed_sides = sides if "ours, preset" in sides else ["ours, preset", *sides]
+            timed_sides = sides if PRESET in sides else [PRESET, *sides]
             kept["throughput"][env_id] = throughput(env_id, timed_sides, arguments.turns, arguments.seconds)
             write(NAME, kept)
     for env_id, row in kept["throughput"].items():
@@ -375,12 +379,17 @@ def available(name: str) -> bool:
 
 def throughput(env_id: str, sides: list[str], turns: int, seconds: float) -> dict[str, Any]:
     """Each side's rate in every turn, in environment steps per second; turn k of all sides ran one after the other."""
-    layer = "environment layer alone"
     started = {name: SIDES[name].start(env_id, 0, 1_000_000, SETTINGS[name][env_id]) for name in sides}
-    preset = started["ours, preset"]
-    # The layer's turn follows the preset's at once: the machine's speed drifts within a turn of all sides.
-    learners: dict[str, Any] = {"ours, preset": preset, layer: EnvironmentLayer(env_id, preset), **started}
-    rates = in_turns(learners, turns, seconds, lambda name: learners[layer].follow() if name == layer else None)
+    layer = EnvironmentLayer(env_id, started[PRESET])
+    learners: dict[str, Any] = {PRESET: started[PRESET], LAYER: layer, **started}
+
+    def prepare(name: str) -> None:
+        if name == PRESET:
+            layer.remember()
+        elif name == LAYER:
+            layer.follow()
+
+    rates = in_turns(learners, turns, seconds, prepare, together=(PRESET, LAYER))
     return {
         **context(),
         "packages": installed(*{package for name in sides for package in SIDES[name].packages}),
@@ -392,20 +401,36 @@ def throughput(env_id: str, sides: list[str], turns: int, seconds: float) -> dic
 
 
 def in_turns(
-    learners: dict[str, Learner], turns: int, seconds: float, before: Callable[[str], object]
+    learners: dict[str, Learner],
+    turns: int,
+    seconds: float,
+    before: Callable[[str], object],
+    together: tuple[str, ...] = (),
 ) -> dict[str, list[float]]:
-    """Environment steps per second of each learner in every turn; before is told whose turn it is. Closes them."""
+    """Environment steps per second of each learner in every turn. Closes the learners.
+
+    Args:
+        seconds: that a learner's turn takes at least.
+        before: is told whose iteration is next, and is not timed.
+        together: learners that share a turn and take its iterations one by one, because the machine's speed drifts
+            within seconds.
+    """
+    groups = [together, *((name,) for name in learners if name not in together)]
     rates: dict[str, list[float]] = {name: [] for name in learners}
     for turn in range(turns + 1):
-        for name, learner in learners.items():
-            before(name)
-            begin, taken = time.perf_counter(), 0
-            while time.perf_counter() - begin < seconds:
-                taken += learner.train(1)  # one iteration
+        for names in filter(None, groups):
+            taken, spent = dict.fromkeys(names, 0), dict.fromkeys(names, 0.0)
+            while min(spent.values()) < seconds:
+                for name in names:
+                    before(name)
+                    begin = time.perf_counter()
+                    taken[name] += learners[name].train(1)  # one iteration
+                    spent[name] += time.perf_counter() - begin
                 if turn == 0:  # the first one warms up
                     break
             if turn > 0:
-                rates[name].append(round(taken / (time.perf_counter() - begin), 1))
+                for name in names:
+                    rates[name].append(round(taken[name] / spent[name], 1))
     for learner in learners.values():
         learner.close()
     return rates
@@ -460,10 +485,10 @@ def full_run(start: Callable[[], Learner], key: dict[str, Any]) -> dict[str, Any
 
 def print_throughput(env_id: str, row: dict[str, Any]) -> None:
     rates = row["rates"]
-    ours, layer = rates.get("ours, preset"), rates["environment layer alone"]
+    ours, layer = rates[PRESET], rates[LAYER]
     print(f"\n{env_id}: environment steps per second in training, medians of turns")
     for name, values in rates.items():
-        ratio = "" if ours is None else f"  ours, preset / this {statistics.median(np.divide(ours, values)):6.2f}"
+        ratio = f"  ours, preset / this {statistics.median(np.divide(ours, values)):6.2f}"
         share = statistics.median(np.divide(values, layer))
         print(f"  {name:26}{statistics.median(values):8.0f}{ratio}  this / environment layer {share:5.2f}")
 
@@ -493,8 +518,8 @@ def plot(kept: dict[str, Any]) -> Any:
     for env_id, row in kept["throughput"].items():
         axis = next(free)
         draw_rates(axis, env_id, {name: row["rates"][name] for name in SIDES if name in row["rates"]}, colors)
-        layer = statistics.median(row["rates"]["environment layer alone"])
-        axis.axvline(layer, color="#333333", linestyle="--", linewidth=1.2, label="environment layer alone")
+        layer = statistics.median(row["rates"][LAYER])
+        axis.axvline(layer, color="#333333", linestyle="--", linewidth=1.2, label=LAYER)
         axis.set_xlim(0, max(axis.get_xlim()[1], 1.15 * layer))
         axis.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
     for (env_id, steps), sides in groups.items():
