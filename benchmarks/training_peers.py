@@ -3,8 +3,8 @@
 --seconds S: all sides train in turn in one process, S seconds each time; medians over turns. Within its turn each
 iteration of our preset is followed by the environment layer alone, which repeats the iteration's steps. --steps N: full
 runs, then 16 deterministic episodes in Gymnasium's own environments (seeds 1000, 1001, ...; raw reward; each side's
-observation statistics frozen). Finished runs are kept in results/training_peers.json by side, task, seed, steps, settings
-and versions, and are not repeated.
+observation statistics frozen). Finished runs are kept in results/training_peers.json by side, task, seed, steps,
+settings and versions, and are not repeated.
 
 Every peer runs as its library recommends for these tasks; SETTINGS names the sources. EnvPool comes with
 pip install -c constraints.txt -e ".[peers]". tianshou 2.0 asks for a virtualenv that conflicts with the pinned
