@@ -223,8 +223,8 @@ class FactoredScores(Scores):
         # One product from the layers as they were captured costs less than laying them out.
         for total, h, delta in zip(self._matrices(), self._raw_inputs, self._raw_deltas, strict=True):
             weighted = delta.view(self.n, -1) * weights[:, None]
-            # Hᵀ first: the products of all samples are quicker with the longer side last.
-            total[:, : h.shape[1]] = (h.T @ weighted).T
+            # Not (Hᵀ δ)ᵀ, which is quicker for narrow H, but rounds otherwise from one process to the next.
+            total[:, : h.shape[1]] = weighted.T @ h
             total[:, h.shape[1] :] = weighted.sum(0)[:, None]
         return self._packed[self._layout.inverse].div_(self.n)
 
