@@ -23,7 +23,7 @@ EVALUATION_SEED = 1000
 GRID: dict[str, list[dict[str, Any]]] = {
     env: [{"num_envs": n, "n_steps": t} for n, t in pairs]
     for env, pairs in {
-        "Hopper-v5": ((64, 128), (96, 128), (128, 64), (128, 128), (256, 64)),
+        "Hopper-v5": ((64, 128), (96, 128), (128, 64), (128, 96), (128, 128)),
         "HalfCheetah-v5": ((64, 64), (64, 128), (128, 32), (128, 64), (256, 32)),
     }.items()
 }
