@@ -56,7 +56,7 @@ def main() -> None:
             if run is None:
                 print("the budget of minutes is spent; call again to go on")
                 break
-            keep(NAME, kept, run, key)
+            keep(NAME, kept, run, key.keys() - {"settings"})
             print(
                 f"{run['env']} seed {run['seed']}: {run['mean']:.0f}, IQM {run['iqm']:.0f}, {run['seconds']:.0f} s",
                 flush=True,
