@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -24,14 +25,16 @@ from agents.direction.evolution import (
     Scheme,
     centered_ranks,
     estimate,
+    log_ranks,
     start,
     top_pairs,
     weighted,
 )
 from agents.direction.optimizers import load_optimizer_tensors, make_optimizer, optimizer_tensors
 from agents.direction.scores import parameter_vector
+from agents.direction.trials import SearchState, Trials
 from agents.direction.unrolls.protocol import State
-from agents.policy.normalizer import Moments
+from agents.policy.normalizer import Moments, whitening
 from agents.policy.particles import DeterministicPolicy, LinearPolicy, MlpPolicy
 from agents.rollout.buffer import FieldSpec, RolloutBuffer
 from agents.rollout.collect import Step, collect_some
@@ -40,7 +43,7 @@ from envs.vector import SnapshotError, VectorEnv
 
 ESTIMATORS = ("pes", "nres", "gpes", "es", "truncated_es")
 OPTIMIZERS = ("sgd", "adam", "clipup", "adabound")
-REWARD_SCALINGS = ("std", "ranks", "none")
+REWARD_SCALINGS = ("std", "ranks", "log_ranks", "none")
 MOST_SURPRISE = 3.0
 """Most that a window's standard deviation of scores counts, in units of the averaged one."""
 ONLY_TENSORBOARD = ("stdout", "log", "json", "csv")
@@ -86,7 +89,9 @@ class PESConfig(CommonConfig):
     handover: float = 0.5
     """When AdaBound hands over from Adam to SGD, as a share of the updates that are made if no episode ends early."""
     reward_scaling: str = "std"
-    """std (scores divided by their standard deviation), none, or ranks (centered, Salimans et al. 2017; es only)."""
+    """std (scores divided by their standard deviation), none, or for es only ranks (centered, Salimans et al. 2017) and
+    log_ranks (those of NES and CMA-ES, in their standard deviations), which tell the best from the good and no bad from
+    worse."""
     reward_memory: float = 1.0
     """Episodes over which the standard deviation is averaged; the highest average of earlier windows counts, which
     cannot re-weight the windows. 0 takes the window's own, as Mania et al. 2018 do."""
@@ -95,6 +100,14 @@ class PESConfig(CommonConfig):
     alive_bonus_offset: float = 0.0
     """Added to the reward of every step when scores are summed: -1 takes away what survival alone is worth in Hopper-v5
     and Walker2d-v5 (Mania et al. 2018, section 4.3)."""
+    whiten_after: int | None = None
+    """Observations from which on a search's perturbations, and with them its updates, have the inverse of the
+    observations' correlation for a metric: a natural gradient in the first layer's weights. None never does that."""
+    trials: tuple[int, ...] = ()
+    """Searches that are compared first, in each round of successive halving: 8 3 makes eight from the beginning, then
+    goes on with the three best of them, then with the best. They are scored by the better half of their last window."""
+    trial_steps: tuple[int, ...] = ()
+    """Environment steps of a search in each round; schedules begin after the last one."""
     squash_actions: bool = False
     """Whether Box actions go through tanh to their bounds; otherwise they are clipped."""
 
@@ -131,13 +144,30 @@ class PESConfig(CommonConfig):
         self.require("resample_every", every is None or every >= 1, "an integer of at least 1")
         top = self.top_directions
         self.require("top_directions", top is None or top >= 1, "an integer of at least 1, or None")
-        if self.estimator != "es" and (top is not None or self.reward_scaling == "ranks"):
+        ranked = self.reward_scaling in ("ranks", "log_ranks")
+        if self.estimator != "es" and (top is not None or ranked):
             raise ValueError(
                 f"estimator is {self.estimator!r}, whose windows are parts of episodes: ranks and top_directions "
                 "compare whole ones; give estimator='es', or reward_scaling='std' and top_directions=None."
             )
-        if top is not None and self.reward_scaling == "ranks":
-            raise ValueError("reward_scaling is 'ranks', of all pairs; with top_directions give 'std' or 'none'.")
+        if top is not None and ranked:
+            raise ValueError(
+                f"reward_scaling is {self.reward_scaling!r}, of all pairs; with top_directions give 'std' or 'none'."
+            )
+        after = self.whiten_after
+        self.require("whiten_after", after is None or after >= 0, "a number of observations, or None")
+        if after is not None and not self.normalize_observations:
+            raise ValueError(
+                f"whiten_after is {after}, but normalize_observations is False; only normalized observations "
+                "are whitened: give whiten_after=None, or normalize."
+            )
+        falling = all(more > fewer for more, fewer in pairwise((*self.trials, 0)))
+        self.require("trials", falling, "ever fewer searches, 1 or more in each round, or nothing")
+        self.require("trial_steps", all(steps >= 1 for steps in self.trial_steps), "integers of at least 1")
+        if len(self.trials) != len(self.trial_steps):
+            raise ValueError(
+                f"trials has {len(self.trials)} rounds and trial_steps {len(self.trial_steps)}; give as many of each."
+            )
 
 
 class StopAsked(Exception):  # noqa: N818, as Python's StopIteration
@@ -159,6 +189,7 @@ class PolicySearch:
         policy: what the parameters are those of; lives where the environments do.
         buffer: for windows of all environments, with `fields`.
         shared: whether rows share states.
+        products: whether moments hold products of different observations.
         gamma: discount per environment step.
         offset: added to the reward of every step.
     """
@@ -175,11 +206,12 @@ class PolicySearch:
         buffer: RolloutBuffer,
         *,
         shared: bool = False,
+        products: bool = False,
         gamma: float = 1.0,
         offset: float = 0.0,
     ) -> None:
         self.vector, self.policy, self.buffer = vector, policy, buffer
-        self.shared, self.gamma, self.offset = shared, gamma, offset
+        self.shared, self.products, self.gamma, self.offset = shared, products, gamma, offset
         n, size = vector.num_envs, len(policy.normalizer.mean)
         parameters = sum(parameter.numel() for parameter in policy.actor.parameters())
         self._theta = torch.zeros(n, parameters, device=vector.device)
@@ -254,7 +286,7 @@ class PolicySearch:
         observations, stepped = self.buffer["observations"], self.buffer["stepped"]
         # Chosen rows: most rows of a window hold nothing where episodes end early.
         return [
-            Moments.of(observations[:, shard][stepped[:, shard]].flatten(1))
+            Moments.of(observations[:, shard][stepped[:, shard]].flatten(1), self.products)
             for shard in (slice(first, first + width) for first in range(0, self.buffer.num_envs, width))
         ]
 
@@ -320,11 +352,13 @@ class PES(Agent):
         self.highest_variance: float | None = None
         self.steps_with_mean_parameters = 0
         super()._setup_model()
-        c = self.config
+        c, size = self.config, self.policy.observation_size
+        self.observed = Moments(*(torch.zeros(shape, dtype=torch.float64) for shape in ((), (size,), (size, size))))
         settings: dict[str, Any] = {"lr": c.learning_rate}
         if c.optimizer == "adabound":
             settings["final_lr"] = AUTO if c.final_lr is None else c.final_lr
         self.optimizer = make_optimizer(c.optimizer, self.policy.actor.parameters(), **settings)
+        self.trials = Trials(c.trials, c.trial_steps, self._search())
 
     def _connect(self, env: SB3View) -> None:
         self.scheme = self._scheme(env.vector)
@@ -332,8 +366,15 @@ class PES(Agent):
             _require_snapshots(env.vector)
         super()._connect(env)
         c = self.config
-        settings: dict[str, Any] = {"shared": self.scheme.shared, "gamma": c.gamma, "offset": c.alive_bonus_offset}
-        self.task = PolicySearch(env.vector, self._acting, self.buffer, **settings)
+        self.task = PolicySearch(
+            env.vector,
+            self._acting,
+            self.buffer,
+            shared=self.scheme.shared,
+            products=c.whiten_after is not None,
+            gamma=c.gamma,
+            offset=c.alive_bonus_offset,
+        )
         self.task.began = lambda ids: self.running_episodes.restart(ids)  # type: ignore[method-assign]
         self.task.branched = self._branched  # type: ignore[method-assign]
 
@@ -369,8 +410,11 @@ class PES(Agent):
 
     def _begin_episodes(self, vector: VectorEnv) -> None:
         super()._begin_episodes(vector)
+        self._begin_pairs(self.iteration)
+
+    def _begin_pairs(self, iteration: int) -> None:
         theta = parameter_vector(self._acting.actor)
-        self.particles = dataclasses.replace(start(self.scheme, theta, self.stream_seed), iteration=self.iteration)
+        self.particles = dataclasses.replace(start(self.scheme, theta, self.stream_seed), iteration=iteration)
 
     def _branched(self, source: Tensor, target: Tensor) -> None:
         running = self.running_episodes
@@ -391,7 +435,9 @@ class PES(Agent):
     def _scheduled(self, first: float, last: float | None) -> float:
         if last is None:
             return first
-        return first + (last - first) * min(self.num_timesteps / max(self._total_timesteps, 1), 1.0)
+        before = self.trials.total_steps
+        share = (self.num_timesteps - before) / max(self._total_timesteps - before, 1)
+        return first + (last - first) * min(max(share, 0.0), 1.0)
 
     @property
     def updates_per_episode(self) -> float:
@@ -408,7 +454,9 @@ class PES(Agent):
         theta = parameter_vector(self._acting.actor)
         listener.on_rollout_start()
         try:
-            self.found, self.particles = estimate(self.task, self.scheme, theta, self.window_sigma, self.particles)
+            self.found, self.particles = estimate(
+                self.task, self.scheme, theta, self.window_sigma, self.particles, self._shape()
+            )
         except StopAsked:
             self.observations = None  # the pairs stand somewhere within a window
             return False
@@ -417,6 +465,14 @@ class PES(Agent):
             self._count_rollout()
         listener.on_rollout_end()
         return True
+
+    def _shape(self) -> Callable[[Tensor], Tensor] | None:
+        """How perturbations are shaped in the next window."""
+        after = self.config.whiten_after
+        if after is None or self.observed.n < max(after, 1):
+            return None
+        M = whitening(self.observed).to(self._acting.device, torch.float32)
+        return lambda noise: self._acting.whitened(noise, M)
 
     @torch.no_grad()
     def train(self) -> None:
@@ -428,16 +484,25 @@ class PES(Agent):
         self._ascend(g.to(self.device))
         if self.policy.normalize_observations:
             for moments in self.task.moments():
-                self.policy.normalizer.merge(Moments(*(part.to(self.device) for part in moments)))
+                self.policy.normalizer.merge(Moments(*(part.to(self.device) for part in moments.columns())))
+                if self.task.products:
+                    self.observed = self.observed.merge(Moments(*(part.cpu() for part in moments)))
         if self.scheme.shared:
             self.steps_with_mean_parameters += int(self.buffer["stepped"][:, 2::3].sum())
         self._record_update(found, g)
+        better_half = found.scores.topk(len(found.scores) // 2).values.mean().item()
+        if chosen := self.trials.compare(self.num_timesteps, better_half, self._search):
+            self._load_search(chosen)
+            self._begin_pairs(self.iteration + 1)
 
     def _utilities(self, scores: Tensor) -> tuple[Tensor, int]:
         """What scores [2n] count, and how many pairs do."""
         c = self.config
         if c.reward_scaling == "ranks":
             return centered_ranks(scores), len(scores) // 2
+        if c.reward_scaling == "log_ranks":
+            utilities = log_ranks(scores)
+            return utilities / utilities.std(correction=0), len(scores) // 2
         counts = torch.ones(len(scores) // 2, dtype=torch.bool, device=scores.device)
         if c.top_directions is not None:
             counts = top_pairs(scores, c.top_directions)
@@ -503,6 +568,8 @@ class PES(Agent):
         for age, norm in enumerate(found.xi_by_phase.tolist()):
             if not math.isnan(norm):
                 record(f"search/xi_norm_at_age_{age:02}", norm, exclude=ONLY_TENSORBOARD)
+        if self.config.trials:
+            record("search/trial_round", self.trials.round)
         record("steps/perturbed", self.num_timesteps - self.steps_with_mean_parameters)
         record("steps/mean_parameters", self.steps_with_mean_parameters)
 
@@ -514,13 +581,45 @@ class PES(Agent):
 
     # Saving ----------------------------------------------------------------------------------------------------------
 
-    def own_tensors(self) -> dict[str, Tensor]:
-        """The optimizer's state, the particles, and the rewards' scale."""
-        tensors = optimizer_tensors(self.config.optimizer, self.optimizer)
-        tensors["steps_with_mean_parameters"] = torch.tensor(self.steps_with_mean_parameters)
+    def _search(self) -> SearchState:
+        """What a search goes on from, apart from the pairs' episodes."""
+        tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
+        tensors |= {f"optimizer.{name}": value for name, value in self._optimizer_tensors().items()}
+        return tensors | self._statistics()
+
+    def _load_search(self, tensors: SearchState) -> None:
+        self.policy.load_state_dict(saving.with_prefix(tensors, "policy."))
+        self._load_optimizer_tensors(saving.with_prefix(tensors, "optimizer."))
+        self._load_statistics(tensors)
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        return optimizer_tensors(self.config.optimizer, self.optimizer)
+
+    def _load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:
+        load_optimizer_tensors(self.config.optimizer, self.optimizer, tensors)
+
+    def _statistics(self) -> dict[str, Tensor]:
+        """Those of scores, and of observations where perturbations are whitened."""
+        tensors: dict[str, Tensor] = {}
         if self.reward_variance is not None:
             variances = [self.reward_variance, self.highest_variance]
             tensors["reward_variances"] = torch.tensor(variances, dtype=torch.float64)
+        if self.config.whiten_after is not None:
+            tensors |= {f"observed.{name}": value for name, value in self.observed._asdict().items()}
+        return tensors
+
+    def _load_statistics(self, tensors: dict[str, Tensor]) -> None:
+        self.reward_variance = self.highest_variance = None
+        if "reward_variances" in tensors:
+            self.reward_variance, self.highest_variance = tensors["reward_variances"].tolist()
+        if held := saving.with_prefix(tensors, "observed."):
+            self.observed = Moments(**held)
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """The optimizer's state, the particles, statistics, and what trials are compared with."""
+        tensors = self._optimizer_tensors() | self._statistics()
+        tensors["steps_with_mean_parameters"] = torch.tensor(self.steps_with_mean_parameters)
+        tensors |= {f"trials.{name}": value for name, value in self.trials.tensors().items()}
         if self.particles is not None:
             values = {field.name: getattr(self.particles, field.name) for field in dataclasses.fields(Particles)}
             held = {name: value for name, value in values.items() if isinstance(value, Tensor)}
@@ -529,10 +628,10 @@ class PES(Agent):
         return tensors
 
     def load_own_tensors(self, tensors: dict[str, Tensor]) -> None:
-        load_optimizer_tensors(self.config.optimizer, self.optimizer, tensors)
+        self._load_optimizer_tensors(tensors)
+        self._load_statistics(tensors)
         self.steps_with_mean_parameters = int(tensors["steps_with_mean_parameters"])
-        if "reward_variances" in tensors:
-            self.reward_variance, self.highest_variance = tensors["reward_variances"].tolist()
+        self.trials.load(saving.with_prefix(tensors, "trials."))
         if held := saving.with_prefix(tensors, "particles."):
             state = saving.with_prefix(held, "state.")
             own = {name: value for name, value in held.items() if not name.startswith("state.")}

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -48,6 +48,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "pes_analytic": {"analytic": True},
 }
 """What each method sets of a `Scheme`; "es" has one window per episode besides."""
+
+Shape = Callable[[Tensor], Tensor]
+"""A linear map of the rows of [n, P]."""
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -244,7 +247,12 @@ def start(scheme: Scheme, theta: Tensor, seed: int, *, first_pair: int = 0, pair
 
 @torch.no_grad()
 def estimate(
-    task: Unroll, scheme: Scheme, theta: Tensor, sigma: float, particles: Particles
+    task: Unroll,
+    scheme: Scheme,
+    theta: Tensor,
+    sigma: float,
+    particles: Particles,
+    shape: Shape | None = None,
 ) -> tuple[Estimate, Particles]:
     """Unroll every pair by one window and estimate the gradient of the score at theta.
 
@@ -255,12 +263,15 @@ def estimate(
         theta: parameters [P]; they may have changed since the last window.
         sigma: standard deviation of a perturbation, in units of a parameter; it may change from window to window.
         particles: from `start` or the last window.
+        shape: a linear map S of new perturbations, standard normal rows [n, P]: ε = σ S z, and ξ sums S z / σ up. An
+            estimate is then one of S Sᵀ times the gradient; None is the identity.
 
     Returns:
         The estimate, and the particles to go on with.
 
     Raises:
-        ValueError: sigma is not positive, theta has another shape than the particles', or the task's answer has.
+        ValueError: sigma is not positive, theta has another shape than the particles', or the task's answer has; or
+            perturbations are shaped but the scheme is analytic, whose own part is not.
     """
     if not 0 < sigma < math.inf:
         raise ValueError(f"sigma is {sigma}; give a positive, finite number.")
@@ -268,7 +279,9 @@ def estimate(
         raise ValueError(
             f"theta has the shape {tuple(theta.shape)}; the particles have {particles.xi.shape[1]} parameters."
         )
-    particles = _perturb(scheme, sigma, _restart(task, scheme, particles))
+    if shape is not None and scheme.analytic:
+        raise ValueError("pes_analytic adds a gradient that is not shaped; give shape=None, or use pes.")
+    particles = _perturb(scheme, sigma, _restart(task, scheme, particles), shape)
     epsilon, xi = particles.epsilon, particles.xi
     n, width = len(xi), len(scheme.signs)
 
@@ -342,6 +355,20 @@ def centered_ranks(scores: Tensor) -> Tensor:
     return below.double() / max(2 * (len(scores) - 1), 1)
 
 
+def log_ranks(scores: Tensor) -> Tensor:
+    """Utilities of scores [n] that fall with the logarithm of the rank, alike for the lower half; their sum is 0.
+
+    Source: Wierstra et al. 2014, section 3.1, https://jmlr.org/papers/v15/wierstra14a.html; the weights are those of
+    Hansen & Ostermeier 2001. Of equal scores the first ranks highest.
+    """
+    n = len(scores)
+    ranks = torch.empty_like(scores, dtype=torch.float64)
+    order = scores.argsort(descending=True, stable=True)
+    ranks[order] = torch.arange(1, n + 1, dtype=torch.float64, device=scores.device)
+    weights = (math.log(n / 2 + 1) - ranks.log()).clamp(min=0)
+    return weights / weights.sum() - 1 / n
+
+
 def top_pairs(scores: Tensor, count: int) -> Tensor:
     """Which of n pairs are the count with the highest better twin, of their scores [2n]: boolean [n].
 
@@ -380,7 +407,7 @@ def _restart(task: Unroll, scheme: Scheme, particles: Particles) -> Particles:
     )
 
 
-def _perturb(scheme: Scheme, sigma: float, particles: Particles) -> Particles:
+def _perturb(scheme: Scheme, sigma: float, particles: Particles, shape: Shape | None) -> Particles:
     """Draw ε anew where it is time, and add ε/σ² to ξ; with a shared state only this window's ε has an effect."""
     every = scheme.resample_every
     renewed = particles.phase == 0 if every is None else particles.phase % every == 0
@@ -390,6 +417,9 @@ def _perturb(scheme: Scheme, sigma: float, particles: Particles) -> Particles:
     drawn = noise.normal(
         particles.seed, "perturbation", particles.iteration, (1, *xi.shape), xi.dtype, start=particles.first_pair
     )[0].to(xi.device)
+    if shape is not None:
+        # By shard, since a product's rounding may depend on how many rows it has.
+        drawn = torch.cat([shape(shard) for shard in drawn.split(noise.SHARD)])
     past = torch.zeros_like(xi) if scheme.shared else xi
     return replace(
         particles,

@@ -16,21 +16,41 @@ class Moments(NamedTuple):
     mean: Tensor
     """[O]."""
     m2: Tensor
-    """Sums of squared differences from the mean, [O]."""
+    """Sums of squared differences from the mean, [O], or of the products of every two, [O, O]."""
 
     @classmethod
-    def of(cls, x: Tensor) -> Self:
+    def of(cls, x: Tensor, products: bool = False) -> Self:
         """Of the rows of x [n, O]; n may be 0."""
         x = x.to(torch.float64)
         mean = x.sum(0) / max(len(x), 1)
-        return cls(x.new_tensor(len(x)), mean, (x - mean).square().sum(0))
+        difference = x - mean
+        return cls(x.new_tensor(len(x)), mean, difference.T @ difference if products else difference.square().sum(0))
 
     def merge(self, other: Moments) -> Moments:
         """Of both."""
         total = self.n + other.n
         parts, delta = total.clamp(min=1), other.mean - self.mean
-        m2 = other.m2 + delta.square() * (self.n * other.n / parts)
+        spread = delta.square() if self.m2.ndim == 1 else delta.outer(delta)
+        m2 = other.m2 + spread * (self.n * other.n / parts)
         return Moments(total, self.mean + delta * (other.n / parts), self.m2 + m2)
+
+    def columns(self) -> Moments:
+        """Without the products of different columns."""
+        return self if self.m2.ndim == 1 else self._replace(m2=self.m2.diagonal())
+
+
+def whitening(moments: Moments, damping: float = 0.01) -> Tensor:
+    """(C + damping I)^-1/2 [O, O], symmetric: by it, normalized observations become uncorrelated.
+
+    C is the correlation matrix of `moments`, which hold products; 1 observation or more. M is scaled such that a row of
+    independent standard normal weights has the same mean square on M x as on x: O.
+    """
+    scale = torch.rsqrt(moments.m2.diagonal() / moments.n + 1e-8)
+    C = moments.m2 / moments.n * scale[:, None] * scale
+    values, vectors = torch.linalg.eigh(C)
+    values = values.clamp(min=0)
+    M = vectors / (values + damping).sqrt() @ vectors.T
+    return M * (len(C) / (values / (values + damping)).sum()).sqrt()
 
 
 class ObservationNormalizer(nn.Module):

@@ -108,6 +108,16 @@ class DeterministicPolicy(Policy):
 
         return act
 
+    def whitened(self, noise: Tensor, M: Tensor) -> Tensor:
+        """Perturbations [N, P] from standard normal ones: the first layer's weights are multiplied by M [O, O].
+
+        With M of `agents.policy.normalizer.whitening` the first layer's outputs change as much in every direction of
+        the observations. That is the inverse root of the layer's Fisher matrix for Gaussian outputs, E[x xᵀ] ⊗ I.
+        """
+        first = next(self.actor.parameters())
+        weights = (noise[:, : first.numel()].view(-1, *first.shape) @ M).flatten(1)
+        return torch.cat([weights, noise[:, first.numel() :]], dim=1)
+
     def _finish(self) -> Callable[[Tensor], Tensor]:
         """Outputs [n, K] to actions [n, *A], as the environment takes them."""
         shape = self.actor.head.shape

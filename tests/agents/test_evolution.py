@@ -135,6 +135,27 @@ def test_the_mean_is_the_gradient(method, task):
     assert_mean(samples, effects(task).sum((0, 1)))
 
 
+SHAPE = torch.tensor([[1.5, 0.5, 0.0], [0.5, 0.75, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("method", ["pes", "nres"])
+def test_shaped_perturbations_give_the_gradient_in_their_metric(method):
+    task, pairs = LinearSystem(), scheme(method, 16384)
+    particles, sums = start(pairs, THETA, 0), 0
+    for _ in range(4):
+        result, particles = estimate(task, pairs, THETA, 0.5, particles, lambda noise: noise @ SHAPE)
+        sums = sums + result.sums
+    assert_mean(sums / 32, SHAPE @ SHAPE @ effects(task).sum((0, 1)))
+    covariance = particles.epsilon.T.cov()
+    torch.testing.assert_close(covariance, 0.25 * SHAPE @ SHAPE, rtol=0.05, atol=0.01)
+
+
+def test_an_analytic_part_is_not_shaped():
+    analytic = scheme("pes_analytic")
+    with pytest.raises(ValueError, match="shape=None"):
+        estimate(LinearSystem(), analytic, THETA, 0.5, start(analytic, THETA, 0), lambda noise: noise)
+
+
 def test_truncated_es_estimates_only_what_a_window_does_to_itself():
     task = LinearSystem()
     g = effects(task)

@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 
-from agents import PES
+from agents import PES, noise
 from agents.direction.evolution import (
     Estimate,
     Particles,
@@ -31,7 +31,7 @@ from agents.direction.optimizers import ClipUp
 from agents.direction.scores import parameter_vector
 from agents.pes import MOST_SURPRISE, PESConfig, PolicySearch
 from agents.policy.actor_critic import ActorCriticPolicy
-from agents.policy.normalizer import Moments, ObservationNormalizer
+from agents.policy.normalizer import Moments, ObservationNormalizer, whitening
 from agents.policy.particles import DeterministicPolicy, LinearPolicy, MlpPolicy
 from agents.rollout.buffer import RolloutBuffer
 from agents.rollout.collect import Step, collect_some
@@ -131,6 +131,45 @@ def test_merged_moments_are_those_of_everything(counts: tuple[int, int]) -> None
         whole = ObservationNormalizer(3)
         whole.update(everything)
         torch.testing.assert_close(normalizer.shift, whole.shift)
+
+
+@pytest.mark.parametrize("counts", [(1, 4), (40, 3), (0, 5), (5, 0)])
+def test_merged_products_are_those_of_everything(counts: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    parts = [torch.from_numpy(rng.normal(1e3, 1.0, (count, 3)).cumsum(1)) for count in counts]
+    merged = Moments.of(parts[0], products=True).merge(Moments.of(parts[1], products=True))
+    whole = torch.cat(parts)
+    centered = whole - whole.mean(0)
+    torch.testing.assert_close(merged.m2, centered.T @ centered, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(merged.columns().m2, Moments.of(whole).m2, rtol=1e-8, atol=1e-8)
+
+
+def test_whitening_makes_normalized_observations_uncorrelated() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+    x = 3.0 + torch.randn(5000, 4, generator=generator, dtype=torch.float64) @ mix
+    M = whitening(Moments.of(x, products=True), damping=1e-12)
+    torch.testing.assert_close(M, M.T)
+    white = (x - x.mean(0)) / x.std(0, correction=0) @ M
+    torch.testing.assert_close(white.T.cov(correction=0), torch.eye(4).double(), rtol=0, atol=1e-5)
+    # The mean square of M x stays O with damping too, where one observation is another's copy and one never changes.
+    x[:, 1], x[:, 2] = x[:, 0], 7.0
+    M = whitening(Moments.of(x, products=True))
+    assert M.isfinite().all()
+    z = (x - x.mean(0)) / (x.var(0, correction=0) + 1e-8).sqrt()
+    assert (z @ M).square().sum(1).mean().item() == pytest.approx(4.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("policy_class", [LinearPolicy, MlpPolicy])
+def test_whitened_noise_is_that_of_the_first_layer(policy_class: type[DeterministicPolicy]) -> None:
+    policy = policy_class(BOX, ACTIONS["box"], net_arch=(7, 6))
+    size, outputs = len(parameter_vector(policy.actor)), policy.actor.net[0].out_features
+    noise, M = torch.randn(3, size), torch.randn(5, 5)
+    found = policy.whitened(noise, M)
+    for row in range(3):
+        weight = noise[row, : 5 * outputs].view(outputs, 5) @ M
+        torch.testing.assert_close(found[row, : 5 * outputs].view(outputs, 5), weight)
+    assert torch.equal(found[:, 5 * outputs :], noise[:, 5 * outputs :])
 
 
 # The engine's parts --------------------------------------------------------------------------------------------------
@@ -534,6 +573,67 @@ def test_every_optimizer_climbs_and_resumes_exactly(optimizer: str, tmp_path) ->
     assert np.mean(scores[-16:]) > 1.0
 
 
+def test_perturbations_are_whitened_once_enough_has_been_observed() -> None:
+    agent = make("Hopper-v5", num_envs=64, n_steps=10, sigma=0.2, whiten_after=64 * 10 + 1)
+    (_, first, _), (_, second, _), (_, third, _) = windows(agent, 3)
+    spread = [particles.epsilon.view(-1, 3, 11).flatten(0, 1).T.cov() for particles in (first, second, third)]
+    for isotropic in spread[:2]:
+        torch.testing.assert_close(isotropic.diagonal(), torch.full((11,), 0.04), rtol=0.6, atol=0)
+    # What was observed before the third window; later windows would have added to it.
+    again = make("Hopper-v5", num_envs=64, n_steps=10, sigma=0.2, whiten_after=64 * 10 + 1)
+    windows(again, 2)
+    M = whitening(again.observed).float()
+    white = 0.2 * noise.normal(0, "perturbation", 2, (1, 32, 33))[0].view(32, 3, 11) @ M
+    torch.testing.assert_close(third.epsilon, white.flatten(1), rtol=1e-4, atol=1e-6)
+
+
+def test_log_ranks_count_in_their_standard_deviations() -> None:
+    agent = make("Hopper-v5", n_steps=1000, estimator="es", reward_scaling="log_ranks")
+    u, counted = agent._utilities(torch.tensor([3.0, -5.0, 8.0, 1.0]).double())
+    weights = np.maximum(0, np.log(3) - np.log([2, 4, 1, 3]))
+    expected = weights / weights.sum() - 1 / 4
+    torch.testing.assert_close(u, torch.from_numpy(expected / expected.std()))
+    assert counted == 2
+
+
+TRIALS = {"trials": (3, 2), "trial_steps": (320, 640), "n_steps": 20, "horizon": 40, "num_envs": 16, "sigma": 0.3}
+
+
+def test_trials_begin_alike_and_the_best_goes_on() -> None:
+    agent = make("Swimmer-v5", policy="MlpPolicy", net_arch=(4,), learning_rate=0.05, whiten_after=0, **TRIALS)
+    first = {name: value.clone() for name, value in agent._search().items()}
+    begun, scores, kept = [], [], []
+    for iteration in agent.iterations(3 * 320 + 2 * 640 + 640):
+        if iteration in (1, 2, 3, 5, 7):
+            scores.append(agent.found.scores.topk(8).values.mean().item())
+            kept.append(agent.trials.results[0][0] if agent.trials.results else None)
+            begun.append({name: value.clone() for name, value in agent._search().items()})
+            assert agent.particles is not None
+            assert agent.particles.due.all()
+    assert len(set(scores)) == 5
+    for state in begun[:2]:
+        assert all(torch.equal(state[name], first[name]) for name in first)
+        assert state.keys() == first.keys()
+    assert kept == [scores[0], max(scores[:2]), None, scores[3], None]
+    assert agent.trials.round == 2
+    assert agent.last_metrics["search/trial_round"] == 2
+    winner, loser = agent.trials.contenders[0], begun[4]
+    assert all(torch.equal(winner[name], loser[name]) for name in winner)
+
+
+@pytest.mark.parametrize("windows_before", [1, 4, 6, 9])
+def test_trials_resume_exactly(windows_before: int, tmp_path) -> None:
+    settings = {"optimizer": "adam", "whiten_after": 100, "learning_rate": 0.03, **TRIALS}
+    agent = make("Swimmer-v5", **settings)
+    agent.learn(320 * windows_before)
+    agent.save(tmp_path / "half.zip")
+    more = PES.load(tmp_path / "half.zip", make_vec("Swimmer-v5", 16, autoreset="disabled"), device="cpu")
+    for each in (agent, more):
+        each.learn(320 * (11 - windows_before), reset_num_timesteps=False)
+    assert torch.equal(parameter_vector(agent.policy.actor), parameter_vector(more.policy.actor))
+    assert torch.equal(agent.observed.m2, more.observed.m2)
+
+
 def test_the_state_of_an_episode_cut_by_the_horizon_is_left() -> None:
     agent = make("Swimmer-v5", n_steps=10, horizon=40, staggered=True, num_envs=32)
     ages = [agent.found.phase.clone() for _ in agent.iterations(32 * 10 * 12)]
@@ -587,7 +687,14 @@ def cart_poles(number: int, kind: type[GymVectorEnv] = GymVectorEnv) -> VectorEn
         ({"optimizer": "adamw"}, "no optimizer 'adamw'; did you mean 'adam'"),
         ({"reward_scaling": "rank"}, "no reward_scaling 'rank'; did you mean 'ranks'"),
         ({"reward_scaling": "ranks"}, "compare whole ones"),
+        ({"reward_scaling": "log_ranks"}, "compare whole ones"),
         ({"top_directions": 2}, "compare whole ones"),
+        ({"whiten_after": -1}, "whiten_after is -1; give a number of observations"),
+        ({"whiten_after": 0, "normalize_observations": False}, "only normalized observations are whitened"),
+        ({"trials": (3, 3), "trial_steps": (10, 10)}, r"trials is \(3, 3\); give ever fewer"),
+        ({"trials": (3, 0), "trial_steps": (10, 10)}, r"trials is \(3, 0\)"),
+        ({"trials": (3,), "trial_steps": (0,)}, r"trial_steps is \(0,\)"),
+        ({"trials": (3,)}, "trials has 1 rounds and trial_steps 0"),
         ({"estimator": "es", "n_steps": 1000, "top_directions": 5}, "top_directions is 5; there are 4 pairs"),
         ({"momentum": 1.0}, "momentum is 1.0"),
         ({"beta2": -0.1}, "beta2 is -0.1"),
