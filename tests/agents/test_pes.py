@@ -29,12 +29,13 @@ from agents.direction.evolution import (
 )
 from agents.direction.optimizers import ClipUp
 from agents.direction.scores import parameter_vector
-from agents.pes import MOST_SURPRISE, PESConfig, PolicySearch
+from agents.pes import MOST_SURPRISE, PESConfig
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.normalizer import Moments, ObservationNormalizer, whitening
 from agents.policy.particles import DeterministicPolicy, LinearPolicy, MlpPolicy
 from agents.rollout.buffer import RolloutBuffer
 from agents.rollout.collect import Step, collect_some
+from agents.rollout.policy_search import PolicySearch
 from envs import GymVectorEnv, SnapshotError, VectorEnv, make_vec
 
 BOX = spaces.Box(-np.inf, np.inf, (5,))
@@ -532,6 +533,13 @@ def test_schedules_reach_their_ends_and_momentum_counts_in_episodes() -> None:
     (group,) = agent.optimizer.param_groups
     assert group["betas"] == pytest.approx((0.5**0.25, 0.9**0.25))
     assert group["lr"] == 0.0
+
+
+def test_schedules_begin_after_the_trials() -> None:
+    rounds = {"trials": (2,), "trial_steps": (80,)}
+    agent = make("Swimmer-v5", n_steps=10, horizon=40, sigma=0.4, sigma_end=0.1, **rounds)
+    sigmas = [agent.last_metrics["train/sigma"] for _ in agent.iterations(80 * 6)]
+    assert sigmas == pytest.approx([0.4, 0.4, 0.4, 0.325, 0.25, 0.175])
 
 
 def test_equal_scores_move_nothing_and_a_first_difference_is_bounded() -> None:
