@@ -177,7 +177,7 @@ class PES(Agent):
     estimator="es" with reward_memory=0 (V2 with normalize_observations, V2-t with top_directions too); OpenAI-ES is
     estimator="es" with reward_scaling="ranks" and optimizer="adam".
 
-    With whiten_after perturbations σ S z have the metric of the policy's first layer, and the update is α S Sᵀ times the
+    With whiten_after perturbations σ S z have the metric of the policy's first layer, and updates are α S Sᵀ times the
     gradient: a natural one, for Gaussian actions (S: `agents.policy.normalizer.whitening`). With trials several
     searches are compared before the best goes on (`agents.direction.trials`).
 
