@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -272,6 +273,17 @@ class PES(Agent):
 
     def _buffer_fields(self) -> dict[str, FieldSpec]:
         return PolicySearch.fields(self.observation_space.shape or (), self.policy.normalize_observations)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        total, listener = super()._setup_learn(*args, **kwargs)
+        steps = self.trials.total_steps
+        if self.trials.pending and total < steps:
+            warnings.warn(
+                f"The trials take {steps:,} environment steps and training ends after {total:,}, with the policy of an "
+                "unfinished comparison; give more steps, or trials=().",
+                stacklevel=3,
+            )
+        return total, listener
 
     def _begin_episodes(self, vector: VectorEnv) -> None:
         super()._begin_episodes(vector)

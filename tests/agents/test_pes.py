@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -629,6 +630,17 @@ def test_trials_begin_alike_and_the_best_goes_on() -> None:
     assert all(torch.equal(winner[name], loser[name]) for name in winner)
 
 
+def test_training_that_ends_within_the_trials_says_so() -> None:
+    agent = make("Swimmer-v5", **TRIALS)
+    with pytest.warns(UserWarning, match=r"The trials take 2,240 environment steps and training ends after 640"):
+        agent.learn(640)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agent.learn(1920, reset_num_timesteps=False)
+        make("Swimmer-v5", n_steps=20, horizon=40).learn(160)
+
+
+@pytest.mark.filterwarnings("ignore:The trials take")
 @pytest.mark.parametrize("windows_before", [1, 4, 6, 9])
 def test_trials_resume_exactly(windows_before: int, tmp_path) -> None:
     settings = {"optimizer": "adam", "whiten_after": 100, "learning_rate": 0.03, **TRIALS}
