@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,14 +22,17 @@ SIZES = {"num-envs": 4, "n-steps": 64, "net-arch": 16, "eval-episodes": 2, "chec
 SMALL = ["npg", "--env", "Hopper-v5", *(f"--{name}={size}" for name, size in SIZES.items())]
 
 
+# One BLAS thread in every process: another number of them may round otherwise.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
 def command(script: str, *arguments: object) -> list[str]:
     return [sys.executable, script, *map(str, arguments)]
 
 
 def execute(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     return subprocess.run(
-        command(script, *arguments), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        command(script, *arguments), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
     )
 
 
@@ -37,7 +41,8 @@ def interrupt(
 ) -> subprocess.CompletedProcess[str]:
     """Train to a first checkpoint, then send a signal."""
     arguments = command("train.py", *SMALL, "--steps", steps, "--run-dir", run)
-    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(arguments, cwd=ROOT, env=ENVIRONMENT, **pipes)
     deadline = time.monotonic() + 60
     while not (run / "checkpoints" / "last.zip").exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
