@@ -10,8 +10,8 @@ from typing import Any
 # PyTorch's idle threads spin on the cores that the physics needs; after this many turns (some 0.1 ms) they sleep. Read
 # when PyTorch is first imported; whoever has set it keeps their value.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-# Intel's BLAS adds up in an order that depends on where in memory a matrix lies, unless it is strict: a resumed run would
-# round otherwise than one that was not interrupted. Read at the first product.
+# Intel's BLAS adds up in an order that depends on where in memory a matrix lies, unless it is strict: a resumed run
+# would round otherwise than one that was not interrupted. Read at the first product.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 from agents.base import Agent
