@@ -22,8 +22,9 @@ SIZES = {"num-envs": 4, "n-steps": 64, "net-arch": 16, "eval-episodes": 2, "chec
 SMALL = ["npg", "--env", "Hopper-v5", *(f"--{name}={size}" for name, size in SIZES.items())]
 
 
-# One BLAS thread in every process: another number of them may round otherwise.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+def environment() -> dict[str, str]:
+    """One BLAS thread in every process: another number of them may round otherwise."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 def command(script: str, *arguments: object) -> list[str]:
@@ -32,7 +33,7 @@ def command(script: str, *arguments: object) -> list[str]:
 
 def execute(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(script, *arguments), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+        command(script, *arguments), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120
     )
 
 
@@ -42,7 +43,7 @@ def interrupt(
     """Train to a first checkpoint, then send a signal."""
     arguments = command("train.py", *SMALL, "--steps", steps, "--run-dir", run)
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(arguments, cwd=ROOT, env=ENVIRONMENT, **pipes)
+    process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), **pipes)
     deadline = time.monotonic() + 60
     while not (run / "checkpoints" / "last.zip").exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
