@@ -62,7 +62,8 @@ ARS_SETTINGS: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="*", default=["swimmer", "preset", "rate"], choices=PARTS)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="how many, of swimmer and thresholds")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=250_000, help="environment steps of a Swimmer run")
     parser.add_argument("--tasks", nargs="*", default=list(THRESHOLDS), choices=THRESHOLDS)
     parser.add_argument("--sides", nargs="*", default=["ours", "sb3-contrib"], choices=["ours", "sb3-contrib"])
@@ -74,18 +75,19 @@ def main() -> None:
     torch.set_num_threads(1)
     kept = read(NAME) or {"runs": [], "rates": []}
 
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     keys: list[dict[str, Any]] = []
     if "swimmer" in arguments.parts:
         common = {"part": "swimmer", "env": "Swimmer-v5", "steps": arguments.steps}
-        keys += [{**common, "side": side, "seed": seed} for seed in range(arguments.seeds) for side in SWIMMER]
+        keys += [{**common, "side": side, "seed": seed} for seed in seeds for side in SWIMMER]
     if "preset" in arguments.parts:
-        for env, (steps, seeds) in PRESETS.items():
+        for env, (steps, chosen) in PRESETS.items():
             common = {"part": "preset", "env": env, "steps": steps, "side": "preset"}
-            keys += [{**common, "seed": seed} for seed in seeds]
+            keys += [{**common, "seed": seed} for seed in chosen]
     if "thresholds" in arguments.parts:
         for env in arguments.tasks:
             common = {"part": "thresholds", "env": env, "steps": arguments.most_steps or MOST_STEPS[env]}
-            keys += [{**common, "side": side, "seed": s} for s in range(arguments.seeds) for side in arguments.sides]
+            keys += [{**common, "side": side, "seed": s} for s in seeds for side in arguments.sides]
     deadline = time.monotonic() + 60 * arguments.budget_minutes
     for key in missing(kept["runs"], ({**key, "settings": settings_of(key)} for key in keys), arguments.budget_minutes):
         if key["part"] in ("swimmer", "preset"):
