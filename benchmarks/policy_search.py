@@ -14,8 +14,8 @@ Five parts, each kept in results/policy_search.json as soon as a run of it is fi
 - speed: environment steps per second of both sides of that comparison, from their first policies on, alternated in one
   process; medians.
 - rate: environment steps per second with 64 particles on Hopper-v5 beside the environment layer, which steps the same
-  environments with the same actions; from the first window on, when most particles fall at once and few are stepped
-  together, and after 400,000 steps.
+  environments with the same actions; all seconds of both, for the preset's searches from the beginning, in which most
+  particles fall at once and few are stepped together, for 200,000 steps after 400,000, and for the first 1,000,000.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ ARS_SETTINGS: dict[str, dict[str, Any]] = {
     "Hopper-v5": {"n_delta": 8, "n_top": 4, "learning_rate": 0.01, "delta_std": 0.025, "alive_bonus_offset": -1},
     "Walker2d-v5": {"n_delta": 40, "n_top": 30, "learning_rate": 0.03, "delta_std": 0.025, "alive_bonus_offset": -1},
 }
+RATE_SPANS = ((0, 200_000), (400_000, 600_000), (0, 1_000_000))
 
 
 def main() -> None:
@@ -106,15 +107,15 @@ def main() -> None:
             kept["speeds"] = [other for other in kept.get("speeds", []) if other["env"] != env] + [row]
             write(NAME, kept)
     if "rate" in arguments.parts:
-        kept["rates"] = [{**context(), **rate("Hopper-v5", 64, after)} for after in (0, 400_000)]
+        kept["rates"] = [{**context(), **rate("Hopper-v5", 64, *span)} for span in RATE_SPANS]
         write(NAME, kept)
     for row in kept.get("speeds", []):
         sides = ", ".join(f"{side} {rate:.0f}" for side, rate in row["rates"].items())
         print(f"{row['env']}: {sides} steps/s, {row['ratio']:.1f} times")
     for row in kept["rates"]:
         print(
-            f"{row['env']}, {row['particles']} particles, after {row['after']:,} steps: {row['rate']:.0f} steps/s, "
-            f"{row['ratio']:.3f} of the layer"
+            f"{row['env']}, {row['particles']} particles, steps {row['after']:,} to {row['to']:,}: "
+            f"{row['rate']:.0f} steps/s, {row['ratio']:.3f} of the layer"
         )
     print(summary(kept["runs"]))
     plot(kept["runs"])
@@ -246,9 +247,9 @@ def speed(env_id: str, threads: int, turns: int = 3, seconds: float = 2.0) -> di
     }
 
 
-def rate(env_id: str, particles: int, after: int, windows: int = 20) -> dict[str, Any]:
-    """Steps per second of learning after so many steps, and of the environment layer alone on the same resets, actions
-    and ids.
+def rate(env_id: str, particles: int, after: int, to: int) -> dict[str, Any]:
+    """Steps per second of learning between two numbers of steps, and the share of its seconds that the environment
+    layer alone takes for the same resets, actions and ids.
 
     Both sides take turns: a window is learned on, then its calls are repeated from the same states.
     """
@@ -267,36 +268,36 @@ def rate(env_id: str, particles: int, after: int, windows: int = 20) -> dict[str
 
     for name in originals:
         setattr(env, name, recorded(name))
-    ratios, rates, before, seconds = [], [], 0, 0.0
+    learning, layer = [], []
     training = agent.iterations(10**9)
     next(training)
     while agent.num_timesteps < after:
         next(training)
         calls.clear()
-    for _ in range(windows):
+    first = agent.num_timesteps
+    while agent.num_timesteps < to:
         calls.clear()
-        state, before = env.snapshot(), agent.num_timesteps
+        state = env.snapshot()
         begin = time.perf_counter()
         next(training)
-        learning = time.perf_counter() - begin
+        learning.append(time.perf_counter() - begin)
         reached = env.snapshot()
         env.restore(state)
         begin = time.perf_counter()
         for name, args, kwargs in calls:
             originals[name](*args, **kwargs)
-        seconds = time.perf_counter() - begin
+        layer.append(time.perf_counter() - begin)
         env.restore(reached)
-        ratios.append(seconds / learning)
-        rates.append((agent.num_timesteps - before) / learning)
     env.close()
     return {
         "env": env_id,
         "particles": particles,
         "after": after,
-        "rate": statistics.median(rates),
-        "ratio": statistics.median(ratios),
-        "ratios": ratios,
-        "rates": rates,
+        "to": to,
+        "rate": (agent.num_timesteps - first) / sum(learning),
+        "ratio": sum(layer) / sum(learning),
+        "median": statistics.median(a / b for a, b in zip(layer, learning, strict=True)),
+        "windows": len(learning),
     }
 
 

@@ -173,5 +173,5 @@ class _Affine:
         self._products = torch.empty_like(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = torch.mul(self.weight, x[:, None], out=self._products).sum(-1)
+        y = torch.mul(self.weight, x.unsqueeze(1), out=self._products).sum(-1)
         return y if self.bias is None else y.add_(self.bias)

@@ -144,15 +144,18 @@ def collect_some(
 
     observations = observations.clone()
     current = observations[ids]
+    # Cast once a step: between two steps of the physics every operation finds cold caches.
+    observed = buffer["observations"].dtype if "observations" in keeps else current.dtype
     for t in range(buffer.n_steps):
-        actions, environment_actions = act(t, current, ids)
-        keep("observations", t, current)
+        seen = current.to(observed)
+        actions, environment_actions = act(t, seen, ids)
+        keep("observations", t, seen)
         keep("actions", t, actions)
         everyone = len(ids) == env.num_envs
         current, reward, terminated, truncated, info = env.step(environment_actions, None if everyone else ids)
         keep("rewards", t, reward)
         over = terminated | truncated
-        ends = bool(over.any())
+        ends = True in over.tolist()
         if ends:
             keep("terminated", t, terminated)
             keep("truncated", t, truncated)
