@@ -198,4 +198,5 @@ def network(
 
 def flatten(observations: Tensor) -> Tensor:
     """[n, *O] as float32 [n, prod O]."""
-    return observations.flatten(1).to(torch.float32)
+    flat = observations if observations.ndim == 2 else observations.flatten(1)
+    return flat if flat.dtype == torch.float32 else flat.to(torch.float32)

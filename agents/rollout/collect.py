@@ -154,8 +154,7 @@ def collect_some(
         everyone = len(ids) == env.num_envs
         current, reward, terminated, truncated, info = env.step(environment_actions, None if everyone else ids)
         keep("rewards", t, reward)
-        over = terminated | truncated
-        ends = True in over.tolist()
+        ends = True in terminated.tolist() or True in truncated.tolist()
         if ends:
             keep("terminated", t, terminated)
             keep("truncated", t, truncated)
@@ -165,6 +164,7 @@ def collect_some(
             if not on_step(Step(t, whole(actions), shown, rewards, terminations, truncations, info, ids)):
                 return None
         if ends:
+            over = terminated | truncated
             leave(t + 1, ids[over], current[over])
             ids, current = ids[~over], current[~over]
             if not len(ids):
