@@ -100,9 +100,10 @@ class PESConfig(CommonConfig):
     alive_bonus_offset: float = 0.0
     """Added to the reward of every step when scores are summed: -1 takes away what survival alone is worth in Hopper-v5
     and Walker2d-v5 (Mania et al. 2018, section 4.3)."""
-    whiten_after: int | None = None
-    """Observations from which on a search's perturbations, and with them its updates, have the inverse of the
-    observations' correlation for a metric: a natural gradient in the first layer's weights. None never does that."""
+    whitening_memory: int | None = None
+    """Observations over which the products of a search's normalized observations are averaged, exponentially. Once so
+    many are seen, its perturbations, and with them its updates, have the inverse of that matrix for a metric: a natural
+    gradient in the first layer's weights. None never does that."""
     trials: tuple[int, ...] = ()
     """Searches that are compared first, in each round of successive halving: 8 3 makes eight from the beginning, then
     goes on with the three best of them, then with the best. They are scored by the better half of their last window."""
@@ -154,12 +155,12 @@ class PESConfig(CommonConfig):
             raise ValueError(
                 f"reward_scaling is {self.reward_scaling!r}, of all pairs; with top_directions give 'std' or 'none'."
             )
-        after = self.whiten_after
-        self.require("whiten_after", after is None or after >= 0, "a number of observations, or None")
-        if after is not None and not self.normalize_observations:
+        memory = self.whitening_memory
+        self.require("whitening_memory", memory is None or memory >= 1, "a number of observations, 1 or more, or None")
+        if memory is not None and not self.normalize_observations:
             raise ValueError(
-                f"whiten_after is {after}, but normalize_observations is False; only normalized observations "
-                "are whitened: give whiten_after=None, or normalize."
+                f"whitening_memory is {memory}, but normalize_observations is False; only normalized observations "
+                "are whitened: give whitening_memory=None, or normalize."
             )
         falling = all(more > fewer for more, fewer in pairwise((*self.trials, 0)))
         self.require("trials", falling, "ever fewer searches, 1 or more in each round, or nothing")
@@ -178,8 +179,8 @@ class PES(Agent):
     estimator="es" with reward_memory=0 (V2 with normalize_observations, V2-t with top_directions too); OpenAI-ES is
     estimator="es" with reward_scaling="ranks" and optimizer="adam".
 
-    With whiten_after perturbations σ S z have the metric of the policy's first layer, and updates are α S Sᵀ times the
-    gradient: a natural one, for Gaussian actions (S: `agents.policy.normalizer.whitening`). With trials several
+    With whitening_memory perturbations σ S z have the metric of the policy's first layer, and updates are α S Sᵀ times
+    the gradient: a natural one, for Gaussian actions (S: `agents.policy.normalizer.whitening`). With trials several
     searches are compared before the best goes on (`agents.direction.trials`).
 
     Arguments: see `Agent` and `PESConfig`. env: num_envs particles, with autoreset disabled. Policies: "LinearPolicy"
@@ -237,7 +238,7 @@ class PES(Agent):
             self._acting,
             self.buffer,
             shared=self.scheme.shared,
-            products=c.whiten_after is not None,
+            products=c.whitening_memory is not None,
             gamma=c.gamma,
             offset=c.alive_bonus_offset,
         )
@@ -345,10 +346,11 @@ class PES(Agent):
 
     def _shape(self) -> Callable[[Tensor], Tensor] | None:
         """How perturbations are shaped in the next window."""
-        after = self.config.whiten_after
-        if after is None or self.observed.n < max(after, 1):
+        memory, normalizer = self.config.whitening_memory, self.policy.normalizer
+        if memory is None or normalizer.count < memory:
             return None
-        M = whitening(self.observed).to(self._acting.device, torch.float32)
+        C = self.observed.products(normalizer.shift.cpu().double(), normalizer.scale.cpu().double())
+        M = whitening(C).to(self._acting.device, torch.float32)
         return lambda noise: self._acting.whitened(noise, M)
 
     @torch.no_grad()
@@ -360,10 +362,7 @@ class PES(Agent):
         g = 2 * self.window_sigma * weighted(self.particles, u).sum(0) / counted
         self._ascend(g.to(self.device))
         if self.policy.normalize_observations:
-            for moments in self.task.moments():
-                self.policy.normalizer.merge(Moments(*(part.to(self.device) for part in moments.columns())))
-                if self.task.products:
-                    self.observed = self.observed.merge(Moments(*(part.cpu() for part in moments)))
+            self._observe(self.task.moments())
         if self.scheme.shared:
             self.steps_with_mean_parameters += int(self.buffer["stepped"][:, 2::3].sum())
         self._record_update(found, g)
@@ -371,6 +370,16 @@ class PES(Agent):
         if chosen := self.trials.compare(self.num_timesteps, better_half, self._search):
             self._load_search(chosen)
             self._begin_pairs(self.iteration + 1)
+
+    def _observe(self, shards: list[Moments]) -> None:
+        """Take the moments of a window's observations into the statistics."""
+        if memory := self.config.whitening_memory:
+            seen = sum(moments.n.item() for moments in shards)
+            self.observed = self.observed.faded(math.exp(-seen / memory))
+        for moments in shards:
+            self.policy.normalizer.merge(Moments(*(part.to(self.device) for part in moments.columns())))
+            if memory:
+                self.observed = self.observed.merge(Moments(*(part.cpu() for part in moments)))
 
     def _utilities(self, scores: Tensor) -> tuple[Tensor, int]:
         """What scores [2n] count, and how many pairs do."""
@@ -481,7 +490,7 @@ class PES(Agent):
         if self.reward_variance is not None:
             variances = [self.reward_variance, self.highest_variance]
             tensors["reward_variances"] = torch.tensor(variances, dtype=torch.float64)
-        if self.config.whiten_after is not None:
+        if self.config.whitening_memory is not None:
             tensors |= {f"observed.{name}": value for name, value in self.observed._asdict().items()}
         return tensors
 

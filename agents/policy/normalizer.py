@@ -34,23 +34,30 @@ class Moments(NamedTuple):
         m2 = other.m2 + spread * (self.n * other.n / parts)
         return Moments(total, self.mean + delta * (other.n / parts), self.m2 + m2)
 
+    def faded(self, kept: float) -> Moments:
+        """Of numbers that count `kept` times as much in what is merged next."""
+        return self._replace(n=self.n * kept, m2=self.m2 * kept)
+
+    def products(self, shift: Tensor, scale: Tensor) -> Tensor:
+        """Means of the products [O, O] of every two of (x - shift) scale; m2 holds products, and n is above 0."""
+        center = (self.mean - shift) * scale
+        return self.m2 / self.n * scale[:, None] * scale + center.outer(center)
+
     def columns(self) -> Moments:
         """Without the products of different columns."""
         return self if self.m2.ndim == 1 else self._replace(m2=self.m2.diagonal())
 
 
-def whitening(moments: Moments, damping: float = 0.01) -> Tensor:
-    """(C + damping I)^-1/2 [O, O], symmetric: by it, normalized observations become uncorrelated.
+def whitening(C: Tensor, damping: float = 0.01) -> Tensor:
+    """M ~ (C + damping c I)^-1/2 [O, O], symmetric: by it, normalized observations x become uncorrelated.
 
-    C is the correlation matrix of `moments`, which hold products; 1 observation or more. M is scaled such that a row of
-    independent standard normal weights has the same mean square on M x as on x: O.
+    C is E[x xᵀ], c the mean of its diagonal. M is scaled such that M x has the mean square O, whatever x's own is.
     """
-    scale = torch.rsqrt(moments.m2.diagonal() / moments.n + 1e-8)
-    C = moments.m2 / moments.n * scale[:, None] * scale
     values, vectors = torch.linalg.eigh(C)
     values = values.clamp(min=0)
-    M = vectors / (values + damping).sqrt() @ vectors.T
-    return M * (len(C) / (values / (values + damping)).sum()).sqrt()
+    damped = values + damping * values.mean()
+    M = vectors / damped.sqrt() @ vectors.T
+    return M * (len(C) / (values / damped).sum()).sqrt()
 
 
 class ObservationNormalizer(nn.Module):

@@ -150,16 +150,28 @@ def test_whitening_makes_normalized_observations_uncorrelated() -> None:
     generator = torch.Generator().manual_seed(0)
     mix = torch.randn(4, 4, generator=generator, dtype=torch.float64)
     x = 3.0 + torch.randn(5000, 4, generator=generator, dtype=torch.float64) @ mix
-    M = whitening(Moments.of(x, products=True), damping=1e-12)
+    # Normalized by statistics of earlier observations: neither centered nor of unit variance.
+    shift, scale = torch.tensor([2.0, 3.0, 3.5, 0.0]).double(), torch.tensor([0.5, 1.0, 2.0, 0.1]).double()
+    M = whitening(Moments.of(x, products=True).products(shift, scale), damping=1e-12)
     torch.testing.assert_close(M, M.T)
-    white = (x - x.mean(0)) / x.std(0, correction=0) @ M
-    torch.testing.assert_close(white.T.cov(correction=0), torch.eye(4).double(), rtol=0, atol=1e-5)
-    # The mean square of M x stays O with damping too, where one observation is another's copy and one never changes.
-    x[:, 1], x[:, 2] = x[:, 0], 7.0
-    M = whitening(Moments.of(x, products=True))
+    white = (x - shift) * scale @ M
+    torch.testing.assert_close(white.T @ white / 5000, torch.eye(4).double(), rtol=0, atol=1e-5)
+    # The mean square of M x stays O with damping too, where one observation is another's copy and one is always 0.
+    x[:, 1], x[:, 2], shift[1], scale[1] = x[:, 0], 3.5, shift[0], scale[0]
+    M = whitening(Moments.of(x, products=True).products(shift, scale))
     assert M.isfinite().all()
-    z = (x - x.mean(0)) / (x.var(0, correction=0) + 1e-8).sqrt()
-    assert (z @ M).square().sum(1).mean().item() == pytest.approx(4.0, rel=1e-6)
+    assert ((x - shift) * scale @ M).square().sum(1).mean().item() == pytest.approx(4.0, rel=1e-6)
+
+
+def test_faded_moments_are_weighted_means() -> None:
+    generator = torch.Generator().manual_seed(0)
+    early, late = (torch.randn(n, 3, generator=generator, dtype=torch.float64).cumsum(1) for n in (40, 10))
+    moments = Moments.of(early, products=True).faded(0.1).merge(Moments.of(1.0 + late, products=True))
+    x, weights = torch.cat([early, 1.0 + late]), torch.tensor([0.1] * 40 + [1.0] * 10).double()
+    weights /= weights.sum()
+    torch.testing.assert_close(moments.mean, weights @ x)
+    zero, one = torch.zeros(3).double(), torch.ones(3).double()
+    torch.testing.assert_close(moments.products(zero, one), x.T @ (weights[:, None] * x))
 
 
 @pytest.mark.parametrize("policy_class", [LinearPolicy, MlpPolicy])
@@ -583,15 +595,19 @@ def test_every_optimizer_climbs_and_resumes_exactly(optimizer: str, tmp_path) ->
 
 
 def test_perturbations_are_whitened_once_enough_has_been_observed() -> None:
-    agent = make("Hopper-v5", num_envs=64, n_steps=10, sigma=0.2, whiten_after=64 * 10 + 1)
+    agent = make("Hopper-v5", num_envs=64, n_steps=10, sigma=0.2, whitening_memory=64 * 10 + 1)
     (_, first, _), (_, second, _), (_, third, _) = windows(agent, 3)
     spread = [particles.epsilon.view(-1, 3, 11).flatten(0, 1).T.cov() for particles in (first, second, third)]
     for isotropic in spread[:2]:
         torch.testing.assert_close(isotropic.diagonal(), torch.full((11,), 0.04), rtol=0.6, atol=0)
     # What was observed before the third window; later windows would have added to it.
-    again = make("Hopper-v5", num_envs=64, n_steps=10, sigma=0.2, whiten_after=64 * 10 + 1)
+    again = make("Hopper-v5", num_envs=64, n_steps=10, sigma=0.2, whitening_memory=64 * 10 + 1)
     windows(again, 2)
-    M = whitening(again.observed).float()
+    seen = sum(moments.n.item() for moments in again.task.moments())
+    before = again.policy.normalizer.count.item() - seen
+    assert again.observed.n == pytest.approx(before * np.exp(-seen / 641) + seen)
+    normalizer = again.policy.normalizer
+    M = whitening(again.observed.products(normalizer.shift.double(), normalizer.scale.double())).float()
     white = 0.2 * noise.normal(0, "perturbation", 2, (1, 32, 33))[0].view(32, 3, 11) @ M
     torch.testing.assert_close(third.epsilon, white.flatten(1), rtol=1e-4, atol=1e-6)
 
@@ -609,7 +625,7 @@ TRIALS = {"trials": (3, 2), "trial_steps": (320, 640), "n_steps": 20, "horizon":
 
 
 def test_trials_begin_alike_and_the_best_goes_on() -> None:
-    agent = make("Swimmer-v5", policy="MlpPolicy", net_arch=(4,), learning_rate=0.05, whiten_after=0, **TRIALS)
+    agent = make("Swimmer-v5", policy="MlpPolicy", net_arch=(4,), learning_rate=0.05, whitening_memory=100, **TRIALS)
     first = {name: value.clone() for name, value in agent._search().items()}
     begun, scores, kept = [], [], []
     for iteration in agent.iterations(3 * 320 + 2 * 640 + 640):
@@ -643,7 +659,7 @@ def test_training_that_ends_within_the_trials_says_so() -> None:
 @pytest.mark.filterwarnings("ignore:The trials take")
 @pytest.mark.parametrize("windows_before", [1, 4, 6, 9])
 def test_trials_resume_exactly(windows_before: int, tmp_path) -> None:
-    settings = {"optimizer": "adam", "whiten_after": 100, "learning_rate": 0.03, **TRIALS}
+    settings = {"optimizer": "adam", "whitening_memory": 100, "learning_rate": 0.03, **TRIALS}
     agent = make("Swimmer-v5", **settings)
     agent.learn(320 * windows_before)
     agent.save(tmp_path / "half.zip")
@@ -709,8 +725,8 @@ def cart_poles(number: int, kind: type[GymVectorEnv] = GymVectorEnv) -> VectorEn
         ({"reward_scaling": "ranks"}, "compare whole ones"),
         ({"reward_scaling": "log_ranks"}, "compare whole ones"),
         ({"top_directions": 2}, "compare whole ones"),
-        ({"whiten_after": -1}, "whiten_after is -1; give a number of observations"),
-        ({"whiten_after": 0, "normalize_observations": False}, "only normalized observations are whitened"),
+        ({"whitening_memory": 0}, "whitening_memory is 0; give a number of observations"),
+        ({"whitening_memory": 9, "normalize_observations": False}, "only normalized observations are whitened"),
         ({"trials": (3, 3), "trial_steps": (10, 10)}, r"trials is \(3, 3\); give ever fewer"),
         ({"trials": (3, 0), "trial_steps": (10, 10)}, r"trials is \(3, 0\)"),
         ({"trials": (3,), "trial_steps": (0,)}, r"trial_steps is \(0,\)"),
