@@ -224,7 +224,7 @@ def ars(key: dict[str, Any]) -> Any:
         yield model.num_timesteps, Normalized(model, env)
 
 
-def speed(env_id: str, threads: int, turns: int = 3, seconds: float = 2.0) -> dict[str, Any]:
+def speed(env_id: str, threads: int, turns: int = 9, seconds: float = 2.0) -> dict[str, Any]:
     """Environment steps per second of both sides: in each turn, whole updates for at least so many seconds."""
     key = {"part": "thresholds", "env": env_id, "steps": 10**9, "seed": 0}
     sides = {"ours": ours({**key, "side": "ours"}, threads), "sb3-contrib": ars({**key, "side": "sb3-contrib"})}
