@@ -127,7 +127,7 @@ def collect_some(
     """
     buffer.clear()
     keeps = buffer.specs.keys()
-    for name in keeps & {"rewards", "terminated", "truncated", "stepped"}:
+    for name in keeps & {"rewards", "terminated", "truncated"}:
         buffer[name].zero_()
 
     def keep(name: str, t: int, values: Tensor) -> None:
@@ -137,13 +137,9 @@ def collect_some(
     def whole(values: Tensor) -> Tensor:
         return values.new_zeros(env.num_envs, *values.shape[1:]).index_copy_(0, ids, values)
 
-    def leave(steps: int, ids: Tensor, current: Tensor) -> None:
-        observations.index_copy_(0, ids, current)
-        if "stepped" in keeps:
-            buffer["stepped"][:steps].index_fill_(1, ids, True)
-
     observations = observations.clone()
     current = observations[ids]
+    lengths = torch.zeros(env.num_envs, dtype=torch.int64, device=ids.device)
     # Cast once a step: between two steps of the physics every operation finds cold caches.
     observed = buffer["observations"].dtype if "observations" in keeps else current.dtype
     for t in range(buffer.n_steps):
@@ -164,10 +160,16 @@ def collect_some(
             if not on_step(Step(t, whole(actions), shown, rewards, terminations, truncations, info, ids)):
                 return None
         if ends:
-            over = terminated | truncated
-            leave(t + 1, ids[over], current[over])
-            ids, current = ids[~over], current[~over]
+            # Of all, those that go on too: what these reach later replaces it.
+            observations.index_copy_(0, ids, current)
+            lengths.index_fill_(0, ids, t + 1)
+            going = (~(terminated | truncated)).nonzero()[:, 0]
+            ids, current = ids.index_select(0, going), current.index_select(0, going)
             if not len(ids):
-                return observations
-    leave(buffer.n_steps, ids, current)
+                break
+    observations.index_copy_(0, ids, current)
+    lengths.index_fill_(0, ids, buffer.n_steps)
+    if "stepped" in keeps:
+        steps = torch.arange(buffer.n_steps, device=ids.device)
+        torch.lt(steps[:, None], lengths, out=buffer["stepped"])
     return observations

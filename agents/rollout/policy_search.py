@@ -103,7 +103,8 @@ class PolicySearch:
         def act(t: int, observations: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             nonlocal going, choose
             if rows is not going:
-                choose = self.policy.particles(self._theta[rows], self._shift[rows], self._scale[rows])
+                chosen = (x.index_select(0, rows) for x in (self._theta, self._shift, self._scale))
+                choose = self.policy.particles(*chosen)
                 going = rows
             actions = choose(observations)
             return actions, actions
