@@ -122,7 +122,7 @@ class PolicySearch:
         if self.gamma != 1.0:
             age = state["steps"] + torch.arange(window, device=ids.device)[:, None]
             rewards = rewards * self.gamma ** age.double()
-        ended = ((self.buffer["terminated"] | self.buffer["truncated"])[:, ids] & stepped).any(0)
+        ended = (self.buffer["terminated"] | self.buffer["truncated"])[:, ids].any(0)
         # A running sum: sum adds up in an order that depends on the number of columns.
         scores = rewards.cumsum(0)[-1]
         return {**state, "steps": state["steps"] + stepped.sum(0)}, scores, ended
@@ -140,7 +140,7 @@ class PolicySearch:
     @property
     def terminations(self) -> int:
         """Episodes that ended in the last window, other than by a time limit."""
-        return int((self.buffer["terminated"] & self.buffer["stepped"]).sum())
+        return int(self.buffer["terminated"].sum())
 
     def _share(self, slots: Tensor) -> Tensor:
         """The environments of triples of rows, each put into the state of its third."""
