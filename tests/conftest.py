@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+# As the commands set it: matrix products round alike wherever in memory a matrix lies.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 if "DISPLAY" not in os.environ:
     os.environ.setdefault("MUJOCO_GL", "egl")
 
