@@ -11,9 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from agents import saving
-from agents.base import Agent
-from agents.config import CommonConfig, near
-from agents.direction.adaptation import (
+from agents.adaptation.inner_loop import (
     InnerOptimizer,
     State,
     adapt,
@@ -22,12 +20,7 @@ from agents.direction.adaptation import (
     inner_products,
     linear_anneal,
 )
-from agents.direction.fisher import conjugate_gradient, step_size
-from agents.direction.optimizers import OPTIMIZERS, make_optimizer
-from agents.direction.scores import assign_parameters, parameter_vector
-from agents.direction.surrogates import clipped_surrogate
-from agents.policy.batched import BatchedActor
-from agents.rollout.adaptation import (
+from agents.adaptation.task_data import (
     INNER_STEPS,
     SURROGATES,
     InnerStep,
@@ -36,6 +29,13 @@ from agents.rollout.adaptation import (
     task_data,
     task_sampler,
 )
+from agents.base import Agent
+from agents.config import CommonConfig, near
+from agents.natural.curvature import conjugate_gradient, step_size
+from agents.optim.registry import OPTIMIZERS, make_optimizer
+from agents.policy.batched import BatchedActor
+from agents.policy.networks import assign_parameters, parameter_vector
+from agents.rollout.surrogates import clipped_surrogate
 from agents.rollout.threads import over_shards, single_thread
 from envs.sb3 import SB3View
 from envs.vector import EpisodeStatistics, TaskVectorEnv

@@ -14,8 +14,8 @@ from torch import Tensor
 from agents import noise
 from agents.base import Agent
 from agents.config import AgentConfig, near
-from agents.direction.critics import CRITICS, FitStatistics, descend, gauss_newton, ridge
-from agents.direction.fisher import (
+from agents.natural.critic_fits import CRITICS, FitStatistics, descend, gauss_newton, ridge
+from agents.natural.curvature import (
     ESTIMATES,
     PRECONDITIONERS,
     AdaptiveInverse,
@@ -26,20 +26,13 @@ from agents.direction.fisher import (
     relative_damping,
     step_size,
 )
-from agents.direction.optimizers import OPTIMIZERS, load_optimizer_tensors, make_optimizer, optimizer_tensors
-from agents.direction.scores import (
-    FactoredScores,
-    Scores,
-    assign_parameters,
-    capture,
-    dense_scores,
-    is_factored,
-    parameter_vector,
-)
-from agents.direction.solvers import MATRIX_BYTES, SOLVERS, check_solver
-from agents.direction.trust_region import StepReport, line_search, matched_step, report_step
+from agents.natural.scores import FactoredScores, Scores, capture, dense_scores, is_factored
+from agents.natural.solvers import MATRIX_BYTES, SOLVERS, check_solver
+from agents.natural.step import StepReport, line_search, matched_step, report_step
+from agents.optim.registry import OPTIMIZERS, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from agents.policy.actor_critic import POLICIES, Actor, ActorCriticPolicy
 from agents.policy.distributions import Distribution
+from agents.policy.networks import assign_parameters, parameter_vector
 
 STAGES = ("advantages", "scores", "direction", "step", "critic")
 """Of an update, as they follow each other."""

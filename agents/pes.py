@@ -19,8 +19,7 @@ from torch import Tensor
 from agents import saving
 from agents.base import Agent
 from agents.config import CommonConfig, near
-from agents.direction.adabound import AUTO, handover_gamma
-from agents.direction.evolution import (
+from agents.evolution.engine import (
     Estimate,
     Particles,
     Scheme,
@@ -31,13 +30,14 @@ from agents.direction.evolution import (
     top_pairs,
     weighted,
 )
-from agents.direction.optimizers import load_optimizer_tensors, make_optimizer, optimizer_tensors
-from agents.direction.scores import parameter_vector
-from agents.direction.trials import SearchState, Trials
+from agents.evolution.policies import DeterministicPolicy, LinearPolicy, MlpPolicy
+from agents.evolution.policy_search import PolicySearch, StopAsked
+from agents.evolution.trials import SearchState, Trials
+from agents.optim.adabound import AUTO, handover_gamma
+from agents.optim.registry import load_optimizer_tensors, make_optimizer, optimizer_tensors
+from agents.policy.networks import parameter_vector
 from agents.policy.normalizer import Moments, whitening
-from agents.policy.particles import DeterministicPolicy, LinearPolicy, MlpPolicy
 from agents.rollout.buffer import FieldSpec
-from agents.rollout.policy_search import PolicySearch, StopAsked
 from envs.sb3 import SB3View
 from envs.vector import SnapshotError, VectorEnv
 
@@ -181,13 +181,13 @@ class PES(Agent):
 
     With whitening_memory perturbations σ S z have the metric of the policy's first layer, and updates are α S Sᵀ times
     the gradient: a natural one, for Gaussian actions (S: `agents.policy.normalizer.whitening`). With trials several
-    searches are compared before the best goes on (`agents.direction.trials`).
+    searches are compared before the best goes on (`agents.evolution.trials`).
 
     Arguments: see `Agent` and `PESConfig`. env: num_envs particles, with autoreset disabled. Policies: "LinearPolicy"
     or "MlpPolicy", deterministic.
 
     Source: Vicol, Metz & Sohl-Dickstein 2021, algorithm 2, https://arxiv.org/abs/2112.13835; see
-    `agents.direction.evolution` for the other estimators and their sources.
+    `agents.evolution.engine` for the other estimators and their sources.
 
     Differs from the paper: twins that end score 0 until their pair begins anew, which is when both have ended;
     scores are divided by their standard deviation; observations are normalized inside the policy, by statistics that
@@ -212,7 +212,7 @@ class PES(Agent):
         if not issubclass(self.policy_class, DeterministicPolicy):
             raise ValueError(
                 f"policy is {self.policy_class.__name__}; PES evaluates the policies of all particles at once, which "
-                "needs one without noise or state: a subclass of agents.policy.particles.DeterministicPolicy."
+                "needs one without noise or state: a subclass of agents.evolution.policies.DeterministicPolicy."
             )
         self.particles: Particles | None = None
         self.reward_variance: float | None = None

@@ -14,14 +14,14 @@ from torch.nn.functional import mse_loss
 from agents import noise
 from agents.base import Agent
 from agents.config import AgentConfig, near
-from agents.direction.adabound import AUTO, AdaBound, handover_gamma
-from agents.direction.critics import explained_variance
-from agents.direction.effective_steps import effective_steps
-from agents.direction.flat import FlatParameters
-from agents.direction.optimizers import FUSED, OPTIMIZERS, load_optimizer_tensors, make_optimizer, optimizer_tensors
-from agents.direction.surrogates import clipped_surrogate
+from agents.natural.critic_fits import explained_variance
+from agents.optim.adabound import AUTO, AdaBound, handover_gamma
+from agents.optim.effective_steps import effective_steps
+from agents.optim.flat import FlatParameters
+from agents.optim.registry import FUSED, OPTIMIZERS, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
 from agents.policy.distributions import Distribution
+from agents.rollout.surrogates import clipped_surrogate
 from envs.sb3 import SB3View
 
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
-from agents.checkpoint import CheckpointError
+from agents.checkpoint import CheckpointError, decode_space, encode_space
 from agents.policy.networks import activation_key
-from agents.spaces import decode, encode
 from envs.vector import SnapshotError, VectorEnv
 
 if TYPE_CHECKING:
@@ -37,8 +36,8 @@ def pack(agent: Agent) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "policy_class": agent.policy_class.__name__,
         "policy_kwargs": policy_kwargs,
         "config": dataclasses.asdict(agent.config),
-        "observation_space": encode(agent.observation_space),
-        "action_space": encode(agent.action_space),
+        "observation_space": encode_space(agent.observation_space),
+        "action_space": encode_space(agent.action_space),
         "seed": agent.seed,
         "stream_seed": agent.stream_seed,
         "num_timesteps": agent.num_timesteps,
@@ -55,8 +54,8 @@ def pack(agent: Agent) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def unpack(agent: Agent, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Give a new agent without environments the stored counters, spaces and policy."""
-    agent.observation_space = decode(manifest["observation_space"])
-    agent.action_space = decode(manifest["action_space"])
+    agent.observation_space = decode_space(manifest["observation_space"])
+    agent.action_space = decode_space(manifest["action_space"])
     agent.stream_seed = manifest["stream_seed"]
     agent.num_timesteps, agent.iteration = manifest["num_timesteps"], manifest["iteration"]
     agent._total_timesteps, agent._episode_num = manifest["total_timesteps"], manifest["episodes"]

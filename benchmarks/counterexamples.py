@@ -24,7 +24,7 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from agents.direction.adabound import AdaBound, AMSBound
+from agents.optim.adabound import AdaBound, AMSBound
 
 LR = 0.1
 REPORTED = (1000, 5000, 20_000)

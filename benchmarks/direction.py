@@ -30,8 +30,8 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from agents import NPG
-from agents.direction.fisher import Solution, conjugate_gradient, natural_gradient
-from agents.direction.scores import capture, dense_scores
+from agents.natural.curvature import Solution, conjugate_gradient, natural_gradient
+from agents.natural.scores import capture, dense_scores
 from agents.npg import standardize
 from agents.policy.actor_critic import Actor
 from agents.policy.distributions import DiagonalGaussian, Head

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agents import noise
-from agents.direction.adaptation import InnerOptimizer, gradients_of, linear_anneal, meta_gradients
-from agents.direction.scores import parameter_vector
+from agents.adaptation.inner_loop import InnerOptimizer, gradients_of, linear_anneal, meta_gradients
 from agents.policy.batched import BatchedNetwork
+from agents.policy.networks import parameter_vector
 
 WAYS, SHOTS, TESTS, TEST_STEPS = 5, 2, 10, 5
 MODULE = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, WAYS))

@@ -14,8 +14,10 @@ import torch
 from common import context, panels, save, write
 from torch import Tensor
 
-from agents.direction.evolution import Scheme, estimate, start
-from agents.direction.unrolls import InfluenceBalancing, Rtrl, State, Unroll, rtrl
+from agents.evolution.baselines import Rtrl, rtrl
+from agents.evolution.engine import Scheme, estimate, start
+from agents.evolution.toys import InfluenceBalancing
+from agents.evolution.unroll import State, Unroll
 
 STEPS = 32
 METHODS = ("pes", "nres", "truncated_es")

@@ -16,8 +16,9 @@ from common import context, panels, save, write
 from search import ascend, finite, loss_of
 from torch import Tensor
 
-from agents.direction.evolution import Scheme
-from agents.direction.unrolls import InfluenceBalancing, Rtrl, Uoro, rtrl, tbptt, uoro
+from agents.evolution.baselines import Rtrl, Uoro, rtrl, tbptt, uoro
+from agents.evolution.engine import Scheme
+from agents.evolution.toys import InfluenceBalancing
 
 TASK = InfluenceBalancing()
 THETA = torch.tensor([0.5], dtype=torch.float64)

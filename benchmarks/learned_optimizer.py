@@ -15,8 +15,9 @@ import torch
 from common import context, panels, save, write
 from search import ascend, digits, follow, loss_of
 
-from agents.direction.evolution import Scheme
-from agents.direction.unrolls import LearnedOptimizer, LearningRateDecay, Unroll
+from agents.evolution.engine import Scheme
+from agents.evolution.learning import LearnedOptimizer, LearningRateDecay
+from agents.evolution.unroll import Unroll
 
 METHODS = {"pes": "PES", "nres": "NRES", "truncated_es": "truncated ES"}
 

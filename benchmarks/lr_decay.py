@@ -15,8 +15,8 @@ import torch
 from common import context, panels, save, write
 from search import ascend, digits, follow, loss_of
 
-from agents.direction.evolution import Scheme
-from agents.direction.unrolls import LearningRateDecay
+from agents.evolution.engine import Scheme
+from agents.evolution.learning import LearningRateDecay
 
 THETA = torch.tensor([-3.0, 1.0])
 METHODS = {"pes": "PES", "nres": "NRES", "truncated_es": "truncated ES"}

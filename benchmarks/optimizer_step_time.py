@@ -22,7 +22,7 @@ from common import context, installed, panels, save, write
 from torch import nn
 from torch.optim import Adam
 
-from agents.direction.adabound import AdaBound, AMSBound
+from agents.optim.adabound import AdaBound, AMSBound
 
 NETWORKS = {"64x64 policy": (11, 64, 64, 3), "1M parameters": (64, 970, 970, 6)}
 WARM_UP = 20

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from agents.direction.evolution import Estimate, Scheme, estimate, start
-from agents.direction.unrolls import Classification, Unroll
+from agents.evolution.engine import Estimate, Scheme, estimate, start
+from agents.evolution.learning import Classification
+from agents.evolution.unroll import Unroll
 
 torch.set_num_threads(1)
 

@@ -22,9 +22,9 @@ from common import context, panels, save, write
 from torch import Tensor, nn
 
 from agents import noise
-from agents.direction.adaptation import InnerOptimizer, adapt, gradients_of, linear_anneal, meta_gradients
-from agents.direction.scores import parameter_vector
+from agents.adaptation.inner_loop import InnerOptimizer, adapt, gradients_of, linear_anneal, meta_gradients
 from agents.policy.batched import BatchedNetwork
+from agents.policy.networks import parameter_vector
 
 POINTS = torch.linspace(-5, 5, 50)
 STEPS = (0, 1, 2, 4, 8, 16, 32)

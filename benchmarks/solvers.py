@@ -19,9 +19,9 @@ import torch
 from common import context, panels, save, timed, write
 from direction import DAMPING, Problem
 
-from agents.direction.fisher import natural_gradient
-from agents.direction.scores import capture
-from agents.direction.solvers import choose_solver
+from agents.natural.curvature import natural_gradient
+from agents.natural.scores import capture
+from agents.natural.solvers import choose_solver
 
 NAME = "solvers"
 TASK = "HalfCheetah-v5"

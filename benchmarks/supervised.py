@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam, Optimizer
 
-from agents.direction.adabound import AdaBound, AMSBound, handover_gamma
+from agents.optim.adabound import AdaBound, AMSBound, handover_gamma
 
 NAME = "supervised"
 RATES = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]

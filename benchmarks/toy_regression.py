@@ -14,8 +14,8 @@ import torch
 from common import context, panels, save, write
 from search import ascend, follow, loss_of
 
-from agents.direction.evolution import Scheme
-from agents.direction.unrolls import ToyRegression
+from agents.evolution.engine import Scheme
+from agents.evolution.toys import ToyRegression
 
 TASK = ToyRegression()
 THETA = torch.tensor([-4.0, -4.0], dtype=torch.float64)

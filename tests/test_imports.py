@@ -1,9 +1,10 @@
-"""Imports go one way: envs <- rollout, direction, policy <- base <- algorithms <- run <- the two scripts."""
+"""Imports go down only, without a circle: envs <- policy <- rollout <- the subjects <- base <- algorithms <- run."""
 
 import ast
 import ctypes
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,15 +16,46 @@ FILES = sorted(
     file.relative_to(ROOT)
     for file in (*(ROOT / "agents").rglob("*.py"), *(ROOT / "envs").rglob("*.py"), *ROOT.glob("*.py"))
 )
-ALGORITHMS = {algorithm.__module__ for algorithm in REGISTRY.values()}
+ALGORITHMS = tuple(sorted({algorithm.__module__ for algorithm in REGISTRY.values()}))
+SUBJECTS = ("agents.optim", "agents.natural", "agents.evolution", "agents.adaptation")
+
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("envs",),
+    ("agents.noise", "agents.config", "agents.checkpoint", "agents.presets"),
+    ("agents.policy",),
+    ("agents.rollout",),
+    SUBJECTS,
+    ("agents.saving",),
+    ("agents.base",),
+    ALGORITHMS,
+    ("agents",),
+    ("agents.run",),
+    ("train", "evaluate"),
+)
+"""From the ground up; a module stands on the floor of the longest name here that it begins with."""
+
+KNOWS_NOTHING_OF: dict[str, tuple[str, ...]] = {
+    "envs": ("agents",),
+    "agents.policy": ("envs",),
+    "agents.optim": ("stable_baselines3", "gymnasium", "envs", "agents.policy", "agents.rollout", "agents.noise"),
+    "agents.natural": ("stable_baselines3", "gymnasium", "envs", "agents.rollout"),
+    "agents.evolution": ("stable_baselines3",),
+    "agents.adaptation": ("stable_baselines3",),
+    "agents.rollout": ("gymnasium",),
+    "agents.saving": ALGORITHMS,
+}
 
 
 def module_of(file: Path) -> str:
     return ".".join(file.with_suffix("").parts).removesuffix(".__init__")
 
 
+MODULES = {module_of(file): file for file in FILES}
+
+
 def imports_of(source: str, package: str) -> set[str]:
-    """Every module that source imports, wherever the statement stands; `from a import b` counts as a and a.b."""
+    """Every module that source imports, wherever the statement stands; `from a import b` counts as a and a.b, or as
+    a.b alone where that is one of ours."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -31,7 +63,8 @@ def imports_of(source: str, package: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package.split(".")[: -node.level or None]) if node.level else ""
             module = ".".join(filter(None, (base, node.module)))
-            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+            names = {f"{module}.{alias.name}" for alias in node.names}
+            found |= names if names <= MODULES.keys() else {module, *names}
     return found
 
 
@@ -39,46 +72,96 @@ def is_in(module: str, *packages: str) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
+def floor_of(module: str) -> int | None:
+    names = [(len(name), floor) for floor, rooms in enumerate(FLOORS) for name in rooms if is_in(module, name)]
+    return max(names)[1] if names else None
+
+
+def room_of(module: str) -> str:
+    return max((name for rooms in FLOORS for name in rooms if is_in(module, name)), key=len)
+
+
 def forbidden(importer: str, imported: str) -> str | None:
     """The rule that importer breaks by importing imported, or None."""
-    if is_in(importer, "envs") and is_in(imported, "agents"):
-        return "envs knows nothing of agents"
-    if is_in(importer, "agents.direction") and is_in(imported, "stable_baselines3", "gymnasium", "envs"):
-        return "direction knows nothing of Stable-Baselines3 or environments"
-    if is_in(importer, "agents.rollout") and is_in(imported, "envs") and not is_in(imported, "envs.vector"):
-        return "rollout imports only the contract of environments"
-    if importer in ALGORITHMS and is_in(imported, *(ALGORITHMS - {importer})):
+    here, there = floor_of(importer), floor_of(imported)
+    if here is not None and there is not None and there > here:
+        return f"{imported} stands above {importer}"
+    for room, strangers in KNOWS_NOTHING_OF.items():
+        if is_in(importer, room) and is_in(imported, *strangers):
+            return f"{room} knows nothing of {imported}"
+    if is_in(importer, "agents.rollout", *SUBJECTS) and is_in(imported, "envs") and not is_in(imported, "envs.vector"):
+        return "rooms import only the contract of environments"
+    if importer in ALGORITHMS and is_in(imported, *ALGORITHMS) and importer != imported:
         return "algorithms never import each other"
     if is_in(imported, *ALGORITHMS) and importer != "agents" and importer not in ALGORITHMS:
         return "algorithms are reached through the registry"
-    if is_in(imported, "agents.run") and not is_in(importer, "agents.run", "train", "evaluate"):
-        return "nothing but the two scripts imports run"
+    other_subject = is_in(importer, *SUBJECTS) and is_in(imported, *SUBJECTS) and room_of(importer) != room_of(imported)
+    if other_subject and not is_in(imported, "agents.natural.scores", "agents.optim"):
+        return "subjects meet only in scores and optim"
     return None
 
 
+def graph() -> dict[str, set[str]]:
+    """Module -> modules of ours that it imports."""
+    return {
+        module: {name for name in imports_of((ROOT / file).read_text(), module) if name in MODULES and name != module}
+        for module, file in MODULES.items()
+    }
+
+
+def circles(edges: Mapping[str, set[str]]) -> Iterator[list[str]]:
+    """The shortest circle through each module that is in one."""
+    for start in edges:
+        paths, seen = [[start]], {start}
+        while paths:
+            path = paths.pop(0)
+            for name in sorted(edges[path[-1]]):
+                if name == start:
+                    yield [*path, start]
+                    paths = []
+                    break
+                if name not in seen:
+                    seen.add(name)
+                    paths.append([*path, name])
+
+
 @pytest.mark.parametrize("file", FILES, ids=str)
-def test_imports_go_one_way(file: Path) -> None:
+def test_imports_go_down(file: Path) -> None:
     importer = module_of(file)
     broken = {imported: forbidden(importer, imported) for imported in imports_of((ROOT / file).read_text(), importer)}
     assert {imported: rule for imported, rule in broken.items() if rule} == {}
 
 
-def test_the_walk_sees_every_file_and_every_kind_of_import() -> None:
-    assert {"agents.run.cli", "agents.npg", "envs.vector", "train"} <= {module_of(file) for file in FILES}
+def test_there_is_no_circle() -> None:
+    edges = graph()
+    # Importing a module of a package imports the package first, whose own imports are a list of names.
+    edges["agents"] = set()
+    assert list(circles(edges)) == []
+
+
+def test_the_walk_sees_every_file_every_kind_of_import_and_every_circle() -> None:
+    assert {"agents.run.cli", "agents.npg", "envs.vector", "train"} <= set(MODULES)
     source = "import a.b\nfrom c import d\ndef f():\n    from e.f import g as h\n"
     assert imports_of(source, "x") == {"a.b", "c", "c.d", "e.f", "e.f.g"}
+    assert "envs.vector" in graph()["envs.sb3"]
+    assert list(circles({"a": {"b"}, "b": {"c"}, "c": {"b"}})) == [["b", "c", "b"], ["c", "b", "c"]]
 
 
 @pytest.mark.parametrize(
     ("importer", "imported"),
     [
         ("envs.sb3", "agents.base"),
-        ("agents.direction.fisher", "gymnasium.spaces"),
-        ("agents.direction.fisher", "envs.vector"),
+        ("agents.natural.curvature", "gymnasium.spaces"),
+        ("agents.natural.curvature", "envs.vector"),
+        ("agents.natural.curvature", "agents.evolution.engine"),
+        ("agents.policy.critic", "agents.natural.scores"),
         ("agents.rollout.collect", "envs.sb3"),
+        ("agents.saving", "agents.base"),
         ("agents.base", "agents.run.folder"),
         ("agents.run.training", "agents.npg"),
+        ("agents.npg", "agents.pes"),
         ("agents.npg", "agents.run.log"),
+        ("agents.npg", "agents"),
     ],
 )
 def test_each_rule_is_held(importer: str, imported: str) -> None:

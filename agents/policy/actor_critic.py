@@ -10,11 +10,10 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
-from agents.direction.critics import Critic
-from agents.direction.scores import Constant
 from agents.policy.base import Policy
+from agents.policy.critic import Critic
 from agents.policy.distributions import Distribution, Head
-from agents.policy.networks import activation_key, network, unrolled
+from agents.policy.networks import Constant, activation_key, network, unrolled
 
 
 class Actor(nn.Module):

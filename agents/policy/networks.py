@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 
 
 class _TanhOfSigmoid(torch.autograd.Function):
@@ -167,6 +168,23 @@ class QuadraticFeatures(nn.Module):
         return torch.cat((observations, observations[:, first] * observations[:, second]), dim=1)
 
 
+class Constant(nn.Module):
+    """A vector of parameters that depends on no input, such as a global log standard deviation.
+
+    Args:
+        size: its length.
+        value: what every entry starts with.
+    """
+
+    def __init__(self, size: int, value: float = 0.0) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.full((size,), value))
+
+    def forward(self, n: int) -> Tensor:
+        """The vector once per sample, [n, size]: copies, which keep their values when the parameters change."""
+        return self.bias.repeat(n, 1)
+
+
 def network(
     kind: str,
     inputs: int,
@@ -200,3 +218,20 @@ def flatten(observations: Tensor) -> Tensor:
     """[n, *O] as float32 [n, prod O]."""
     flat = observations if observations.ndim == 2 else observations.flatten(1)
     return flat if flat.dtype == torch.float32 else flat.to(torch.float32)
+
+
+@torch.no_grad()
+def parameter_vector(module: nn.Module) -> Tensor:
+    """A copy of the module's parameters, [p]."""
+    return parameters_to_vector(module.parameters())
+
+
+@torch.no_grad()
+def assign_parameters(module: nn.Module, vector: Tensor) -> None:
+    """Write vector [p] into the module's parameters, in place.
+
+    torch.nn.utils.vector_to_parameters would make the parameters views of the vector.
+    """
+    parameters = list(module.parameters())
+    for parameter, part in zip(parameters, vector.split([x.numel() for x in parameters]), strict=True):
+        parameter.copy_(part.view_as(parameter))

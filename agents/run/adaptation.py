@@ -15,16 +15,16 @@ import torch
 from rich.console import Console
 
 from agents import REGISTRY, checkpoint, load
-from agents.base import Agent
-from agents.direction.scores import parameter_vector
-from agents.policy.actor_critic import ActorCriticPolicy
-from agents.policy.batched import BatchedActor
-from agents.rollout.adaptation import (
+from agents.adaptation.task_data import (
     InnerStep,
     first_returns,
     task_data,
     task_sampler,
 )
+from agents.base import Agent
+from agents.policy.actor_critic import ActorCriticPolicy
+from agents.policy.batched import BatchedActor
+from agents.policy.networks import parameter_vector
 from agents.rollout.buffer import RolloutBuffer
 from agents.rollout.collect import action_noise, buffer_fields, collect
 from agents.run import report

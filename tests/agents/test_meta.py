@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 import agents
 from agents import FOMAML, MAML, NPG, REGISTRY, Reptile
-from agents.direction.adaptation import InnerOptimizer
-from agents.direction.scores import parameter_vector
+from agents.adaptation import task_data as adaptation
+from agents.adaptation.inner_loop import InnerOptimizer
+from agents.adaptation.task_data import InnerStep, TaskData, first_returns, linear_baseline, task_data
 from agents.meta import MetaAgent
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.batched import BatchedActor
-from agents.rollout import adaptation
-from agents.rollout.adaptation import InnerStep, TaskData, first_returns, linear_baseline, task_data
+from agents.policy.networks import parameter_vector
 from agents.rollout.buffer import RolloutBuffer
 from agents.rollout.collect import buffer_fields
 from agents.run import cli

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from agents import NPG, TRPO
-from agents.direction.fisher import ESTIMATES
-from agents.direction.scores import dense_scores, parameter_vector
-from agents.direction.trust_region import KL_TOLERANCE
+from agents.natural.curvature import ESTIMATES
+from agents.natural.scores import dense_scores
+from agents.natural.step import KL_TOLERANCE
 from agents.npg import NPGConfig, standardize
 from agents.policy.actor_critic import ActorCriticPolicy
+from agents.policy.networks import parameter_vector
 from envs import make_vec
 from envs.probes import ContinuousAction
 
@@ -305,7 +306,7 @@ def test_what_does_not_fit_is_refused_at_construction_with_what_does(monkeypatch
     for fisher in ("compatible", "diagonal", "empirical", "adaptive"):
         agent = npg(NormPolicy, fisher=fisher, cg_preconditioner="none").learn(16 * 3)
         assert agent.rejected_updates == 0
-    monkeypatch.setattr("agents.direction.solvers.MATRIX_BYTES", 4 * 49**2)
+    monkeypatch.setattr("agents.natural.solvers.MATRIX_BYTES", 4 * 49**2)
     with pytest.raises(ValueError, match=r"solver is 'cholesky'.*give auto or gram or cg"):
         npg(solver="cholesky")
     monkeypatch.setattr("agents.npg.MATRIX_BYTES", 4 * 49**2)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 
 from agents import PES, noise
-from agents.direction.evolution import (
+from agents.evolution.engine import (
     Estimate,
     Particles,
     Scheme,
@@ -28,15 +28,15 @@ from agents.direction.evolution import (
     top_pairs,
     weighted,
 )
-from agents.direction.optimizers import ClipUp
-from agents.direction.scores import parameter_vector
+from agents.evolution.policies import DeterministicPolicy, LinearPolicy, MlpPolicy
+from agents.evolution.policy_search import PolicySearch
+from agents.optim.clipup import ClipUp
 from agents.pes import MOST_SURPRISE, PESConfig
 from agents.policy.actor_critic import ActorCriticPolicy
+from agents.policy.networks import parameter_vector
 from agents.policy.normalizer import Moments, ObservationNormalizer, whitening
-from agents.policy.particles import DeterministicPolicy, LinearPolicy, MlpPolicy
 from agents.rollout.buffer import RolloutBuffer
 from agents.rollout.collect import Step, collect_some
-from agents.rollout.policy_search import PolicySearch
 from envs import GymVectorEnv, SnapshotError, VectorEnv, make_vec
 
 BOX = spaces.Box(-np.inf, np.inf, (5,))

@@ -13,9 +13,9 @@ from stable_baselines3.common.logger import Logger
 from torch import nn
 
 from agents import PPO, noise
-from agents.direction.adabound import AUTO, AdaBound
-from agents.direction.effective_steps import effective_steps
-from agents.direction.optimizers import OPTIMIZERS
+from agents.optim.adabound import AUTO, AdaBound
+from agents.optim.effective_steps import effective_steps
+from agents.optim.registry import OPTIMIZERS
 from agents.ppo import PPOConfig, clipped_surrogate
 from envs import make_vec
 from envs.sb3 import SB3View

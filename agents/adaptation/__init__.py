@@ -1,0 +1,1 @@
+"""Learning to adapt: the inner loop and the data of many tasks."""

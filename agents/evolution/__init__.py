@@ -1,0 +1,1 @@
+"""Evolution strategies: unrolled computations, the engine, policies as particles, their search, and trials."""

@@ -1,0 +1,1 @@
+"""Optimizers: AdaBound and AMSBound, ClipUp, and parameters as one vector."""
