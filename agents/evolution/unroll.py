@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-State = dict[str, Tensor]
+ParticleState = dict[str, Tensor]
 """The state of n particles: tensors whose first dimension is n. "steps", int64 [n], counts the steps since init."""
 
 
@@ -17,7 +17,7 @@ class Unroll(Protocol):
     computation keeps elsewhere (a simulator, stepped by ids) it finds again by the slots that it stored in the state.
     """
 
-    def init(self, keys: Tensor, slots: Tensor) -> State:
+    def init(self, keys: Tensor, slots: Tensor) -> ParticleState:
         """The first state of n new episodes.
 
         Args:
@@ -26,7 +26,7 @@ class Unroll(Protocol):
         """
         ...
 
-    def unroll(self, theta: Tensor, state: State, window: int) -> tuple[State, Tensor, Tensor]:
+    def unroll(self, theta: Tensor, state: ParticleState, window: int) -> tuple[ParticleState, Tensor, Tensor]:
         """Advance n particles by up to window steps.
 
         Args:
