@@ -228,6 +228,19 @@ class Estimate:
         """The mean of |ξ| over the pairs in the w-th window of their episode, [oldest + 1]; NaN where there is none."""
         return self.phase.bincount(self.xi_norm) / self.phases
 
+    def metrics(self) -> dict[str, float | Tensor]:
+        """Say how the search went; tensors are for histograms."""
+        ages = {f"search/xi_norm_at_age_{age:02}": norm for age, norm in enumerate(self.xi_by_phase.tolist())}
+        return {
+            "train/gradient_signal_to_noise": self.signal_to_noise.item(),
+            "train/score_mean": self.scores.mean().item(),
+            "train/score_std": self.scores.std(correction=0).item(),
+            "search/live_twins": int((self.steps > 0).sum()),
+            "search/xi_norm": self.xi_norm.mean().item(),
+            "search/phases": self.phase.cpu(),
+            **{name: norm for name, norm in ages.items() if not math.isnan(norm)},
+        }
+
 
 def start(
     scheme: Scheme, theta: Tensor, seed: int, *, counter: int = 0, first_pair: int = 0, pairs: int | None = None

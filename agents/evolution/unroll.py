@@ -7,7 +7,9 @@ from typing import Protocol
 from torch import Tensor
 
 ParticleState = dict[str, Tensor]
-"""The state of n particles: tensors whose first dimension is n. "steps", int64 [n], counts the steps since init."""
+"""Of n particles: tensors whose first dimension is n. "steps", int64 [n], counts the steps since init."""
+
+State = ParticleState
 
 
 class Unroll(Protocol):
@@ -18,7 +20,7 @@ class Unroll(Protocol):
     """
 
     def init(self, keys: Tensor, slots: Tensor) -> ParticleState:
-        """The first state of n new episodes.
+        """Begin n new episodes and return their first state.
 
         Args:
             keys: int64 [n] in [0, 2^31), the seeds of the episodes; equal keys give equal episodes.

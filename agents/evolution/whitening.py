@@ -84,12 +84,13 @@ class Whitening:
         shift, scale = (part.cpu().double() for part in (normalizer.shift, normalizer.scale))
         return whitening_matrix(self.observed.of_normalized(shift, scale)).float()
 
-    def observe(self, shards: Sequence[Products]) -> None:
-        """Take a window's observations in, which earlier ones fade by."""
+    def observe(self, shards: Sequence[Products]) -> list[Moments]:
+        """Take a window's observations in, which earlier ones fade by, and return them without products."""
         seen = sum(products.n.item() for products in shards)
         self.observed = self.observed.faded(math.exp(-seen / self.memory))
         for products in shards:
-            self.observed = self.observed.merge(Products(*(part.cpu() for part in products)))
+            self.observed = self.observed.merge(products.to("cpu"))
+        return [products.columns() for products in shards]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return its state."""

@@ -37,6 +37,10 @@ class Moments(NamedTuple):
         m2 = other.m2 + self.spread(delta) * (self.n * other.n / parts)
         return type(self)(total, self.mean + delta * (other.n / parts), self.m2 + m2)
 
+    def to(self, device: torch.device | str) -> Self:
+        """Return them on a device."""
+        return type(self)(*(part.to(device) for part in self))
+
 
 class ObservationNormalizer(nn.Module):
     """Subtracts the mean of all observations so far, divides by their standard deviation, clips to +-clip.

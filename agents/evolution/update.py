@@ -1,4 +1,4 @@
-"""What the scores of a window count: their ranks, the best pairs', or divided by a standard deviation that they had."""
+"""What an update goes by: its options, and the running scale of scores."""
 
 from __future__ import annotations
 
@@ -10,16 +10,36 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from agents.config import CommonConfig, at_least
+from agents.config import CommonConfig, above, at_least, below, between
 
 MOST_SURPRISE = 3.0
 """Most that a window's standard deviation of scores counts, in units of the averaged one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class UtilityConfig(CommonConfig):
-    """What scores count."""
+class UpdateConfig(CommonConfig):
+    """How perturbations, scores and the optimizer make a step."""
 
+    sigma: Annotated[float, above(0)] = 0.1
+    """Standard deviation of a perturbation, in units of a parameter."""
+    sigma_end: Annotated[float, above(0)] | None = None
+    """The same at the end of training, reached linearly; None keeps it."""
+    learning_rate: Annotated[float, above(0)] = 0.02
+    """Step size. The update is learning_rate times the mean over pairs of (u+ - u-) σ ξ, with scores u in standard
+    deviations: for es that is Mania et al.'s α. adam, adabound and clipup take it in units of a parameter."""
+    learning_rate_end: Annotated[float, at_least(0)] | None = None
+    """The same at the end of training, reached linearly; None keeps it."""
+    optimizer: Literal["sgd", "adam", "clipup", "adabound"] = "sgd"
+    """sgd, adam, clipup (Toklu et al. 2020) or adabound (Luo et al. 2019)."""
+    momentum: Annotated[float, at_least(0), below(1)] | None = None
+    """Share of the last direction that is left after an episode, also Adam's β₁; None is 0 for sgd, 0.9 for others. An
+    update of K steps takes the power K/T of it."""
+    beta2: Annotated[float, at_least(0), below(1)] = 0.99
+    """Adam's and AdaBound's β₂, per episode too."""
+    final_lr: Annotated[float, above(0)] | None = None
+    """AdaBound's step size in the end; None measures it at the hand-over."""
+    handover: Annotated[float, above(0), between(0, 1)] = 0.5
+    """When AdaBound hands over from Adam to SGD, as a share of the updates that are made if no episode ends early."""
     reward_scaling: Literal["std", "ranks", "log_ranks", "none"] = "std"
     """std (scores divided by their standard deviation), none, or for es only ranks (centered, Salimans et al. 2017) and
     log_ranks (those of NES and CMA-ES, in their standard deviations), which tell the best from the good and no bad from
@@ -39,7 +59,7 @@ class UtilityConfig(CommonConfig):
 
     @property
     def ranked(self) -> bool:
-        """Whether scores count by their ranks."""
+        """Say whether scores count by their ranks."""
         return self.reward_scaling in ("ranks", "log_ranks")
 
 
@@ -81,41 +101,3 @@ class RewardScale:
         """Take back what `tensors` gave."""
         held = tensors.get("reward_variances")
         self.variance, self.highest = (None, None) if held is None else held.tolist()
-
-
-def centered_ranks(scores: Tensor) -> Tensor:
-    """Rank scores [n] from -1/2 for the lowest to 1/2 for the highest; equal scores share their mean rank.
-
-    Source: Salimans et al. 2017, section 2, https://arxiv.org/abs/1703.03864. A monotone rescaling of scores changes
-    nothing; what is maximized is not the mean score.
-    """
-    n = len(scores)
-    _, place, counts = scores.unique(return_inverse=True, return_counts=True)
-    # As many are below a score as are in earlier places, and above it as many as are in later ones.
-    upto = counts.cumsum(0)
-    below_less_above = (upto - counts) - (n - upto)
-    return below_less_above[place].double() / max(2 * (n - 1), 1)
-
-
-def log_ranks(scores: Tensor) -> Tensor:
-    """Give utilities of scores [n] that fall with the logarithm of the rank, alike for the lower half; their sum is 0.
-
-    Source: Wierstra et al. 2014, section 3.1, https://jmlr.org/papers/v15/wierstra14a.html; the weights are those of
-    Hansen & Ostermeier 2001. Of equal scores the first ranks highest.
-    """
-    n = len(scores)
-    ranks = torch.empty_like(scores, dtype=torch.float64)
-    order = scores.argsort(descending=True, stable=True)
-    ranks[order] = torch.arange(1, n + 1, dtype=torch.float64, device=scores.device)
-    weights = (math.log(n / 2 + 1) - ranks.log()).clamp(min=0)
-    return weights / weights.sum() - 1 / n
-
-
-def top_pairs(scores: Tensor, count: int) -> Tensor:
-    """Choose the count of n pairs with the highest better twin, by their scores [2n]: boolean [n].
-
-    Source: Mania et al. 2018, algorithm 2, line 7, https://arxiv.org/abs/1803.07055. Of equal pairs the first are kept.
-    """
-    best = scores.view(-1, 2).amax(1)
-    order = best.argsort(descending=True, stable=True)
-    return torch.zeros_like(best, dtype=torch.bool).index_fill(0, order[:count], True)
