@@ -209,5 +209,5 @@ def _presets(algorithm: str) -> dict[str, dict[str, Any]]:
 
 
 def preset_values(algorithm: str, env_id: str) -> dict[str, Any]:
-    """Give the values in which an algorithm's preset for an environment differs from the defaults; {} if it has none."""
+    """Give the values in which a preset for an environment differs from the defaults; {} if there is none."""
     return dict(_presets(_ALIKE.get(algorithm, algorithm)).get(env_id, {}))
