@@ -18,7 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 
-from agents import PES, noise
+from agents import PES, checkpoint, noise
 from agents.evolution.engine import Estimate, Particles, Scheme, estimate, join, start
 from agents.evolution.policies import DeterministicLinear, DeterministicMlp, DeterministicPolicy
 from agents.evolution.policy_search import PolicySearch, SearchConfig
@@ -549,6 +549,33 @@ def test_every_optimizer_climbs_and_resumes_exactly(optimizer: str, tmp_path) ->
     assert torch.equal(parameter_vector(agent.policy.actor), parameter_vector(more.policy.actor))
     # The first policy scores 0 but for its noise.
     assert np.mean(scores[-16:]) > 1.0
+
+
+@pytest.mark.parametrize("policy", ["LinearPolicy", "MlpPolicy"])
+def test_a_checkpoint_names_the_policy_as_users_do(policy: str, tmp_path) -> None:
+    agent = make("probes/ContinuousAction-v0", policy=policy, net_arch=(4,)).learn(64)
+    agent.save(tmp_path / "agent.zip")
+    manifest, tensors = checkpoint.read(tmp_path / "agent.zip")
+    assert manifest["policy_class"] == policy
+    # The first checkpoints name classes, which had these names; now others have their own.
+    for name in (policy, type(agent.policy).__name__):
+        checkpoint.write(tmp_path / "named.zip", {**manifest, "policy_class": name}, tensors)
+        more = PES.load(tmp_path / "named.zip", device="cpu")
+        assert type(more.policy) is type(agent.policy)
+        assert torch.equal(parameter_vector(agent.policy.actor), parameter_vector(more.policy.actor))
+
+
+class Mlp(DeterministicMlp):
+    """Another one, under a name that is an alias of ours."""
+
+
+def test_a_policy_of_ones_own_is_asked_for_again(tmp_path) -> None:
+    Mlp.__name__ = "MlpPolicy"
+    make("probes/ContinuousAction-v0", policy=Mlp, net_arch=(4,)).save(tmp_path / "own.zip")
+    with pytest.raises(checkpoint.CheckpointError, match=r"policy class test_pes.Mlp; give it again"):
+        PES.load(tmp_path / "own.zip", device="cpu")
+    own = PES.load(tmp_path / "own.zip", device="cpu", custom_objects={"policy_class": Mlp})
+    assert type(own.policy) is Mlp
 
 
 def test_perturbations_are_whitened_once_enough_has_been_observed() -> None:
