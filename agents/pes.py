@@ -105,11 +105,12 @@ class PES(Agent):
         u, pairs = self._utilities(found.scores)
         g = 2 * self.sigma * self.particles.weighted(u).sum(0) / pairs  # weighted: ξ (u⁺ - u⁻) / 2
         alpha = self._scheduled(self.config.learning_rate, self.config.learning_rate_end)
+        metrics = found.metrics() | {"train/learning_rate": alpha, "train/gradient_norm": g.norm().item()}
         self._ascend(g.to(self.device), alpha)
+        self._record_window(metrics)
         if self.policy.normalize_observations:
             self._observe()
-        self._record_window(found, g, alpha)
-        if self.trials.pending:
+        if self.config.trials:
             self._compare(found.scores)
 
     def _scheduled(self, first: float, last: float | None) -> float:
@@ -228,22 +229,20 @@ class PES(Agent):
 
     # Logging and saving ----------------------------------------------------------------------------------------------
 
-    def _record_window(self, found: Estimate, g: Tensor, alpha: float) -> None:
+    def _record_window(self, metrics: dict[str, float | Tensor]) -> None:
         rollout = self.collector.rollout
         if self.scheme.shared:
             self.steps_with_mean_parameters += int(rollout["stepped"][:, 2::3].sum())
-        metrics = {
+        metrics |= {
             "train/sigma": self.sigma,
-            "train/learning_rate": alpha,
-            "train/gradient_norm": g.norm().item(),
             "search/twin_deaths": int(rollout["terminated"].sum()),
             "steps/perturbed": self.num_timesteps - self.steps_with_mean_parameters,
             "steps/mean_parameters": self.steps_with_mean_parameters,
         }
         if self.config.trials:
             metrics["search/trial_round"] = self.trials.round
-        for name, value in (metrics | found.metrics()).items():
-            shown = "age" not in name and not isinstance(value, Tensor)
+        for name, value in metrics.items():
+            shown = "_at_age_" not in name and not isinstance(value, Tensor)
             self.logger.record(name, value, exclude=None if shown else ONLY_TENSORBOARD)
 
     def _search(self) -> SearchState:

@@ -168,7 +168,8 @@ class Particles:
         utilities, what each twin's score counts, from all pairs' scores; each worker sums its own.
         """
         plus, minus = utilities.view(-1, 2).T
-        return _sums(self.xi * ((plus - minus).to(self.xi.dtype) / 2)[:, None])
+        estimates = self.xi * ((plus - minus).to(self.xi.dtype) / 2)[:, None]
+        return torch.stack([shard.sum(0) for shard in estimates.split(noise.SHARD)])
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all but the seed, the counter and the first pair, for a file."""
@@ -323,10 +324,9 @@ def estimate(
         )
     if shape is not None and scheme.analytic:
         raise ValueError("pes_analytic adds a gradient that is not shaped; give shape=None, or use pes.")
-    particles = _restart(task, scheme, particles)
-    particles = _perturb(scheme, sigma, particles, shape)
-    epsilon, xi = particles.epsilon, particles.xi
     width, carried = len(scheme.signs), scheme.states
+    particles = _renew(task, scheme, sigma, particles, shape)
+    epsilon, xi = particles.epsilon, particles.xi
 
     # A shared state is unrolled in every row of its pair.
     before = {name: value.repeat_interleave(width // carried, 0) for name, value in particles.state.items()}
@@ -345,7 +345,7 @@ def estimate(
     else:
         estimates = own + (xi - epsilon / sigma**2) * (difference - (epsilon * own).sum(1))[:, None]
     result = Estimate(
-        sums=_sums(estimates),
+        sums=torch.stack([shard.sum(0) for shard in estimates.split(noise.SHARD)]),
         squares=estimates.square().sum(1),
         scores=scores[:, :2].flatten(),
         phase=particles.phase,
@@ -372,51 +372,44 @@ def join(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(*(torch.cat([getattr(part, field.name) for part in estimates]) for field in fields(Estimate)))
 
 
-def _restart(task: Unroll, scheme: Scheme, particles: Particles) -> Particles:
-    """Begin new episodes in the pairs that are due; all of a pair's rows get the same key."""
-    pairs = particles.due.nonzero().squeeze(1)
-    if not len(pairs):
-        return particles
-    shape = (1, len(particles.due))
-    uniform = noise.uniform(
-        particles.seed, "episode", particles.counter, shape, torch.float64, start=particles.first_pair
-    )
-    keys = (uniform[0] * 2**31).long().to(pairs.device)[pairs].repeat_interleave(scheme.states)
-    slots = (pairs[:, None] * scheme.states + torch.arange(scheme.states, device=pairs.device)).flatten()
-    fresh = task.init(keys, slots)
-    if "steps" not in fresh:
-        raise ValueError(f'the task\'s state holds {", ".join(fresh)}; it needs "steps", the steps made since init.')
-    return replace(
-        particles,
-        xi=particles.xi.masked_fill(particles.due[:, None], 0),
-        phase=particles.phase.masked_fill(particles.due, 0),
-        ended=particles.ended.masked_fill(particles.due[:, None], False),
-        state=_put(particles.state, slots, fresh) if particles.state else fresh,
-    )
+def _renew(task: Unroll, scheme: Scheme, sigma: float, particles: Particles, shape: Shape | None) -> Particles:
+    """Begin new episodes in the pairs that are due, draw ε anew where it is time, and add ε/σ² to ξ.
+
+    All rows of a pair begin with the same key. With a shared state only this window's ε has an effect.
+    """
+    old, due, every = particles, particles.due[:, None], scheme.resample_every
+    phase = old.phase.masked_fill(old.due, 0)
+    epsilon, xi = old.epsilon, old.xi.masked_fill(due, 0)
+    renewed = phase == 0 if every is None else phase % every == 0
+    if renewed.any():
+        size = (1, *xi.shape)
+        z = noise.normal(old.seed, "perturbation", old.counter, size, xi.dtype, start=old.first_pair)[0].to(xi.device)
+        if shape is not None:
+            # By shard, since a product's rounding may depend on how many rows it has.
+            z = torch.cat([shape(shard) for shard in z.split(noise.SHARD)])
+        past = torch.zeros_like(xi) if scheme.shared else xi
+        epsilon = torch.where(renewed[:, None], sigma * z, epsilon)
+        xi = torch.where(renewed[:, None], past + z / sigma, xi)
+
+    state, pairs = old.state, old.due.nonzero().squeeze(1)
+    if len(pairs):
+        size = (1, len(old.due))
+        uniform = noise.uniform(old.seed, "episode", old.counter, size, torch.float64, start=old.first_pair)[0]
+        keys = (uniform * 2**31).long().to(pairs.device)[pairs].repeat_interleave(scheme.states)
+        slots = (pairs[:, None] * scheme.states + torch.arange(scheme.states, device=pairs.device)).flatten()
+        fresh = task.init(keys, slots)
+        if "steps" not in fresh:
+            raise ValueError(
+                f'the task\'s state holds {", ".join(fresh)}; it needs "steps", the steps made since init.'
+            )
+        state = _put(state, slots, fresh) if state else fresh
+    ended = old.ended.masked_fill(due, False)
+    return replace(old, epsilon=epsilon, xi=xi, phase=phase, ended=ended, state=state)
 
 
-def _perturb(scheme: Scheme, sigma: float, particles: Particles, shape: Shape | None) -> Particles:
-    """Draw ε anew where it is time, and add ε/σ² to ξ; with a shared state only this window's ε has an effect."""
-    every = scheme.resample_every
-    renewed = particles.phase == 0 if every is None else particles.phase % every == 0
-    if not renewed.any():
-        return particles
-    epsilon, xi = particles.epsilon, particles.xi
-    drawn = noise.normal(
-        particles.seed, "perturbation", particles.counter, (1, *xi.shape), xi.dtype, start=particles.first_pair
-    )[0].to(xi.device)
-    if shape is not None:
-        # By shard, since a product's rounding may depend on how many rows it has.
-        drawn = torch.cat([shape(shard) for shard in drawn.split(noise.SHARD)])
-    past = torch.zeros_like(xi) if scheme.shared else xi
-    return replace(
-        particles,
-        epsilon=torch.where(renewed[:, None], sigma * drawn, epsilon),
-        xi=torch.where(renewed[:, None], past + drawn / sigma, xi),
-    )
-
-
-def _advance(task: Unroll, theta: Tensor, state: ParticleState, ended: Tensor, window: int) -> tuple[ParticleState, Tensor, Tensor]:
+def _advance(
+    task: Unroll, theta: Tensor, state: ParticleState, ended: Tensor, window: int
+) -> tuple[ParticleState, Tensor, Tensor]:
     """Unroll the rows that have not ended; the others stay as they are and score 0."""
     rows = None if not ended.any() else (~ended).nonzero().squeeze(1)
     going = state if rows is None else {name: value[rows] for name, value in state.items()}
@@ -431,11 +424,6 @@ def _advance(task: Unroll, theta: Tensor, state: ParticleState, ended: Tensor, w
         return after, score, over
     scores = score.new_zeros(len(ended)).index_copy(0, rows, score)
     return _put(state, rows, after), scores, ended.index_copy(0, rows, over)
-
-
-def _sums(estimates: Tensor) -> Tensor:
-    """Sum the pairs' estimates [n, P] shard by shard, [shards, P]."""
-    return torch.stack([shard.sum(0) for shard in estimates.split(noise.SHARD)])
 
 
 def _put(state: ParticleState, rows: Tensor, values: ParticleState) -> ParticleState:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from agents.policy.base import Policy
 from agents.policy.distributions import DiagonalGaussian, Distribution, Head
-from agents.policy.networks import activation_key, flatten, mlp
+from agents.policy.networks import activation_key, mlp
 
 
 class DeterministicActor(nn.Module):
@@ -82,7 +82,7 @@ class DeterministicPolicy(Policy):
         normalized = torch.empty_like(shift)
 
         def act(observations: Tensor) -> Tensor:
-            x = flatten(observations)
+            x = observations.flatten(1).float()
             if normalizes:
                 x = torch.sub(x, shift, out=normalized).mul_(scale).clamp_(-clip, clip)
             for layer in layers:

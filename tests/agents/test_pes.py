@@ -532,7 +532,9 @@ def test_equal_scores_move_nothing_and_a_first_difference_is_bounded() -> None:
     before = parameter_vector(agent.policy.actor)
     agent.learn(2000)
     assert torch.equal(before, parameter_vector(agent.policy.actor))
-    assert agent.reward_scale.update(torch.tensor([0.0, 0.0, 3.0, -3.0]).double(), memory=1.0) == pytest.approx(4.5**0.5 / MOST_SURPRISE)
+    assert agent.reward_scale.update(torch.tensor([0.0, 0.0, 3.0, -3.0]).double(), memory=1.0) == pytest.approx(
+        4.5**0.5 / MOST_SURPRISE
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "clipup", "adabound"])
@@ -591,7 +593,9 @@ def test_perturbations_are_whitened_once_enough_has_been_observed() -> None:
     before = again.policy.normalizer.count.item() - seen
     assert again.whitening.observed.n == pytest.approx(before * np.exp(-seen / 641) + seen)
     normalizer = again.policy.normalizer
-    M = whitening_matrix(again.whitening.observed.of_normalized(normalizer.shift.double(), normalizer.scale.double())).float()
+    M = whitening_matrix(
+        again.whitening.observed.of_normalized(normalizer.shift.double(), normalizer.scale.double())
+    ).float()
     white = 0.2 * noise.normal(0, "perturbation", 2, (1, 32, 33))[0].view(32, 3, 11) @ M
     torch.testing.assert_close(third.epsilon, white.flatten(1), rtol=1e-4, atol=1e-6)
 
