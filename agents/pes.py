@@ -31,7 +31,7 @@ ONLY_TENSORBOARD = ("stdout", "log", "json", "csv")
 
 @dataclass(frozen=True, kw_only=True)
 class PESConfig(TrialsConfig, WhiteningConfig, UpdateConfig, SearchConfig):
-    """Hyperparameters of PES, each declared beside what it is for. An episode is the horizon T, in environment steps."""
+    """Hyperparameters of PES, each declared beside what it is for. An episode is the horizon T."""
 
     num_envs: Annotated[int, at_least(1)] = 20
     """N, particles: two to a pair, and a third one for truncated_es, which follows the mean parameters."""
@@ -82,6 +82,8 @@ class PES(Agent):
     policy_aliases: ClassVar[dict[str, Any]] = {"LinearPolicy": DeterministicLinear, "MlpPolicy": DeterministicMlp}
     config: PESConfig
     policy: DeterministicPolicy
+    particles: Particles | None
+    whitening: Whitening | None
 
     # Learning --------------------------------------------------------------------------------------------------------
 
@@ -197,7 +199,7 @@ class PES(Agent):
                 f"policy is {self.policy_class.__name__}; PES evaluates the policies of all particles at once, which "
                 "needs one without noise or state: a subclass of agents.evolution.policies.DeterministicPolicy."
             )
-        self.particles: Particles | None = None
+        self.particles = None
         self.steps_with_mean_parameters = 0
         super()._setup_model()
         c, memory = self.config, self.config.whitening_memory

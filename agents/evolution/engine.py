@@ -368,7 +368,7 @@ def estimate(
 
 
 def join(estimates: Sequence[Estimate]) -> Estimate:
-    """Return the estimate of all pairs from those of consecutive ranges, in order: equal to one that was computed at once."""
+    """Put the estimates of consecutive ranges together, in order: to the bits of one that was computed at once."""
     return Estimate(*(torch.cat([getattr(part, field.name) for part in estimates]) for field in fields(Estimate)))
 
 

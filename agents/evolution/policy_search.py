@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -119,6 +119,7 @@ class PolicySearch:
     def init(self, keys: Tensor, slots: Tensor) -> ParticleState:
         collector, normalizer, n = self.collector, self.collector.policy.normalizer, len(slots)
         ids = 3 * slots + 2 if self.shared else slots
+        assert collector.observations is not None
         collector.observations[ids], _ = collector.vector.reset(seed=keys.cpu().numpy(), ids=ids)
         collector.episodes.restart(ids)
         return {
@@ -157,11 +158,14 @@ class PolicySearch:
         scores = rewards.cumsum(0)[-1]
         return {**state, "steps": state["steps"] + stepped.sum(0)}, scores, ended
 
-    def moments(self) -> Sequence[Moments]:
-        """Sum up the last window's observations, for each shard of `noise.SHARD` pairs; to be merged in this order."""
+    def moments(self) -> list[Any]:
+        """Sum up the last window's observations, for each shard of `noise.SHARD` pairs; to be merged in this order.
+
+        They are `Products` if these were asked for, else `Moments`.
+        """
         width = noise.SHARD * (3 if self.shared else 2)
         observations, stepped = self.collector.rollout["observations"], self.collector.rollout["stepped"]
-        kind = Products if self.products else Moments
+        kind: type[Moments] = Products if self.products else Moments
         # Chosen rows: most rows of a window hold nothing where episodes end early.
         return [
             kind.of(observations[:, shard][stepped[:, shard]].flatten(1))
@@ -174,6 +178,7 @@ class PolicySearch:
         ids = 3 * slots + torch.arange(3, device=slots.device).repeat(len(slots) // 3)
         source = ids[2::3]
         snapshot = collector.vector.snapshot(source)
+        assert collector.observations is not None
         for twin in (0, 1):
             target = ids[twin::3]
             collector.vector.restore(snapshot, target)
