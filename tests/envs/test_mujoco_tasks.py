@@ -13,8 +13,8 @@ import torch
 
 from envs import make_vec
 from envs.mujoco import TASKS, MujocoVectorEnv
-from envs.mujoco.noise import ResetNoise
-from envs.mujoco.physics import skip_idle_work
+from envs.mujoco.model import skip_idle_work
+from envs.mujoco.tasks import RandomStreams
 
 COMMON = {"exclude_current_positions_from_observation": False, "frame_skip": 3}
 HUMANOID = {
@@ -214,9 +214,9 @@ def test_reset_states_have_gymnasiums_distribution(env_id: str) -> None:
     np.testing.assert_allclose(ours.std(0), spread, rtol=6 / math.sqrt(n), atol=1e-12)
 
 
-def test_reset_noise_is_uniform_normal_and_independent() -> None:
+def test_random_streams_are_uniform_normal_and_independent() -> None:
     n = 20_000
-    noise = ResetNoise(np.arange(n), np.zeros(n, dtype=np.int64))
+    noise = RandomStreams(np.arange(n), np.zeros(n, dtype=np.int64))
     uniform, normal = noise.uniform(-1.0, 3.0, 4), noise.normal(4)
     assert uniform.min() >= -1
     assert uniform.max() < 3
@@ -228,7 +228,7 @@ def test_reset_noise_is_uniform_normal_and_independent() -> None:
     np.testing.assert_allclose(columns, np.eye(8), atol=0.05)
     neighbours = np.corrcoef(uniform[:-1, 0], uniform[1:, 0])[0, 1]
     assert abs(neighbours) < 0.05
-    next_episode = ResetNoise(np.arange(n), np.ones(n, dtype=np.int64)).uniform(-1.0, 3.0, 4)
+    next_episode = RandomStreams(np.arange(n), np.ones(n, dtype=np.int64)).uniform(-1.0, 3.0, 4)
     assert abs(np.corrcoef(uniform[:, 0], next_episode[:, 0])[0, 1]) < 0.05
 
 
