@@ -103,7 +103,7 @@ class MujocoVectorEnv(SeededVectorEnv):
 
     @property
     def dt(self) -> float:
-        """Seconds of simulated time per step."""
+        """Give the seconds of simulated time per step."""
         return float(self._period)
 
     def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:

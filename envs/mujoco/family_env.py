@@ -90,7 +90,7 @@ class FamilyVectorEnv(MujocoVectorEnv, TaskVectorEnv):
 
     @property
     def tasks(self) -> np.ndarray:
-        """Each simulation's task, [num_envs, G]."""
+        """Give each simulation's task, [num_envs, G]."""
         return self._goals.copy()
 
     def draw_tasks(self, numbers: Any, split: Split | None = None) -> np.ndarray:

@@ -226,8 +226,8 @@ def test_random_streams_are_uniform_normal_and_independent() -> None:
     np.testing.assert_allclose(normal.var(0), 1.0, rtol=0.05)
     columns = np.corrcoef(np.hstack((uniform, normal)).T)
     np.testing.assert_allclose(columns, np.eye(8), atol=0.05)
-    neighbours = np.corrcoef(uniform[:-1, 0], uniform[1:, 0])[0, 1]
-    assert abs(neighbours) < 0.05
+    neighbors = np.corrcoef(uniform[:-1, 0], uniform[1:, 0])[0, 1]
+    assert abs(neighbors) < 0.05
     next_episode = RandomStreams(np.arange(n), np.ones(n, dtype=np.int64)).uniform(-1.0, 3.0, 4)
     assert abs(np.corrcoef(uniform[:, 0], next_episode[:, 0])[0, 1]) < 0.05
 
