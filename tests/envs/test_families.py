@@ -206,6 +206,14 @@ def test_the_point_moves_by_a_tenth_of_bounded_actions() -> None:
     np.testing.assert_allclose(observation[0], [0.05, 0.1])
 
 
+def test_an_episode_at_a_given_state_keeps_the_task() -> None:
+    env = make("HalfCheetahVel", 2, redraw=True)
+    env.reset(seed=0)
+    tasks = env.tasks
+    env.set_state(np.tile(env.model.qpos0, (2, 1)), np.zeros((2, env.model.nv)))
+    assert np.array_equal(env.tasks, tasks)
+
+
 def test_horizon_ends_and_redraw_changes_the_task() -> None:
     env = make("HalfCheetahVel", 2, horizon=3, redraw=True)
     env.reset(seed=0)

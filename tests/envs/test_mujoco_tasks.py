@@ -187,6 +187,30 @@ def test_bad_input_is_named() -> None:
         make_vec("Hopper-v5", 2, reset_noise=0.1)
 
 
+def test_actions_of_another_kind_are_cast_once() -> None:
+    rows = np.random.default_rng(0).uniform(-1, 1, (2, 3))
+    outcomes = []
+    for actions in (
+        rows.astype(np.float32),
+        rows,
+        rows.tolist(),
+        torch.tensor(rows),
+        torch.tensor(rows, dtype=torch.float32, requires_grad=True),
+    ):
+        env = make_vec("Hopper-v5", 2)
+        env.reset(seed=0)
+        outcomes.append(torch.cat((env.step(actions)[0].flatten(), env.step(actions, ids=[0, 1])[1])))
+    assert all(torch.equal(outcome, outcomes[0]) for outcome in outcomes)
+
+
+def test_an_episode_at_a_given_state_leaves_the_streams_where_they_were() -> None:
+    env, twin = make_vec("Hopper-v5", 2, seed=0), make_vec("Hopper-v5", 2, seed=0)
+    env.reset()
+    twin.reset()
+    env.set_state(env.model.qpos0[None], np.ones((1, env.model.nv)), ids=[1])
+    assert torch.equal(env.reset()[0], twin.reset()[0])
+
+
 def test_time_limit_can_be_changed() -> None:
     env = make_vec("Swimmer-v5", 1, max_episode_steps=3)
     env.reset(seed=0)
