@@ -16,9 +16,8 @@ from agents.base import Agent
 from agents.config import AgentConfig, near
 from agents.natural.critic_fits import explained_variance
 from agents.optim.adabound import AUTO, AdaBound, handover_gamma
-from agents.optim.effective_steps import effective_steps
-from agents.optim.flat import FlatParameters
-from agents.optim.registry import FUSED, OPTIMIZERS, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from agents.optim.effective_steps import report
+from agents.optim.registry import OPTIMIZERS, load_optimizer_tensors, make_flat_optimizer, optimizer_tensors
 from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
 from agents.policy.distributions import Distribution
 from agents.rollout.surrogates import clipped_surrogate
@@ -163,17 +162,9 @@ class PPO(Agent):
     def _setup_model(self) -> None:
         super()._setup_model()
         c, actor, critic = self.config, self.policy.actor, self.policy.critic
-        settings: dict[str, Any] = {} if c.optimizer in ("sgd", "clipup") else {"eps": c.eps}
-        if issubclass(OPTIMIZERS[c.optimizer], AdaBound):
-            # Gradients are looked at before they are clipped.
-            settings |= {"final_lr": AUTO if c.final_lr is None else c.final_lr, "nonfinite": "ignore"}
-        modules: list[nn.Module] = [actor, critic]
-        if c.optimizer in FUSED:
-            settings["fused"] = True
-            modules = [nn.ModuleList(modules)]  # what such an optimizer does to one has nothing to do with the other
-        self.flat = FlatParameters(modules)
-        groups = [{"params": [group]} for group in self.flat.groups]
-        self.optimizer = make_optimizer(c.optimizer, groups, lr=c.learning_rate, **settings)
+        self.flat, self.optimizer = make_flat_optimizer(
+            c.optimizer, [actor, critic], lr=c.learning_rate, eps=c.eps, final_lr=c.final_lr
+        )
 
     def _connect(self, env: SB3View) -> None:
         c, n = self.config, self.config.n_steps * env.num_envs
@@ -281,18 +272,9 @@ class PPO(Agent):
 
     def _record_effective_steps(self) -> None:
         """The element-wise step lengths before and after the bounds, these, and the shares that they raise and cut."""
-        if not isinstance(self.optimizer, AdaBound):
-            return
-        for part, steps in zip(PARTS, effective_steps(self.optimizer, list(QUANTILES.values())), strict=True):
-            if steps is None:
-                continue
-            values = {f"adam_step_{part}_{key}": x for key, x in zip(QUANTILES, steps.unbounded, strict=True)}
-            values |= {f"effective_step_{part}_{key}": x for key, x in zip(QUANTILES, steps.bounded, strict=True)}
-            values |= {f"effective_step_{part}_{key}": getattr(steps, key) for key in ("raised", "cut")}
-            if math.isfinite(steps.upper):
-                values |= {f"effective_step_{part}_{key}": getattr(steps, key) for key in ("lower", "upper")}
-            for name, value in values.items():
-                self.logger.record(f"train/{name}", float(value))
+        if isinstance(self.optimizer, AdaBound):
+            for name, value in report(self.optimizer, PARTS).items():
+                self.logger.record(f"train/{name}", value)
 
     def own_tensors(self) -> dict[str, Tensor]:
         """The optimizer's state, under its name: another optimizer that goes on from here begins anew."""
