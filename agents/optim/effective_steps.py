@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from agents.optim.adabound import AdaBound
+from torch.optim import Optimizer
 
 Scalar = Any
 """A float, or a tensor where the update is captured, compiled or differentiated."""
@@ -44,14 +42,14 @@ def bounds_at(step: Scalar, group: Mapping[str, Any]) -> tuple[Scalar, Scalar]:
 
 
 @torch.no_grad()
-def report(optimizer: AdaBound, names: Sequence[str]) -> dict[str, float]:
+def report(optimizer: Optimizer, names: Sequence[str]) -> dict[str, float]:
     """Return what the bounds did to the element-wise step lengths of the last update, at each group's current lr.
 
     Where a group's parameters have had different numbers of updates, each is bounded by its own, and lower and upper
     are those of the most updated.
 
     Args:
-        optimizer: an AdaBound or AMSBound.
+        optimizer: an AdaBound or AMSBound; there is nothing to tell of another.
         names: of its groups.
 
     Returns:
@@ -61,6 +59,8 @@ def report(optimizer: AdaBound, names: Sequence[str]) -> dict[str, float]:
         and "..._upper", once there are any.
     """
     numbers: dict[str, float] = {}
+    if "final_lr" not in optimizer.defaults:
+        return numbers
     for name, group in zip(names, optimizer.param_groups, strict=True):
         parts = [(steps, bounds_at(t, group)) for t, steps in adam_steps(optimizer, group)]
         if not any(len(steps) for steps, _ in parts):
@@ -80,7 +80,7 @@ def report(optimizer: AdaBound, names: Sequence[str]) -> dict[str, float]:
     return numbers
 
 
-def adam_steps(optimizer: AdaBound, group: Mapping[str, Any]) -> Iterator[tuple[float, Tensor]]:
+def adam_steps(optimizer: Optimizer, group: Mapping[str, Any]) -> Iterator[tuple[float, Tensor]]:
     """Give, per parameter that has been updated, t and η / lr without bounds of its elements with v > 0, flat."""
     for parameter in group["params"]:
         if state := optimizer.state.get(parameter):

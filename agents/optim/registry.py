@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn, optim
@@ -13,6 +13,8 @@ from agents.config import near
 from agents.optim.adabound import AUTO, AdaBound, AMSBound
 from agents.optim.clipup import ClipUp
 from agents.optim.flat import FlatParameters
+
+OptimizerName = Literal["adabound", "adam", "adamw", "amsbound", "clipup", "rmsprop", "sgd"]
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "adabound": AdaBound,
@@ -39,7 +41,7 @@ def make_optimizer(name: str, params: ParamsT, **settings: Any) -> Optimizer:
         ValueError: no optimizer has that name.
     """
     if name not in OPTIMIZERS:
-        raise ValueError(f"there is no optimizer {name!r}{near(name, list(OPTIMIZERS))}")
+        raise ValueError(f"there is no optimizer {name!r}{near(name, OPTIMIZERS)}")
     return OPTIMIZERS[name](params, **settings)
 
 
