@@ -213,7 +213,9 @@ class PPO(Agent):
         }
         if actor.log_std is not None:
             values["std"] = actor.log_std.bias.detach().exp().mean()
-        for name, value in (metrics | dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))).items():
+        for name, value in (
+            metrics | dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+        ).items():
             self.logger.record(f"train/{name}", value)
 
     # Set-up and state ------------------------------------------------------------------------------------------------
