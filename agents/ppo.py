@@ -18,6 +18,7 @@ from agents.optim.adabound import handover_gamma
 from agents.optim.effective_steps import charts, report
 from agents.optim.registry import OptimizerName, load_optimizer_tensors, make_flat_optimizer, optimizer_tensors
 from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
+from agents.rollout.buffer import Rollout, advantages
 from agents.rollout.surrogates import clipped_surrogate
 from envs.sb3 import SB3View
 
@@ -132,11 +133,11 @@ class PPO(Agent):
 
     # An iteration ----------------------------------------------------------------------------------------------------
 
-    def train(self) -> None:
+    def train(self, batch: Rollout) -> None:
         """Take minibatch steps on the losses of equation 9, for n_epochs or up to target_kl (algorithm 1)."""
-        c, policy, batch = self.config, self.policy, self.buffer.to(self.device)
+        c, policy = self.config, self.policy
         s, a = policy.normalize(batch.flat("observations")), batch.flat("actions")
-        A, returns = self._advantages(batch, s, c.gae_lambda)
+        A, returns = advantages(batch, s, policy, c.gamma, c.gae_lambda)  # Â, equation 11
         with torch.no_grad():
             old = policy.actor(s)
             log_old = old.log_prob(a)
@@ -164,7 +165,7 @@ class PPO(Agent):
         """Go n_epochs times through all n samples, in a new order each time."""
         c, n = self.config, len(rollout.A)
         for epoch in range(c.n_epochs):
-            rows = noise.permutation(self.stream_seed, "minibatch", self.iteration, n, epoch).to(self.device)
+            rows = noise.permutation(self.stream_seed, "minibatch", self.counter, n, epoch).to(self.device)
             shuffled = Minibatch(*(x[rows] for x in rollout))
             if c.normalize_advantage:
                 A = shuffled.A.view(-1, c.batch_size)

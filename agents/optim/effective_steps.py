@@ -53,10 +53,10 @@ def report(optimizer: Optimizer, names: Sequence[str]) -> dict[str, float]:
         names: of its groups.
 
     Returns:
-        Per group that has had a gradient, over the elements that have: quantiles before the bounds, "adam_step_NAME_q50"
-        and so on, which Adam would use; after them, "effective_step_NAME_q50" and so on; the shares of elements that
-        the bounds raised and cut, "effective_step_NAME_raised" and "..._cut"; and the bounds, "effective_step_NAME_lower"
-        and "..._upper", once there are any.
+        Of each group that has had a gradient, over the elements that have: "adam_step_NAME_q05", "..._q50" and
+        "..._q95", quantiles before the bounds, which Adam would use; "effective_step_NAME_q05" and so on, after them;
+        "effective_step_NAME_raised" and "..._cut", the shares of elements that the bounds raised and cut; and, once
+        there are bounds, "effective_step_NAME_lower" and "..._upper".
     """
     numbers: dict[str, float] = {}
     if "final_lr" not in optimizer.defaults:
