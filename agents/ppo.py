@@ -18,6 +18,7 @@ from agents.optim.adabound import handover_gamma
 from agents.optim.effective_steps import charts, report
 from agents.optim.registry import OptimizerName, load_optimizer_tensors, make_flat_optimizer, optimizer_tensors
 from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
+from agents.policy.distributions import Distribution
 from agents.rollout.buffer import Rollout, advantages
 from agents.rollout.surrogates import clipped_surrogate
 from envs.sb3 import SB3View
@@ -151,14 +152,12 @@ class PPO(Agent):
             history.append(Losses(*(value.detach() for value in losses)))
             if c.target_kl is not None and approximate_kl(history[-1].log_ratio) > 1.5 * c.target_kl:
                 break
-            self._step(losses.loss)
+            self.flat.differentiate(losses.loss, c.max_grad_norm)
+            self.optimizer.step()
 
         metrics = report(self.optimizer, PARTS)
-        with torch.no_grad():
-            new = policy.actor(s)
-            metrics |= {"kl": old.kl(new).mean().item(), "entropy": new.entropy().mean().item()}
         metrics["explained_variance"] = explained_variance(returns, returns - A).item()
-        self._record_update(metrics, history)
+        self._record_update(metrics, history, s, old)
         policy.update_normalizer(batch.flat("observations"))
 
     def _minibatches(self, rollout: Minibatch) -> Iterator[Minibatch]:
@@ -167,7 +166,7 @@ class PPO(Agent):
         for epoch in range(c.n_epochs):
             rows = noise.permutation(self.stream_seed, "minibatch", self.counter, n, epoch).to(self.device)
             shuffled = Minibatch(*(x[rows] for x in rollout))
-            if c.normalize_advantage:
+            if c.normalize_advantage:  # with n - 1 and 1e-8, as SB3 does
                 A = shuffled.A.view(-1, c.batch_size)
                 A = (A - A.mean(1, keepdim=True)) / (A.std(1, keepdim=True) + 1e-8)
                 shuffled = shuffled._replace(A=A.flatten())
@@ -187,36 +186,20 @@ class PPO(Agent):
             loss = loss + c.ent_coef * entropy_loss
         return Losses(loss, policy_gradient_loss, value_loss, entropy_loss, log_ratio)
 
-    def _step(self, loss: Tensor) -> None:
-        """Step along the gradient, cut to max_grad_norm."""
-        self.flat.differentiate(loss)
-        norm = self.flat.grad.norm()
-        if not norm.isfinite():
-            raise FloatingPointError(
-                f"the gradient's norm is {norm.item()}; this minibatch changed nothing. Look for huge rewards or "
-                "observations, or give a smaller learning_rate."
-            )
-        self.flat.grad.mul_((self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-        self.optimizer.step()
-
-    def _record_update(self, metrics: dict[str, float], history: list[Losses]) -> None:
+    @torch.no_grad()
+    def _record_update(self, metrics: dict[str, float], history: list[Losses], s: Tensor, old: Distribution) -> None:
         """Log metrics and, as SB3 does, the last minibatch's loss, the last epoch's KL, and means of all else."""
-        c, actor = self.config, self.policy.actor
-        per_epoch = c.n_steps * c.num_envs // c.batch_size
-        loss, policy_gradient_loss, value_loss, entropy_loss, log_ratio = map(torch.stack, zip(*history, strict=True))
-        values = {
-            "loss": loss[-1],
-            "policy_gradient_loss": policy_gradient_loss.mean(),
-            "value_loss": value_loss.mean(),
-            "entropy_loss": entropy_loss.mean(),
-            "approx_kl": approximate_kl(log_ratio[(len(history) - 1) // per_epoch * per_epoch :]),
-            "clip_fraction": ((log_ratio.exp() - 1).abs() > c.clip_range).float().mean(),
-        }
-        if actor.log_std is not None:
-            values["std"] = actor.log_std.bias.detach().exp().mean()
-        for name, value in (
-            metrics | dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
-        ).items():
+        c, new = self.config, self.policy.actor.shared_std(s)
+        loss, *others, log_ratio = map(torch.stack, zip(*history, strict=True))
+        last_epoch = (len(history) - 1) % (len(s) // c.batch_size) + 1
+        values = dict(zip(Losses._fields, (loss[-1], *(other.mean() for other in others)), strict=False))
+        values["approx_kl"] = approximate_kl(log_ratio[-last_epoch:])
+        values["clip_fraction"] = ((log_ratio.exp() - 1).abs() > c.clip_range).float().mean()
+        values |= {"kl": old.kl(new).mean(), "entropy": new.entropy().mean()}
+        if self.policy.actor.log_std is not None:
+            values["std"] = self.policy.actor.log_std.bias.exp().mean()
+        metrics |= dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+        for name, value in metrics.items():
             self.logger.record(f"train/{name}", value)
 
     # Set-up and state ------------------------------------------------------------------------------------------------

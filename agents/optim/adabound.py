@@ -351,7 +351,8 @@ def _multi_tensor(
             corrections, floors, ceilings = zip(*(scalars_at(_get_value(step), group) for step in steps), strict=True)
             torch._foreach_clamp_min_(denominators, floors)
             torch._foreach_clamp_max_(denominators, ceilings)
-            torch._foreach_addcdiv_(params, exp_avgs, denominators, [-group["lr"] * c for c in corrections])
+            factor = -group["lr"]
+            torch._foreach_addcdiv_(params, exp_avgs, denominators, [factor * x for x in corrections])
 
 
 def _new_step(parameter: Tensor, group: Mapping[str, Any], value: float) -> Tensor:

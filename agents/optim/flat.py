@@ -25,8 +25,8 @@ class FlatParameters:
     """
 
     grad: Tensor
-    _views: list[Tensor]
-    """Where the parameters lie as long as they are tied."""
+    _addresses: list[int]
+    """Where the parameters lie as long as they are tied; groups hold that memory."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._parameters = [parameter for module in modules for parameter in module.parameters()]
@@ -35,16 +35,29 @@ class FlatParameters:
         self.groups = [nn.Parameter(part) for part in vector.split(self._sizes)]
         self._tie()
 
-    def differentiate(self, loss: Tensor) -> None:
+    def differentiate(self, loss: Tensor, max_norm: float | None = None) -> None:
         """Set grad to the loss's; zero for parameters that it does not depend on.
 
+        Args:
+            loss: of shape ().
+            max_norm: a longer gradient is cut to it, and one that is not finite is refused; None looks at neither.
+
         Raises:
+            FloatingPointError: the gradient is not finite, and there is a max_norm.
             RuntimeError: the parameters have been moved to another dtype or device.
         """
         grads = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
-        if any(x.data_ptr() != view.data_ptr() for x, view in zip(self._parameters, self._views, strict=True)):
+        if [parameter.data_ptr() for parameter in self._parameters] != self._addresses:
             self._tie()
         torch.cat([grad.flatten() for grad in grads], out=self.grad)
+        if max_norm is not None:
+            norm = self.grad.norm()
+            if not norm.isfinite():
+                raise FloatingPointError(
+                    f"the gradient's norm is {norm.item()}; this minibatch changed nothing. Look for huge rewards or "
+                    "observations, or give a smaller learning_rate."
+                )
+            self.grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
 
     def _tie(self) -> None:
         """Make parameters, groups and gradients views of two vectors, with the values that the parameters have."""
@@ -56,7 +69,7 @@ class FlatParameters:
                 f"{group.dtype} on {group.device}; bring them back by .to(...), or make optimizer or agent anew."
             )
         nn.utils.vector_to_parameters(vector, self._parameters)
-        self._views = [parameter.data for parameter in self._parameters]
+        self._addresses = [parameter.data_ptr() for parameter in self._parameters]
         self.grad = torch.zeros_like(vector)
         for group, part, grad in zip(self.groups, vector.split(self._sizes), self.grad.split(self._sizes), strict=True):
             group.data, group.grad = part, grad
