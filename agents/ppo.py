@@ -13,12 +13,12 @@ from torch.nn.functional import mse_loss
 from agents import noise
 from agents.base import Agent
 from agents.config import AgentConfig, above, at_least, between
-from agents.natural.critic_fits import explained_variance
 from agents.optim.adabound import handover_gamma
 from agents.optim.effective_steps import charts, report
 from agents.optim.registry import OptimizerName, load_optimizer_tensors, make_flat_optimizer, optimizer_tensors
 from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
 from agents.policy.distributions import Distribution
+from agents.policy.networks import explained_variance
 from agents.rollout.buffer import Rollout, advantages
 from agents.rollout.surrogates import clipped_surrogate
 from envs.sb3 import SB3View

@@ -15,11 +15,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from agents import REGISTRY, Agent
 from envs import make_vec
 
-SETTINGS: dict[str, dict[str, Any]] = {
+PPO = {"algorithm": "ppo", "n_steps": 32, "net_arch": (8,), "batch_size": 32, "n_epochs": 8}
+CASES: dict[str, dict[str, Any]] = {
     # 32 optimizer steps an iteration: AdaBound measures its final_lr in the second.
-    "ppo": {"n_steps": 32, "net_arch": (8,), "batch_size": 32, "n_epochs": 8, "handover": 40.0},
+    "ppo": {**PPO, "handover": 40.0},
+    "ppo adam": {**PPO, "optimizer": "adam"},
 }
-"""Algorithm -> settings with iterations of 128 steps of 4 environments."""
+"""Settings with iterations of 128 steps of 4 environments."""
 
 
 def pickled(x: Any) -> Any:
@@ -34,14 +36,13 @@ def dummy(algorithm: type[Agent]) -> Any:
     return DummyVecEnv([lambda: gymnasium.make("CartPole-v1")] * 4)
 
 
-@pytest.fixture(params=SETTINGS, name="algorithm")
-def _algorithm(request: pytest.FixtureRequest) -> type[Agent]:
-    return REGISTRY[request.param]
-
-
-def make(algorithm: type[Agent], env: Any, **changed: Any) -> Agent:
+@pytest.fixture(params=CASES)
+def make(request: pytest.FixtureRequest) -> Callable[..., Agent]:
+    """Makes the case's agent in environments of a kind."""
+    settings = dict(CASES[request.param])
+    algorithm = REGISTRY[settings.pop("algorithm")]
     policy = next(iter(algorithm.policy_aliases))
-    return algorithm(policy, env, seed=0, device="cpu", **SETTINGS[algorithm.name] | changed)
+    return lambda env: algorithm(policy, env(algorithm), seed=0, device="cpu", **settings)
 
 
 def state(agent: Agent) -> dict[str, torch.Tensor]:
@@ -60,9 +61,9 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("env", [made, dummy])
 @pytest.mark.parametrize("learned", [0, 256])
 def test_a_copy_goes_on_as_the_original_which_does_not_notice(
-    algorithm: type[Agent], env: Callable[[type[Agent]], Any], copied: Callable[[Any], Any], learned: int
+    make: Callable[..., Agent], env: Callable[[type[Agent]], Any], copied: Callable[[Any], Any], learned: int
 ) -> None:
-    original, alone = make(algorithm, env(algorithm)), make(algorithm, env(algorithm))
+    original, alone = make(env), make(env)
     for agent in (original, alone):
         if learned:
             agent.learn(learned)
@@ -79,9 +80,9 @@ def test_a_copy_goes_on_as_the_original_which_does_not_notice(
     assert not any(torch.equal(changed[name], before[name]) for name, _ in twin.policy.actor.named_parameters("actor"))
 
 
-def test_a_copy_of_a_copy_learns(algorithm: type[Agent]) -> None:
+def test_a_copy_of_a_copy_learns(make: Callable[..., Agent]) -> None:
     """As in population training: the better agent replaces the worse one again and again."""
-    agent, alone = (make(algorithm, made(algorithm)) for _ in range(2))
+    agent, alone = (make(made) for _ in range(2))
     for _ in range(3):
         agent = pickled(copy.deepcopy(agent))
         for each in (agent, alone):
@@ -89,8 +90,8 @@ def test_a_copy_of_a_copy_learns(algorithm: type[Agent]) -> None:
     assert equal(state(agent), state(alone))
 
 
-def test_an_actor_that_was_converted_and_back_goes_on(algorithm: type[Agent]) -> None:
-    agent, alone = (make(algorithm, made(algorithm)).learn(128) for _ in range(2))
+def test_an_actor_that_was_converted_and_back_goes_on(make: Callable[..., Agent]) -> None:
+    agent, alone = (make(made).learn(128) for _ in range(2))
     agent.policy.actor.double().float()
     for each in (agent, alone):
         each.learn(256, reset_num_timesteps=False)
