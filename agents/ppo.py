@@ -145,6 +145,7 @@ class PPO(Agent):
         if c.normalize_returns:
             policy.critic.update_scale(returns)
         z = policy.critic.scale.normalize(returns)
+        explained = explained_variance(returns, returns - A)
 
         history: list[Losses] = []
         for minibatch in self._minibatches(Minibatch(s, a, A, z, log_old)):
@@ -155,8 +156,7 @@ class PPO(Agent):
             self.flat.differentiate(losses.loss, c.max_grad_norm)
             self.optimizer.step()
 
-        metrics = report(self.optimizer, PARTS)
-        metrics["explained_variance"] = explained_variance(returns, returns - A).item()
+        metrics = report(self.optimizer, PARTS) | {"explained_variance": explained.item()}
         self._record_update(metrics, history, s, old)
         policy.update_normalizer(batch.flat("observations"))
 
