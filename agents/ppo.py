@@ -144,6 +144,7 @@ class PPO(Agent):
             old = copy.deepcopy(policy.actor.shared_std(s))  # whose standard deviation stays
             log_old = old.log_prob(a)
         z = policy.critic.update_scale(returns) if c.normalize_returns else returns
+        explained = explained_variance(returns, returns - A)
 
         history: list[Losses] = []
         for minibatch in self._minibatches(Minibatch(s, a, A, z, log_old)):
@@ -154,8 +155,7 @@ class PPO(Agent):
             self.flat.differentiate(losses.loss, c.max_grad_norm)
             self.optimizer.step()
 
-        metrics = report(self.optimizer, PARTS)
-        metrics["explained_variance"] = explained_variance(returns, returns - A).item()
+        metrics = report(self.optimizer, PARTS) | {"explained_variance": explained.item()}
         self._record_update(metrics, history, s, old)
         policy.update_normalizer(observations)
 
