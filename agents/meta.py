@@ -92,6 +92,10 @@ class MAMLConfig(FOMAMLConfig):
     products between steps of an episode, which varies less."""
 
 
+class StopCollecting(Exception):  # noqa: N818 - like StopIteration it is no error
+    """A callback asked to stop amid the inner loop."""
+
+
 class MetaAgent(Agent):
     """What Reptile, FOMAML and MAML share: the tasks of an iteration and the inner loop.
 
@@ -137,13 +141,15 @@ class MetaAgent(Agent):
     def _collect(self, listener: BaseCallback, listens: bool, total_timesteps: int) -> bool:
         """Let a policy adapt to each task: θ_0 = φ, and θ_{j+1} = θ_j - α ∇L_j(θ_j) from a rollout of θ_j."""
         self._listening = (listener, listens, total_timesteps)
-        rollouts = self.config.inner_steps + self.rollouts_after
         self._begin_tasks()
         phi = parameter_vector(self.policy.actor)
         self.phi.copy_(phi)  # what was set from outside counts
         theta = phi.expand(self.num_tasks, -1)
-        self.batch = self.tasks.adapt(self._roll_out, theta, self.config.inner_steps, self.rollouts_after)
-        return len(self.batch.batches) == rollouts
+        try:
+            self.batch = self.tasks.adapt(self._roll_out, theta, self.config.inner_steps, self.rollouts_after)
+        except StopCollecting:
+            return False
+        return True
 
     def _begin_tasks(self) -> None:
         """Give the environments this iteration's tasks, if they are of a family."""
@@ -154,7 +160,7 @@ class MetaAgent(Agent):
             tasks = vector.draw_tasks(self.iteration * M + np.arange(M), "train")
             vector.set_tasks(np.repeat(tasks, vector.num_envs // M, axis=0))
 
-    def _roll_out(self, j: int, theta: Tensor) -> RolloutBuffer | None:
+    def _roll_out(self, j: int, theta: Tensor) -> RolloutBuffer:
         """Run the policies θ_j in their tasks: whole horizons of a family; an ordinary environment goes on."""
         assert self.env is not None
         vector = self.env.vector
@@ -163,7 +169,9 @@ class MetaAgent(Agent):
             self.running_episodes = EpisodeStatistics(vector.num_envs, vector.device)
         sample = self.tasks.sampler(theta.to(vector.device), self._acting)
         counter = self.iteration * (self.config.inner_steps + self.rollouts_after) + j
-        return self.buffer.to(self.device) if self._fill(sample, counter, *self._listening) else None
+        if not self._fill(sample, counter, *self._listening):
+            raise StopCollecting
+        return self.buffer.to(self.device)
 
     # The outer loop --------------------------------------------------------------------------------------------------
 
@@ -265,7 +273,7 @@ class FOMAML(MetaAgent):
         self._report(batch, first, torch.cat((batch.gradients, tail[None])))
 
     def _meta_gradient(self, batch: Adaptation) -> tuple[Tensor, Tensor]:
-        """Average the losses' gradients in φ, [P]; give the last loss's at each task's adapted parameters too, [M, P]."""
+        """Average the losses' gradients in φ, [P]; the last loss's at each task's adapted parameters too, [M, P]."""
         k = self.config.inner_steps
         found = [self._gradient_after(batch, j) for j in range(1 if self.config.outer_losses == "each" else k, k + 1)]
         return torch.stack([through for through, _ in found]).mean(0), found[-1][1]
@@ -291,7 +299,7 @@ class FOMAML(MetaAgent):
         return -clipped_surrogate(ratio, data.advantages, self.config.clip_range)
 
     def _adapted(self, phi: Tensor, batch: Adaptation, steps: int, rows: slice = slice(None)) -> Tensor:
-        """Return some tasks' parameters after inner steps as a function of φ, [m, P], with J = I: φ moves them along."""
+        """Return some tasks' parameters after inner steps as a function of φ, [m, P], which moves them along: J = I."""
         return phi + (batch.thetas[steps] - batch.thetas[0])[rows]
 
 

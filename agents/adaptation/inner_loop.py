@@ -26,7 +26,7 @@ Loss = Callable[[Tensor, Any], Tensor]
 Gradients = Callable[[Tensor, Any], Tensor]
 """The same to each row's gradient of its own loss, [N, P]."""
 NextBatch = Callable[[int, Tensor], Any]
-"""j and θ_j, theta after j steps [N, P], to a batch for the next step, or to None."""
+"""j and θ_j, theta after j steps [N, P], to a batch of each task for the next step."""
 
 RULES = ("reptile", "fomaml", "maml")
 
@@ -68,7 +68,7 @@ def inner_loop(
     """Take steps from theta [N, P], each against the gradients on a batch that may depend on where it begins.
 
     Args:
-        next_batch: gives a batch for each step; with None the loop ends early.
+        next_batch: gives a batch for each step.
         gradients: of the tasks' losses; see `gradients_of`.
         theta: θ_0, [N, P]: phi.expand(N, -1) where the tasks share it.
         inner: the step.
@@ -77,12 +77,9 @@ def inner_loop(
     """
     thetas, batches, found = [theta], [], []
     for j in range(steps + after):
-        batch = next_batch(j, theta)
-        if batch is None:
-            break
-        batches.append(batch)
+        batches.append(next_batch(j, theta))
         if j < steps:
-            g = gradients(theta, batch)
+            g = gradients(theta, batches[-1])
             theta = inner.step(theta, g, j)
             thetas.append(theta)
             found.append(g)
@@ -103,9 +100,7 @@ def gradients_of(loss: Loss, theta: Tensor, batch: Any) -> Tensor:
     return gradient
 
 
-def gradients_after(
-    adapted: Callable[[Tensor], Tensor], loss: Loss, phi: Tensor, batch: Any
-) -> tuple[Tensor, Tensor]:
+def gradients_after(adapted: Callable[[Tensor], Tensor], loss: Loss, phi: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
     """Differentiate the losses after adaptation by the chain rule.
 
     Args:

@@ -1,4 +1,4 @@
-"""Work on many tasks, cut into shards that threads of ours share; results do not depend on how many threads they are."""
+"""Work on many tasks, cut into shards that threads share; results do not depend on the number of threads."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def linear_baseline(s: Tensor, t: Tensor, returns: Tensor) -> Tensor:
 
 
 def standardize(A: Tensor, dim: int) -> Tensor:
-    """Shift and scale rows of A [M, n] to mean 0 and standard deviation 1; to 0 where entries are equal but for rounding."""
+    """Give rows of A [M, n] mean 0 and standard deviation 1; zeros where entries are equal but for rounding."""
     spread = A.std(dim, keepdim=True, correction=0)
     differ = spread > 1e-9 * A.abs().amax(dim, keepdim=True)
     return torch.where(differ, (A - A.mean(dim, keepdim=True)) / spread, 0.0)

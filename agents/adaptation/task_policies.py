@@ -20,8 +20,8 @@ from agents.rollout.surrogates import dice_surrogate, lvc_surrogate
 
 KL_SAMPLES = 20_000
 """Steps of a rollout that a divergence is the mean of."""
-RollOut = Callable[[int, Tensor], RolloutBuffer | None]
-"""j and the policies θ_j [M, P] to a rollout of theirs, [T, M * R], or None to stop."""
+RollOut = Callable[[int, Tensor], RolloutBuffer]
+"""j and the policies θ_j [M, P] to a rollout of theirs, [T, M * R]."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +63,15 @@ class TaskPolicies:
             after: rollouts of the adapted policies.
 
         Returns:
-            The batches are `TaskData`; they are fewer than steps + after if roll_out stopped.
+            Its batches are `TaskData`.
         """
 
-        def next_batch(j: int, theta: Tensor) -> TaskData | None:
-            rollout = roll_out(j, theta)
-            return None if rollout is None else self.data(theta, rollout)
+        def next_batch(j: int, theta: Tensor) -> TaskData:
+            return self.data(theta, roll_out(j, theta))
 
         return inner_loop(next_batch, self.gradients, theta, self.inner, steps, after)
 
-    def sampler(
-        self, theta: Tensor, acting: ActorCriticPolicy | None = None
-    ) -> Callable[[Tensor, Tensor], Tensor]:
+    def sampler(self, theta: Tensor, acting: ActorCriticPolicy | None = None) -> Callable[[Tensor, Tensor], Tensor]:
         """Give actions [M * R, *A] from observations [M * R, *O] and noise [M * R, *noise_shape].
 
         Args:
@@ -92,9 +89,7 @@ class TaskPolicies:
 
     def gradients(self, theta: Tensor, data: TaskData) -> Tensor:
         """Return the gradient that each task's inner step follows downhill, [M, P]."""
-        return torch.cat(
-            over_shards(lambda rows: gradients_of(self.loss, theta[rows], data.tasks(rows)), data.shards)
-        )
+        return torch.cat(over_shards(lambda rows: gradients_of(self.loss, theta[rows], data.tasks(rows)), data.shards))
 
     def loss(self, theta: Tensor, data: TaskData) -> Tensor:
         """Return what the inner step descends: minus the mean surrogate of each task, [M]."""

@@ -13,7 +13,7 @@ _outside: list[int] = []
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """Keep torch on one thread: more would not act faster on small networks, and wait by spinning on the physics' cores."""
+    """Keep torch on one thread: more are no faster on small networks, and wait by spinning on the physics' cores."""
     _outside.append(torch.get_num_threads())
     torch.set_num_threads(1)
     try:
