@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from agents.adaptation.inner_loop import Adaptation, gradients_after, inner_products, linear_anneal
@@ -18,11 +17,11 @@ from agents.base import Agent
 from agents.config import CommonConfig, above, at_least, between
 from agents.optim.registry import load_optimizer_tensors, make_optimizer, optimizer_tensors
 from agents.policy.networks import assign_parameters, parameter_vector
-from agents.rollout.buffer import RolloutBuffer
+from agents.rollout.buffer import Rollout
+from agents.rollout.collector import single_thread
 from agents.rollout.surrogates import clipped_surrogate
-from agents.rollout.threads import single_thread
 from envs.sb3 import SB3View
-from envs.vector import EpisodeStatistics, TaskVectorEnv
+from envs.vector import TaskVectorEnv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +106,6 @@ class MetaAgent(Agent):
     around a linear baseline in each task.
     """
 
-    has_critic = False
     rollouts_after: ClassVar[int]
     """Rollouts after the last inner step."""
     config: MetaConfig
@@ -138,40 +136,35 @@ class MetaAgent(Agent):
 
     # The inner loop --------------------------------------------------------------------------------------------------
 
-    def _collect(self, listener: BaseCallback, listens: bool, total_timesteps: int) -> bool:
+    def collect(self) -> Adaptation | None:  # type: ignore[override]
         """Let a policy adapt to each task: θ_0 = φ, and θ_{j+1} = θ_j - α ∇L_j(θ_j) from a rollout of θ_j."""
-        self._listening = (listener, listens, total_timesteps)
         self._begin_tasks()
         phi = parameter_vector(self.policy.actor)
         self.phi.copy_(phi)  # what was set from outside counts
         theta = phi.expand(self.num_tasks, -1)
         try:
-            self.batch = self.tasks.adapt(self._roll_out, theta, self.config.inner_steps, self.rollouts_after)
+            return self.tasks.adapt(self._roll_out, theta, self.config.inner_steps, self.rollouts_after)
         except StopCollecting:
-            return False
-        return True
+            return None
 
     def _begin_tasks(self) -> None:
         """Give the environments this iteration's tasks, if they are of a family."""
-        assert self.env is not None
-        vector = self.env.vector
+        vector, M = self.collector.vector, self.num_tasks
         if isinstance(vector, TaskVectorEnv):
-            M = self.num_tasks
-            tasks = vector.draw_tasks(self.iteration * M + np.arange(M), "train")
+            tasks = vector.draw_tasks(self.counter * M + np.arange(M), "train")
             vector.set_tasks(np.repeat(tasks, vector.num_envs // M, axis=0))
 
-    def _roll_out(self, j: int, theta: Tensor) -> RolloutBuffer:
+    def _roll_out(self, j: int, theta: Tensor) -> Rollout:
         """Run the policies θ_j in their tasks: whole horizons of a family; an ordinary environment goes on."""
-        assert self.env is not None
-        vector = self.env.vector
+        vector = self.collector.vector
         if isinstance(vector, TaskVectorEnv):
-            self.observations = vector.reset()[0]
-            self.running_episodes = EpisodeStatistics(vector.num_envs, vector.device)
-        sample = self.tasks.sampler(theta.to(vector.device), self._acting)
-        counter = self.iteration * (self.config.inner_steps + self.rollouts_after) + j
-        if not self._fill(sample, counter, *self._listening):
+            self.collector.begin(vector.reset()[0])
+        sample = self.tasks.sampler(theta.to(vector.device), self.collector.policy)
+        rollouts = self.config.inner_steps + self.rollouts_after
+        rollout = self.collector.fill(sample, self.counter * rollouts + j)
+        if rollout is None:
             raise StopCollecting
-        return self.buffer.to(self.device)
+        return rollout
 
     # The outer loop --------------------------------------------------------------------------------------------------
 
@@ -195,7 +188,7 @@ class MetaAgent(Agent):
         if self.tasks.actor.log_std is not None and self.config.log_std_min is not None:
             self.phi[self.tasks.actor.log_std].clamp_(min=self.config.log_std_min)
         assign_parameters(self.policy.actor, self.phi)
-        self.policy.update_normalizer(self.buffer.to(self.device).flat("observations"))
+        self.policy.update_normalizer(self.collector.rollout.to(self.device).flat("observations"))
 
     def _report(self, batch: Adaptation, meta_gradient: Tensor, gradients: Tensor) -> None:
         """Record the iteration: gradients [k, M, P] are the inner steps', and where there is one, the last loss's."""
@@ -235,9 +228,8 @@ class Reptile(MetaAgent):
     rollouts_after = 0
 
     @single_thread()
-    def train(self) -> None:
+    def train(self, batch: Adaptation) -> None:
         """φ ← φ + ε (mean of φ~ - φ), with φ~ = U^k(φ)."""
-        batch = self.batch
         difference = self.phi - batch.thetas[-1].mean(0)
         self._descend(difference)
         self._finish()
@@ -260,9 +252,8 @@ class FOMAML(MetaAgent):
     rollouts_after = 1
 
     @single_thread()
-    def train(self) -> None:
+    def train(self, batch: Adaptation) -> None:
         """φ ← φ - β mean of Jᵀ ∇L(U^k(φ)), n_epochs times on the same rollouts, with J = dU^k/dφ as the rule has it."""
-        batch = self.batch
         first, tail = self._meta_gradient(batch)
         self._descend(first)
         for _ in range(self.config.n_epochs - 1):

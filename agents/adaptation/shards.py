@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from agents.rollout.threads import outer_threads
+from agents.rollout.collector import outside_threads
 
 Shard = TypeVar("Shard")
 Result = TypeVar("Result")
@@ -31,7 +31,7 @@ def over_shards(work: Callable[[Shard], Result], shards: Sequence[Shard]) -> lis
     Each thread computes a whole shard with one thread of torch. Torch's own threads would meet after every operation,
     and where another process holds a core they wait for each other by spinning, up to a hundred times as long.
     """
-    threads = min(outer_threads(), len(shards))
+    threads = min(outside_threads(), len(shards))
     if threads < 2:
         return [work(shard) for shard in shards]
     return list(_pool(threads).map(work, shards))

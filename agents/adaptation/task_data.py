@@ -13,8 +13,7 @@ from torch import Tensor
 from agents.adaptation.shards import over_shards, shards
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.batched import BatchedActor
-from agents.rollout.advantages import gae
-from agents.rollout.buffer import RolloutBuffer
+from agents.rollout.buffer import Rollout, gae, standardize
 
 RIDGE = 1e-5
 """Of the linear baseline, relative to the mean of its features' squares."""
@@ -51,7 +50,7 @@ def task_data(
     policy: ActorCriticPolicy,
     actor: BatchedActor,
     theta: Tensor,
-    rollout: RolloutBuffer,
+    rollout: Rollout,
     gamma: float,
     gae_lambda: float,
     *,
@@ -86,7 +85,7 @@ def task_data(
         following = torch.cat((values[1:], zeros[:1]))
         advantages, _ = gae(rewards, values, following, ends, ends, gamma, gae_lambda)
         A = advantages.T.reshape(rows)
-        A = standardize(A, dim=1) if normalize else A
+        A = standardize(A) if normalize else A
         log_old = actor.distribution(theta[which], s).log_prob(a.flatten(0, 1)).view(rows)
         return s, a, A.float(), log_old, begin.T.reshape(-1, R, T)
 
@@ -109,14 +108,7 @@ def linear_baseline(s: Tensor, t: Tensor, returns: Tensor) -> Tensor:
     return (X @ weights)[..., 0]
 
 
-def standardize(A: Tensor, dim: int) -> Tensor:
-    """Give rows of A [M, n] mean 0 and standard deviation 1; zeros where entries are equal but for rounding."""
-    spread = A.std(dim, keepdim=True, correction=0)
-    differ = spread > 1e-9 * A.abs().amax(dim, keepdim=True)
-    return torch.where(differ, (A - A.mean(dim, keepdim=True)) / spread, 0.0)
-
-
-def first_returns(rollout: RolloutBuffer) -> Tensor:
+def first_returns(rollout: Rollout) -> Tensor:
     """Sum the rewards of each environment's first episode of a rollout, float64 [N]."""
     ended = (rollout["terminated"] | rollout["truncated"]).long()
     alive = ended.cumsum(0) - ended == 0

@@ -15,12 +15,12 @@ from agents.adaptation.shards import over_shards
 from agents.adaptation.task_data import TaskData, task_data
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.batched import BatchedActor
-from agents.rollout.buffer import RolloutBuffer
+from agents.rollout.buffer import Rollout
 from agents.rollout.surrogates import dice_surrogate, lvc_surrogate
 
 KL_SAMPLES = 20_000
 """Steps of a rollout that a divergence is the mean of."""
-RollOut = Callable[[int, Tensor], RolloutBuffer]
+RollOut = Callable[[int, Tensor], Rollout]
 """j and the policies θ_j [M, P] to a rollout of theirs, [T, M * R]."""
 
 
@@ -81,7 +81,7 @@ class TaskPolicies:
         sample, normalize = self.actor.sampler(theta), (acting or self.policy).normalize
         return lambda observations, noise: sample(normalize(observations), noise)
 
-    def data(self, theta: Tensor, rollout: RolloutBuffer) -> TaskData:
+    def data(self, theta: Tensor, rollout: Rollout) -> TaskData:
         """Work out what a rollout of the policies theta says."""
         return task_data(
             self.policy, self.actor, theta, rollout, self.gamma, self.gae_lambda, normalize=self.normalize_advantage

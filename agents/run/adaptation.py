@@ -19,8 +19,8 @@ from agents.adaptation.task_policies import TaskPolicies
 from agents.base import Agent
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.networks import parameter_vector
-from agents.rollout.buffer import RolloutBuffer
-from agents.rollout.collect import action_noise, buffer_fields, collect
+from agents.rollout.buffer import Rollout
+from agents.rollout.collector import action_noise, buffer_fields, collect
 from agents.run import report
 from agents.run.errors import UsageError
 from envs import make_vec
@@ -123,11 +123,11 @@ def adapted_returns(
     known = {name: value for name, value in config.items() if name in INNER}
     task_policies = TaskPolicies.of(policy, REGISTRY["fomaml"].Config.of({**known, "inner_lr_later": LATER}))
     M, N, T = len(tasks), env.num_envs, env.max_episode_steps
-    buffer = RolloutBuffer(T, N, buffer_fields(policy))
+    rollout = Rollout(T, N, buffer_fields(policy))
     env.set_tasks(np.repeat(tasks, N // M, axis=0))
 
     @torch.no_grad()
-    def roll_out(update: int, theta: Tensor) -> RolloutBuffer:
+    def roll_out(update: int, theta: Tensor) -> Rollout:
         observations = env.reset(seed=seed + update * N)[0]
         sample, draws = task_policies.sampler(theta), action_noise(policy, seed, update, T, N)
 
@@ -135,8 +135,8 @@ def adapted_returns(
             actions = sample(s, draws[t])
             return actions, policy.to_environment(actions)
 
-        collect(env, act, buffer, observations)
-        return buffer
+        collect(env, act, rollout, observations)
+        return rollout
 
     theta = parameter_vector(policy.actor).expand(M, -1)
     rollouts = task_policies.adapt(roll_out, theta, updates, after=1).batches

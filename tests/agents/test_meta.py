@@ -9,18 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 import agents
 from agents import FOMAML, MAML, NPG, REGISTRY, Reptile
 from agents.adaptation import shards
+from agents.adaptation.inner_loop import Adaptation
 from agents.adaptation.task_data import TaskData, first_returns, linear_baseline, task_data
 from agents.meta import MetaAgent
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.batched import BatchedActor
 from agents.policy.networks import parameter_vector
-from agents.rollout.buffer import RolloutBuffer
-from agents.rollout.collect import buffer_fields
+from agents.rollout.buffer import Rollout
+from agents.rollout.collector import buffer_fields
 from agents.run import cli
 from agents.run.adaptation import adapted_returns
 from envs import make_vec
@@ -38,10 +40,19 @@ def parameters(agent: MetaAgent) -> Tensor:
     return torch.cat([tensor.double().flatten() for tensor in agent.policy.state_dict().values()])
 
 
-def filled_buffer(policy: ActorCriticPolicy, T: int, N: int, seed: int = 0) -> RolloutBuffer:
+def learn_once(agent: MetaAgent) -> Adaptation:
+    """Let the agent learn for one iteration; returns what it trained on."""
+    seen: list[Adaptation] = []
+    train = agent.train
+    agent.train = lambda batch: (seen.append(batch), train(batch))  # type: ignore[method-assign]
+    agent.learn(1)
+    return seen[0]
+
+
+def filled_buffer(policy: ActorCriticPolicy, T: int, N: int, seed: int = 0) -> Rollout:
     """Random steps with some ends of episodes."""
     generator = torch.Generator().manual_seed(seed)
-    buffer = RolloutBuffer(T, N, buffer_fields(policy))
+    buffer = Rollout(T, N, buffer_fields(policy))
     for name, values in (("observations", 2), ("actions", 2)):
         buffer[name].copy_(torch.randn(T, N, values, generator=generator))
     buffer["rewards"].copy_(torch.randn(T, N, generator=generator))
@@ -121,8 +132,8 @@ def test_mamls_meta_gradient_is_that_of_the_whole_computation(
 ) -> None:
     monkeypatch.setattr(shards, "SHARD", 2 * 4 * SMALL["n_steps"])  # type: ignore[operator]
     settings = {"inner_surrogate": surrogate, "outer_losses": losses, "inner_lr_later": 0.3}
-    agent = make(MAML, inner_lr=0.5, inner_steps=2, net_arch=(3,), **settings).learn(1)
-    batch = agent.batch
+    agent = make(MAML, inner_lr=0.5, inner_steps=2, net_arch=(3,), **settings)
+    batch = learn_once(agent)
     # The inner steps that are differentiated are those that were taken.
     torch.testing.assert_close(agent._adapted(batch.thetas[0][0], batch, 2), batch.thetas[2], atol=1e-5, rtol=1e-4)
     widen = lambda data: TaskData(*(x.double() if x.is_floating_point() else x for x in data))  # noqa: E731
@@ -145,8 +156,8 @@ def test_mamls_meta_gradient_is_that_of_the_whole_computation(
 
 
 def test_fomaml_takes_the_jacobian_for_the_identity() -> None:
-    agent = make(FOMAML).learn(1)
-    batch, shift = agent.batch, torch.randn(len(agent.phi))
+    agent = make(FOMAML)
+    batch, shift = learn_once(agent), torch.randn(len(agent.phi))
     assert torch.equal(agent._adapted(batch.thetas[0][0], batch, 1), batch.thetas[1])
     before = agent._adapted(torch.zeros_like(shift), batch, 1)
     torch.testing.assert_close(agent._adapted(shift, batch, 1) - before, shift.expand(3, -1), atol=1e-5, rtol=1e-5)
@@ -155,14 +166,15 @@ def test_fomaml_takes_the_jacobian_for_the_identity() -> None:
 
 
 def test_with_losses_after_each_step_fomaml_averages_their_gradients() -> None:
-    agent = make(FOMAML, inner_steps=3, outer_losses="each").learn(1)
-    assert agent._gradient_after(agent.batch, 3)[0].norm() > 0
-    expected = sum(agent._gradient_after(agent.batch, j)[0] for j in (1, 2, 3)) / 3
-    torch.testing.assert_close(agent._meta_gradient(agent.batch)[0], expected)
+    agent = make(FOMAML, inner_steps=3, outer_losses="each")
+    batch = learn_once(agent)
+    assert agent._gradient_after(batch, 3)[0].norm() > 0
+    expected = sum(agent._gradient_after(batch, j)[0] for j in (1, 2, 3)) / 3
+    torch.testing.assert_close(agent._meta_gradient(batch)[0], expected)
 
 
 def test_later_inner_steps_have_their_own_size() -> None:
-    batch = make(FOMAML, inner_steps=3, inner_lr=0.5, inner_lr_later=0.1).learn(1).batch
+    batch = learn_once(make(FOMAML, inner_steps=3, inner_lr=0.5, inner_lr_later=0.1))
     for before, theta, g, lr in zip(batch.thetas, batch.thetas[1:], batch.gradients, (0.5, 0.05, 0.05), strict=False):
         torch.testing.assert_close(theta - before, -lr * g, atol=1e-6, rtol=1e-4)
 
@@ -173,8 +185,8 @@ def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         for number in (1, 2):
             torch.set_num_threads(number)
-            agent = make(FOMAML).learn(1)
-            assert len(agent.batch.batches[-1].shards) == agent.num_tasks
+            agent = make(FOMAML)
+            assert len(learn_once(agent).batches[-1].shards) == agent.num_tasks
             assert torch.get_num_threads() == number
             found.append(parameters(agent))
     finally:
@@ -185,10 +197,10 @@ def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_reptile_moves_towards_the_adapted_policies() -> None:
     agent = make(Reptile, learning_rate=0.25, inner_lr=0.5)
     phi = parameter_vector(agent.policy.actor)
-    agent.learn(1)
-    expected = phi + 0.25 * (agent.batch.thetas[-1] - phi).mean(0)
+    batch = learn_once(agent)
+    expected = phi + 0.25 * (batch.thetas[-1] - phi).mean(0)
     torch.testing.assert_close(parameter_vector(agent.policy.actor), expected)
-    assert len(agent.batch.batches) == agent.config.inner_steps
+    assert len(batch.batches) == agent.config.inner_steps
 
 
 def test_annealing_ends_at_zero() -> None:
@@ -231,6 +243,59 @@ def test_resuming_on_a_family_is_exact(name: str, changed: dict[str, Any], tmp_p
     resumed = REGISTRY[name].load(tmp_path / "half.zip", env, device="cpu")
     resumed.learn(240 * 2, reset_num_timesteps=False)
     assert torch.equal(parameters(resumed), parameters(whole))
+
+
+@pytest.mark.parametrize("name", ["reptile", "fomaml", "maml"])
+def test_an_iteration_begins_and_ends_one_rollout_for_callbacks(name: str) -> None:
+    class Told(BaseCallback):
+        seen = ""
+
+        def _on_rollout_start(self) -> None:
+            self.seen += "("
+
+        def _on_rollout_end(self) -> None:
+            self.seen += ")"
+
+        def _on_step(self) -> bool:
+            return True
+
+    told = Told()
+    agent = make(REGISTRY[name]).learn(240 * 3, callback=told)
+    assert agent.iteration == 3
+    assert told.seen == "()()()"
+
+
+@pytest.mark.parametrize("stop_after", [120, 130])
+def test_a_callback_can_stop_amid_the_inner_loop(stop_after: int) -> None:
+    class Stop(BaseCallback):
+        def _on_step(self) -> bool:
+            return self.num_timesteps < stop_after
+
+    agent = make(FOMAML)
+    before = parameters(agent)
+    agent.learn(1000, callback=Stop())
+    assert stop_after <= agent.num_timesteps < stop_after + 12
+    assert agent.iteration == 0
+    assert torch.equal(parameters(agent), before)
+
+
+def test_a_second_training_meets_other_tasks_and_other_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make(FOMAML)
+    counters: list[int] = []
+    tasks, fill = [], agent.collector.fill
+
+    def counted(sample: Any, counter: int) -> Any:
+        counters.append(counter)
+        return fill(sample, counter)
+
+    monkeypatch.setattr(agent.collector, "fill", counted)
+    for _ in range(2):
+        agent.learn(1)
+        assert agent.iteration == 1
+        tasks.append(agent.env.vector.tasks.copy())
+    assert counters == [0, 1, 2, 3]
+    np.testing.assert_array_equal(tasks[1][::4], agent.env.vector.draw_tasks(3 + np.arange(3), "train"))
+    assert not np.array_equal(*tasks)
 
 
 @pytest.mark.parametrize(
