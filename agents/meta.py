@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
+from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from agents.adaptation.inner_loop import Adaptation, gradients_after, inner_products, linear_anneal
@@ -16,6 +17,7 @@ from agents.adaptation.task_policies import TaskPolicies
 from agents.base import Agent
 from agents.config import CommonConfig, above, at_least, between
 from agents.optim.registry import load_optimizer_tensors, make_optimizer, optimizer_tensors
+from agents.policy.actor_critic import ActorPolicy
 from agents.policy.networks import assign_parameters, parameter_vector
 from agents.rollout.buffer import Rollout
 from agents.rollout.collector import single_thread
@@ -106,6 +108,7 @@ class MetaAgent(Agent):
     around a linear baseline in each task.
     """
 
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ActorPolicy}
     rollouts_after: ClassVar[int]
     """Rollouts after the last inner step."""
     config: MetaConfig

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from agents.adaptation.shards import over_shards, shards
-from agents.policy.actor_critic import ActorCriticPolicy
+from agents.policy.actor_critic import ActorPolicy
 from agents.policy.batched import BatchedActor
 from agents.rollout.buffer import Rollout, gae, standardize
 
@@ -47,7 +47,7 @@ class TaskData(NamedTuple):
 
 
 def task_data(
-    policy: ActorCriticPolicy,
+    policy: ActorPolicy,
     actor: BatchedActor,
     theta: Tensor,
     rollout: Rollout,

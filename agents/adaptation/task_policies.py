@@ -13,7 +13,7 @@ from torch import Tensor
 from agents.adaptation.inner_loop import Adaptation, InnerSGD, adapt, gradients_of, inner_loop
 from agents.adaptation.shards import over_shards
 from agents.adaptation.task_data import TaskData, task_data
-from agents.policy.actor_critic import ActorCriticPolicy
+from agents.policy.actor_critic import ActorPolicy
 from agents.policy.batched import BatchedActor
 from agents.rollout.buffer import Rollout
 from agents.rollout.surrogates import dice_surrogate, lvc_surrogate
@@ -31,7 +31,7 @@ class TaskPolicies:
     Their layout is that of `parameter_vector(policy.actor)`; the normalizer is the policy's for all.
     """
 
-    policy: ActorCriticPolicy
+    policy: ActorPolicy
     inner: InnerSGD
     gamma: float
     """Discount per environment step."""
@@ -43,7 +43,7 @@ class TaskPolicies:
     """What the inner step differentiates; see `agents.rollout.surrogates`."""
 
     @classmethod
-    def of(cls, policy: ActorCriticPolicy, config: Any, surrogate: Literal["lvc", "dice"] = "lvc") -> Self:
+    def of(cls, policy: ActorPolicy, config: Any, surrogate: Literal["lvc", "dice"] = "lvc") -> Self:
         """Make them with hyperparameters that have MetaConfig's names."""
         inner = InnerSGD(config.inner_lr, config.inner_lr_later)
         return cls(policy, inner, config.gamma, config.gae_lambda, config.normalize_advantage, surrogate)
@@ -71,7 +71,7 @@ class TaskPolicies:
 
         return inner_loop(next_batch, self.gradients, theta, self.inner, steps, after)
 
-    def sampler(self, theta: Tensor, acting: ActorCriticPolicy | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    def sampler(self, theta: Tensor, acting: ActorPolicy | None = None) -> Callable[[Tensor, Tensor], Tensor]:
         """Give actions [M * R, *A] from observations [M * R, *O] and noise [M * R, *noise_shape].
 
         Args:

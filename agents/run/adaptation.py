@@ -17,7 +17,7 @@ from torch import Tensor
 from agents import REGISTRY, checkpoint, load
 from agents.adaptation.task_policies import TaskPolicies
 from agents.base import Agent
-from agents.policy.actor_critic import ActorCriticPolicy
+from agents.policy.actor_critic import ActorPolicy
 from agents.policy.networks import parameter_vector
 from agents.rollout.buffer import Rollout
 from agents.rollout.collector import action_noise, buffer_fields, collect
@@ -104,7 +104,7 @@ def compare(
 
 
 def adapted_returns(
-    policy: ActorCriticPolicy,
+    policy: ActorPolicy,
     config: Mapping[str, Any],
     env: TaskVectorEnv,
     tasks: np.ndarray,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.adaptation.inner_loop import InnerSGD, adapt, gradients_of, inner_loop, inner_products, meta_gradients
-from agents.policy.actor_critic import ActorCriticPolicy
+from agents.policy.actor_critic import ActorPolicy
 from agents.policy.batched import BatchedActor, BatchedNetwork
 from agents.policy.networks import parameter_vector
 
@@ -204,7 +204,7 @@ def test_batched_policies_are_the_policies_one_by_one(space: str) -> None:
         "multidiscrete": spaces.MultiDiscrete([2, 3]),
         "multibinary": spaces.MultiBinary(4),
     }[space]
-    policy = ActorCriticPolicy(spaces.Box(-1, 1, (5,)), action_space, net_arch=(7, 6))
+    policy = ActorPolicy(spaces.Box(-1, 1, (5,)), action_space, net_arch=(7, 6))
     actor, batched = policy.actor, BatchedActor(policy.actor)
     generator = torch.Generator().manual_seed(0)
     theta = parameter_vector(actor) + 0.5 * torch.randn(4, batched.size, generator=generator)

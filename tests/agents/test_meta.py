@@ -18,7 +18,7 @@ from agents.adaptation import shards
 from agents.adaptation.inner_loop import Adaptation
 from agents.adaptation.task_data import TaskData, first_returns, linear_baseline, task_data
 from agents.meta import MetaAgent
-from agents.policy.actor_critic import ActorCriticPolicy
+from agents.policy.actor_critic import ActorPolicy
 from agents.policy.batched import BatchedActor
 from agents.policy.networks import parameter_vector
 from agents.rollout.buffer import Rollout
@@ -49,7 +49,7 @@ def learn_once(agent: MetaAgent) -> Adaptation:
     return seen[0]
 
 
-def filled_buffer(policy: ActorCriticPolicy, T: int, N: int, seed: int = 0) -> Rollout:
+def filled_buffer(policy: ActorPolicy, T: int, N: int, seed: int = 0) -> Rollout:
     """Random steps with some ends of episodes."""
     generator = torch.Generator().manual_seed(seed)
     buffer = Rollout(T, N, buffer_fields(policy))
@@ -62,13 +62,13 @@ def filled_buffer(policy: ActorCriticPolicy, T: int, N: int, seed: int = 0) -> R
 
 
 @pytest.fixture(name="policy")
-def _policy() -> ActorCriticPolicy:
+def _policy() -> ActorPolicy:
     env = make_vec("families/Point-v0", 1)
     torch.manual_seed(0)
-    return ActorCriticPolicy(env.single_observation_space, env.single_action_space, net_arch=(3,))
+    return ActorPolicy(env.single_observation_space, env.single_action_space, net_arch=(3,))
 
 
-def test_task_data_is_what_a_loop_over_episodes_gives(policy: ActorCriticPolicy) -> None:
+def test_task_data_is_what_a_loop_over_episodes_gives(policy: ActorPolicy) -> None:
     T, M, R, gamma, lam = 9, 2, 3, 0.9, 0.8
     buffer, actor = filled_buffer(policy, T, M * R), BatchedActor(policy.actor)
     theta = parameter_vector(policy.actor).expand(M, -1) + torch.randn(M, actor.size)
@@ -107,7 +107,7 @@ def test_task_data_is_what_a_loop_over_episodes_gives(policy: ActorCriticPolicy)
     torch.testing.assert_close(data.log_old[1], alone)
 
 
-def test_returns_are_those_of_first_episodes(policy: ActorCriticPolicy) -> None:
+def test_returns_are_those_of_first_episodes(policy: ActorPolicy) -> None:
     buffer = filled_buffer(policy, 9, 6)
     for i in range(6):
         total = 0.0
