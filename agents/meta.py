@@ -10,7 +10,7 @@ import torch
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
-from agents.adaptation.inner_loop import Adaptation, gradients_after, inner_products, linear_anneal
+from agents.adaptation.inner_loop import Adaptation, gradients_after, linear_anneal
 from agents.adaptation.shards import over_shards
 from agents.adaptation.task_data import TaskData
 from agents.adaptation.task_policies import TaskPolicies
@@ -185,25 +185,17 @@ class MetaAgent(Agent):
         self.phi.grad = gradient
         self.optimizer.step()
 
-    def _finish(self) -> None:
+    def _finish(self, batch: Adaptation, meta_gradient: Tensor, gradients: Tensor) -> None:
         """Take φ into the policy, and the last rollout into the normalizer: all rollouts of an iteration have to be
-        normalized alike."""
+        normalized alike. Record what happened; gradients [k, M, P] are the inner steps', and the last loss's.
+        """
         if self.tasks.actor.log_std is not None and self.config.log_std_min is not None:
             self.phi[self.tasks.actor.log_std].clamp_(min=self.config.log_std_min)
         assign_parameters(self.policy.actor, self.phi)
         self.policy.update_normalizer(self.collector.rollout.to(self.device).flat("observations"))
-
-    def _report(self, batch: Adaptation, meta_gradient: Tensor, gradients: Tensor) -> None:
-        """Record the iteration: gradients [k, M, P] are the inner steps', and where there is one, the last loss's."""
-        record, log_std = self.logger.record, self.policy.actor.log_std
-        for j, data in enumerate(batch.batches):
-            record(f"adapt/return_{j}", data.returns.mean().item())
-        steps = zip(batch.thetas, batch.thetas[1:], batch.batches, strict=False)
-        record("adapt/inner_kl", torch.stack([self.tasks.kl(*step) for step in steps]).mean().item())
-        record("adapt/gradient_inner_product", inner_products(gradients).mean().item())
-        record("train/meta_gradient_norm", meta_gradient.norm().item())
-        if log_std is not None:
-            record("train/std", log_std.bias.exp().mean().item())
+        report = self.tasks.report(batch, gradients) | {"train/meta_gradient_norm": meta_gradient.norm().item()}
+        for name, value in report.items():
+            self.logger.record(name, value)
 
     # Saving ----------------------------------------------------------------------------------------------------------
 
@@ -235,8 +227,7 @@ class Reptile(MetaAgent):
         """φ ← φ + ε (mean of φ~ - φ), with φ~ = U^k(φ)."""
         difference = self.phi - batch.thetas[-1].mean(0)
         self._descend(difference)
-        self._finish()
-        self._report(batch, difference, batch.gradients)
+        self._finish(batch, difference, batch.gradients)
 
 
 class FOMAML(MetaAgent):
@@ -263,8 +254,7 @@ class FOMAML(MetaAgent):
             self._descend(self._meta_gradient(batch)[0])
         after = self._adapted(self.phi, batch, self.config.inner_steps)
         self.logger.record("train/kl", self.tasks.kl(batch.thetas[-1], after, batch.batches[-1]).item())
-        self._finish()
-        self._report(batch, first, torch.cat((batch.gradients, tail[None])))
+        self._finish(batch, first, torch.cat((batch.gradients, tail[None])))
 
     def _meta_gradient(self, batch: Adaptation) -> tuple[Tensor, Tensor]:
         """Average the losses' gradients in φ, [P]; the last loss's at each task's adapted parameters too, [M, P]."""

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from agents.adaptation.inner_loop import Adaptation, InnerSGD, adapt, gradients_of, inner_loop
+from agents.adaptation.inner_loop import Adaptation, InnerSGD, adapt, gradients_of, inner_loop, inner_products
 from agents.adaptation.shards import over_shards
 from agents.adaptation.task_data import TaskData, task_data
 from agents.policy.actor_critic import ActorPolicy
@@ -113,3 +113,13 @@ class TaskPolicies:
         """Average KL(before || after) over the tasks' policies and evenly spaced steps, in nats; a scalar."""
         s = data.s[:, :: -(-data.log_old.numel() // KL_SAMPLES)]
         return self.actor.distribution(before, s).kl(self.actor.distribution(after, s)).mean()
+
+    def report(self, batch: Adaptation, gradients: Tensor) -> dict[str, float]:
+        """Say how the policies adapted: returns, lengths of the steps, how far the gradients [k, M, P] agree."""
+        report = {f"adapt/return_{j}": data.returns.mean().item() for j, data in enumerate(batch.batches)}
+        steps = zip(batch.thetas, batch.thetas[1:], batch.batches, strict=False)
+        report["adapt/inner_kl"] = torch.stack([self.kl(*step) for step in steps]).mean().item()
+        report["adapt/gradient_inner_product"] = inner_products(gradients).mean().item()
+        if self.policy.actor.log_std is not None:
+            report["train/std"] = self.policy.actor.log_std.bias.exp().mean().item()
+        return report
