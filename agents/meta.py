@@ -16,7 +16,7 @@ from agents.adaptation.task_data import TaskData
 from agents.adaptation.task_policies import TaskPolicies
 from agents.base import Agent
 from agents.config import CommonConfig, above, at_least, between
-from agents.optim.registry import load_optimizer_tensors, make_optimizer, optimizer_tensors
+from agents.optim.registry import OptimizerName, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from agents.policy.actor_critic import ActorPolicy
 from agents.policy.networks import assign_parameters, parameter_vector
 from agents.rollout.buffer import Rollout
@@ -51,7 +51,7 @@ class MetaConfig(CommonConfig):
     """Lambda of generalized advantage estimation around each task's own linear baseline."""
     normalize_advantage: bool = True
     """Whether advantages are shifted to mean 0 and scaled to standard deviation 1 in each task's rollouts."""
-    outer_optimizer: Literal["adabound", "adam", "adamw", "amsbound", "clipup", "rmsprop", "sgd"] = "adam"
+    outer_optimizer: OptimizerName = "adam"
     """What follows the meta-gradient."""
     learning_rate: Annotated[float, above(0)] = 1e-3
     """β: the outer optimizer's step size."""
@@ -65,7 +65,7 @@ class ReptileConfig(MetaConfig):
 
     inner_steps: Annotated[int, at_least(1)] = 2
     """k: inner steps in each task, each from rollouts of its own; with k = 1 Reptile is joint training."""
-    outer_optimizer: Literal["adabound", "adam", "adamw", "amsbound", "clipup", "rmsprop", "sgd"] = "sgd"
+    outer_optimizer: OptimizerName = "sgd"
     """What follows φ - φ~, which stands for the meta-gradient."""
     learning_rate: Annotated[float, above(0)] = 0.5
     """The outer optimizer's step size; with sgd, Reptile's ε."""
@@ -139,7 +139,7 @@ class MetaAgent(Agent):
 
     # The inner loop --------------------------------------------------------------------------------------------------
 
-    def collect(self) -> Adaptation | None:  # type: ignore[override]
+    def collect(self) -> Adaptation | None:
         """Let a policy adapt to each task: θ_0 = φ, and θ_{j+1} = θ_j - α ∇L_j(θ_j) from a rollout of θ_j."""
         self._begin_tasks()
         phi = parameter_vector(self.policy.actor)
