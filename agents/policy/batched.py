@@ -79,7 +79,7 @@ class BatchedActor:
         return self._distribution(self.network(theta, s), theta)
 
     def sampler(self, theta: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """Give actions [N * B, *A] of the policies theta, a function of s [N * B, O] and noise [N * B, *noise_shape]."""
+        """Give actions [N * B, *A] of the policies theta from s [N * B, O] and noise [N * B, *noise_shape]."""
         run, n = self.network.at(theta), len(theta)
         scale = None if self.log_std is None else theta[:, self.log_std]
 
