@@ -8,7 +8,7 @@ import os
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import get_system_info
@@ -24,10 +24,22 @@ EXACT = "exact"
 """The manifest's "env_snapshot" where the environments were saved; else it says why they were not."""
 
 
+class Stateful(Protocol):
+    """A part of an algorithm that keeps something between updates."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Give what it keeps."""
+        ...
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `tensors` gave."""
+        ...
+
+
 class Saved:
     """What can be saved and loaded: an algorithm's name, Config and policies, a policy, counters, and a collector.
 
-    An algorithm that keeps more than these says so in `own_tensors` and `load_own_tensors`.
+    An algorithm names its parts that keep more than these in `parts`.
     """
 
     name: ClassVar[str]
@@ -37,12 +49,19 @@ class Saved:
     policy: Any
     collector: Any
 
-    def own_tensors(self) -> dict[str, Tensor]:
-        """Give what an exact resume needs beside policy and environments."""
+    def parts(self) -> dict[str, Stateful]:
+        """Name what an exact resume needs beside policy and environments."""
         return {}
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """Give what the parts keep."""
+        return {f"{name}.{key}": x for name, part in self.parts().items() for key, x in part.tensors().items()}
 
     def load_own_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `own_tensors` gave."""
+        here = {name: tensor.to(self.policy.device) for name, tensor in tensors.items()}
+        for name, part in self.parts().items():
+            part.load(with_prefix(here, f"{name}."))
 
     def save(self, path: str | os.PathLike[str], exclude: Any = None, include: Any = None) -> None:
         """Write a checkpoint from which training goes on exactly; see `agents.checkpoint`.
