@@ -7,7 +7,6 @@ of threads. Both give the bits of a loop over Gymnasium's own simulation, at any
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -16,14 +15,11 @@ import mujoco
 import numpy as np
 from mujoco.batch import Batch
 
+from envs.cores import usable_cores
+
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 _FIRST_DIVERGED = int(mujoco.mjtWarning.mjWARN_BADQPOS)
 _LAST_DIVERGED = int(mujoco.mjtWarning.mjWARN_BADQACC)
-
-
-def _cores() -> int:
-    """The cores that this process may use; where the system keeps no such set (macOS), all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def skip_idle_work(model: mujoco.MjModel) -> None:
@@ -56,7 +52,7 @@ class Physics:
         self.model = model
         self.num = num
         self.fields = tuple(fields)
-        self.num_threads = min(num, num_threads or _cores())
+        self.num_threads = min(num, num_threads or usable_cores())
         self._arrays: dict[str, np.ndarray] = {}
 
     def read(self, ids: np.ndarray | None = None) -> SimpleNamespace:
