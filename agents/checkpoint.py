@@ -113,6 +113,11 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
     _sync_folder(path.parent)
 
 
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Give the tensors whose names begin with prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def digest(tensor: Tensor) -> str:
     """The sha256 of a CPU tensor's dtype, shape and bytes, in hexadecimal."""
     sha = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -16,7 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
-from agents import saving
+from agents import checkpoint as saving
 from agents.base import Agent
 from agents.config import CommonConfig, near
 from agents.evolution.engine import (
@@ -121,7 +121,7 @@ class PESConfig(CommonConfig):
         ):
             value = getattr(self, name)
             if value not in known:
-                raise ValueError(f"There is no {name} {value!r}{near(value, list(known))}.")
+                raise ValueError(f"There is no {name} {value!r}{near(value, list(known))}")
         for name in ("sigma", "learning_rate"):
             self.require(name, 0 < getattr(self, name) < math.inf, "a number above 0")
         for name, least in (("sigma_end", "above 0"), ("learning_rate_end", "of at least 0"), ("final_lr", "above 0")):
@@ -201,7 +201,6 @@ class PES(Agent):
     name: ClassVar[str] = "pes"
     Config = PESConfig
     autoreset = AutoresetMode.DISABLED
-    has_critic = False
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"LinearPolicy": LinearPolicy, "MlpPolicy": MlpPolicy}
     config: PESConfig
     policy: DeterministicPolicy
