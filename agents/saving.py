@@ -124,9 +124,10 @@ class Saved:
     @classmethod
     def _policy_class(cls, manifest: dict[str, Any]) -> type[BasePolicy]:
         """Find the policy class that a checkpoint names; CheckpointError if it is not one of the algorithm's own."""
-        for known in cls.policy_aliases.values():
-            if known.__name__ == manifest["policy_class"]:
-                return known
+        # The first checkpoints name the class, later ones the alias.
+        named = {known.__name__: known for known in cls.policy_aliases.values()} | cls.policy_aliases
+        if manifest["policy_class"] in named:
+            return named[manifest["policy_class"]]
         raise CheckpointError(
             f"This agent was made with the policy class {manifest['policy_class']}; "
             "give it again: load(path, custom_objects={'policy_class': ...})."
@@ -139,10 +140,11 @@ class Saved:
         policy_kwargs = dict(self.policy_kwargs)
         if "activation_fn" in policy_kwargs:
             policy_kwargs["activation_fn"] = activation_key(policy_kwargs["activation_fn"])
+        kind, aliases = self.policy_class, {known: alias for alias, known in self.policy_aliases.items()}
         snapshot, tensors_of_envs = self._packed_environments()
         manifest = {
             "algorithm": self.name,
-            "policy_class": self.policy_class.__name__,
+            "policy_class": aliases.get(kind, f"{kind.__module__}.{kind.__qualname__}"),
             "policy_kwargs": policy_kwargs,
             "config": dataclasses.asdict(self.config),
             "observation_space": encode_space(self.observation_space),
@@ -161,20 +163,21 @@ class Saved:
         }
         return manifest, tensors | tensors_of_envs
 
-    def _unpack(self: Any, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    def _unpack(self, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Give a new agent without environments the stored counters, spaces and policy."""
-        self.observation_space = decode_space(manifest["observation_space"])
-        self.action_space = decode_space(manifest["action_space"])
-        self.stream_seed = manifest["stream_seed"]
-        self.num_timesteps, self.iteration = manifest["num_timesteps"], manifest["iteration"]
-        self.counter = manifest.get("counter", manifest["iteration"])  # the first checkpoints have none
-        self._total_timesteps, self._episode_num = manifest["total_timesteps"], manifest["episodes"]
-        self.ep_info_buffer = deque(manifest["episode_infos"], maxlen=self._stats_window_size)
-        self.ep_success_buffer = deque(maxlen=self._stats_window_size)
-        self.last_metrics = manifest["metrics"]
-        self._setup_model()
-        self.policy.load_state_dict(with_prefix(tensors, "policy."))
-        self.load_own_tensors(with_prefix(tensors, f"{self.name}."))
+        agent: Any = self
+        agent.observation_space = decode_space(manifest["observation_space"])
+        agent.action_space = decode_space(manifest["action_space"])
+        agent.stream_seed = manifest["stream_seed"]
+        agent.num_timesteps, agent.iteration = manifest["num_timesteps"], manifest["iteration"]
+        agent.counter = manifest.get("counter", manifest["iteration"])  # the first checkpoints have none
+        agent._total_timesteps, agent._episode_num = manifest["total_timesteps"], manifest["episodes"]
+        agent.ep_info_buffer = deque(manifest["episode_infos"], maxlen=agent._stats_window_size)
+        agent.ep_success_buffer = deque(maxlen=agent._stats_window_size)
+        agent.last_metrics = manifest["metrics"]
+        agent._setup_model()
+        agent.policy.load_state_dict(with_prefix(tensors, "policy."))
+        agent.load_own_tensors(with_prefix(tensors, f"{agent.name}."))
 
     def _packed_environments(self: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if self.env is None:

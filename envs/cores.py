@@ -1,4 +1,4 @@
-"""How many cores there are to share."""
+"""How many cores there are to work on."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def usable_cores() -> int:
-    """Return the number of cores that this process may use; where the system keeps no such set (macOS), of all."""
+    """Count the cores that this process may use; where the system keeps no such set (macOS), all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -148,8 +148,8 @@ class Actor(nn.Module):
         self.log_std = Constant(head.outputs, log_std_init) if head.kind == "gaussian" else None
 
     def forward(self, normalized: Tensor) -> Distribution:
-        outputs = self.net(normalized)
-        return self.head.distribution(outputs, self.log_std(len(outputs)) if self.log_std is not None else None)
+        log_std = None if self.log_std is None else self.log_std(len(normalized))
+        return self.head.distribution(self.net(normalized), log_std)
 
     def shared_std(self, normalized: Tensor) -> Distribution:
         """Do as `forward`, without a copy of the log standard deviation per sample: follows it when it changes."""
@@ -258,6 +258,18 @@ class Critic(nn.Module):
         new_mean, new_std = self.scale.mean, self.scale.std
         output.weight.copy_(output.weight * (old_std / new_std))
         output.bias.copy_((old_std * output.bias.double() + old_mean - new_mean) / new_std)
+
+
+def explained_variance(targets: Tensor, values: Tensor) -> Tensor:
+    """Give 1 - Var(targets - values) / Var(targets), a float64 scalar; not a number where the targets do not vary.
+
+    Args:
+        targets, values: [n].
+    """
+    targets = targets.double()
+    variance = targets.var(correction=0)
+    share = (targets - values).var(correction=0) / variance
+    return torch.where(variance > 0, 1 - share, torch.nan)
 
 
 def output_layer(network: nn.Module) -> nn.Linear:

@@ -29,7 +29,9 @@ def output_of(script: str, **variables: str) -> str:
 
 
 def test_importing_the_package_imports_nothing_else() -> None:
-    assert output_of("import sys, agents; print('torch' in sys.modules, 'agents.base' in sys.modules)") == "False False\n"
+    assert (
+        output_of("import sys, agents; print('torch' in sys.modules, 'agents.base' in sys.modules)") == "False False\n"
+    )
 
 
 def test_importing_changes_nothing_in_the_process() -> None:
