@@ -5,15 +5,16 @@ A file is complete or absent: it is written beside its place, synced, read back 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
@@ -51,19 +52,12 @@ def write(path: StrPath, manifest: Mapping[str, Any], tensors: Mapping[str, Tens
     host = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     digests = {name: digest(tensor) for name, tensor in host.items()}
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "versions": versions(), "sha256": digests}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                archive.writestr(MANIFEST, json.dumps({**manifest, **header}, indent=1))
-                archive.writestr(TENSORS, safetensors.torch.save(host))
-            file.flush()
-            os.fsync(file.fileno())
-        read(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    with replaced(path) as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr(MANIFEST, json.dumps({**manifest, **header}, indent=1))
+            archive.writestr(TENSORS, safetensors.torch.save(host))
+        file.flush()
+        read(file.name)
 
 
 def read(path: StrPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -73,6 +67,25 @@ def read(path: StrPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
         CheckpointError: there is no such file, or it is damaged, foreign or from a newer version.
     """
     path = Path(path)
+    with _opened(path) as (manifest, archive):
+        tensors = safetensors.torch.load(archive.read(TENSORS))
+    _check_digests(path, manifest["sha256"], tensors)
+    return manifest, tensors
+
+
+def read_manifest(path: StrPath) -> dict[str, Any]:
+    """Return the manifest of the checkpoint at path without reading its tensors, whose digests stay unverified.
+
+    Raises:
+        CheckpointError: as `read`, as far as the manifest shows it.
+    """
+    with _opened(Path(path)) as (manifest, _):
+        return manifest
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[dict[str, Any], zipfile.ZipFile]]:
+    """Give the manifest of a checkpoint and its open archive; what is wrong with either is a CheckpointError."""
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint file at {path}.")
     try:
@@ -80,11 +93,24 @@ def read(path: StrPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
             _check_members(path, set(archive.namelist()))
             manifest = json.loads(archive.read(MANIFEST))
             _check_format(path, manifest)
-            tensors = safetensors.torch.load(archive.read(TENSORS))
+            yield manifest, archive
     except (zipfile.BadZipFile, json.JSONDecodeError, UnicodeDecodeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged or not a {FORMAT} ({error}); use another checkpoint.") from error
-    _check_digests(path, manifest["sha256"], tensors)
-    return manifest, tensors
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """Give a new file beside path, which takes path's place, synced, on leaving; after an error path is as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
