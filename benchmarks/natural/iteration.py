@@ -16,17 +16,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import context, panels, save, write
 
 import agents.base
 import agents.npg
 import agents.policy.actor_critic
 from agents import NPG
 from agents.rollout.buffer import RolloutBuffer
+from benchmarks.common import context, panels, save, write
 from envs.mujoco.batch import MujocoVectorEnv
 from envs.mujoco.physics import BatchPhysics, ThreadedPhysics
 
-NAME = "iteration"
+NAME = "natural/iteration"
 TASKS = ("Hopper-v5", "HalfCheetah-v5")
 STAGES = {
     "physics": "#123f73",
@@ -123,7 +123,7 @@ def main() -> None:
 
 
 def measure(env_id: str, timers: Timers, iterations: int, warm_up: int) -> dict[str, Any]:
-    """Median seconds of an iteration, of each stage in it, and of an iteration without timers."""
+    """Measure median seconds of an iteration, of each stage in it, and of an iteration without timers."""
     config = NPG.preset(env_id)
     agent = NPG("MlpPolicy", env_id, seed=0, device="cpu", **dataclasses.asdict(config))
     steps = config.num_envs * config.n_steps

@@ -16,14 +16,14 @@ import time
 from typing import Any
 
 import torch
-from common import context, panels, save, timed, write
-from direction import DAMPING, Problem
+from benchmarks.problems import DAMPING, Problem
 
 from agents.natural.curvature import natural_gradient
 from agents.natural.scores import capture
 from agents.natural.solvers import choose_solver
+from benchmarks.common import context, panels, save, timed, write
 
-NAME = "solvers"
+NAME = "natural/solvers"
 TASK = "HalfCheetah-v5"
 HIDDEN = ((), (4, 4), (8, 8), (16, 16), (32, 32), (64, 64))
 SAMPLES = (32, 64, 128, 256, 512, 1024, 2048, 8192)
@@ -71,7 +71,7 @@ def milliseconds(seconds: float | None) -> str:
 
 @torch.no_grad()
 def measure(problem: Problem, way: str, turns: int, limit: float) -> dict[str, Any]:
-    """Median seconds of a solve, capture not counted; None where a matrix would be too large."""
+    """Measure median seconds of a solve, capture not counted; None where a matrix would be too large."""
     scores = capture(problem.actor, problem.log_prob)
     row = {"way": way, "n": scores.n, "p": scores.p, "auto": choose_solver(scores.n, scores.p)}
     side = {"cholesky": scores.p, "gram": scores.n}.get(way, 0)
@@ -93,7 +93,7 @@ def measure(problem: Problem, way: str, turns: int, limit: float) -> dict[str, A
 
 
 def crossings(rows: list[dict[str, Any]]) -> list[str]:
-    """The p up to which Cholesky, and the n up to which Gram, is quicker than 10 products of CG."""
+    """Find the p up to which Cholesky, and the n up to which Gram, is quicker than 10 products of CG."""
     found = []
     for direct, along, across in (("cholesky", "p", "n"), ("gram", "n", "p")):
         for fixed in sorted({row[across] for row in rows}):

@@ -1,0 +1,39 @@
+"""Made natural-gradient problems: a policy, observations, actions and advantages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from agents.policy.actor_critic import Actor
+from agents.policy.distributions import Head
+
+SIZES = {"Hopper-v5": (11, 3), "HalfCheetah-v5": (17, 6), "Ant-v5": (105, 8)}
+"""Task -> lengths of an observation and an action."""
+DAMPING = 0.1
+"""In units of the Fisher matrix's mean eigenvalue."""
+
+
+class Problem:
+    """A policy with outputs of size 1, standard normal observations, its own actions; advantages depend on both."""
+
+    def __init__(self, task: str, n: int, hidden: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
+        torch.manual_seed(0)
+        observation_size, action_size = SIZES[task]
+        head = Head.of(spaces.Box(-1, 1, (action_size,), np.float32))
+        self.actor = Actor(observation_size, head, hidden, "tanh", log_std_init=-0.5)
+        nn.init.orthogonal_(self.actor.net[-1].weight)
+        self.actor.to(dtype)
+        self.s = torch.randn(n, observation_size).to(dtype)
+        with torch.no_grad():
+            policy = self.actor(self.s)
+            self.a = policy.sample(torch.randn(n, action_size).to(dtype))
+            A = ((self.a - policy.mean) * self.s[:, :action_size]).sum(1) + torch.randn(n).to(dtype)
+        self.A = (A - A.mean()) / A.std()
+
+    def log_prob(self) -> Tensor:
+        return self.actor(self.s).log_prob(self.a)

@@ -1,0 +1,50 @@
+"""Every benchmark says what it measures, and finds what it has measured."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import common
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted(str(file.relative_to(ROOT / "benchmarks").with_suffix("")) for file in ROOT.glob("benchmarks/*/*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_it_shows_its_help_and_keeps_results_under_its_name(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module("benchmarks." + script.replace("/", "."))
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        module.main()
+    assert module.__doc__.split()[0] in capsys.readouterr().out
+    assert script == module.NAME
+
+
+def test_every_kept_file_belongs_to_a_script() -> None:
+    kept = {str(file.relative_to(common.RESULTS).with_suffix("")) for file in common.RESULTS.rglob("*.*")}
+    assert kept - {"natural/direction_trained"} <= set(SCRIPTS)
+
+
+def test_a_kept_run_answers_its_key_although_options_have_been_retired() -> None:
+    run = {"settings": {"gamma": 0.9, "fisher_rows": 64}, "versions": common.current_versions()}
+    assert common.is_same(run, {"settings": {"gamma": 0.9}})
+    assert not common.is_same(run, {"settings": {"gamma": 0.99}})
+    assert not common.is_same({**run, "settings": {"gamma": 0.9, "fisher_rows": 32}}, {"settings": {"gamma": 0.9}})
+    assert not common.is_same({**run, "versions": {}}, {"settings": {"gamma": 0.9}})
+
+
+def test_runs_stand_under_their_place_and_another_process_s_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    mine = {"runs": []}
+    common.keep("natural/x", {"runs": []}, {"seed": 1, "mean": 1.0}, ("seed",))
+    common.keep("natural/x", mine, {"seed": 0, "mean": 2.0}, ("seed",))
+    common.keep("natural/x", mine, {"seed": 0, "mean": 3.0}, ("seed",))
+    assert mine == common.read("natural/x") == {"runs": [{"seed": 1, "mean": 1.0}, {"seed": 0, "mean": 3.0}]}
+    assert common.as_json({"a": (1, 2)}) == json.loads('{"a": [1, 2]}')
