@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--rate", action="store_true", help="only measure steps per second")
     arguments = parser.parse_args()
     if arguments.runs is None:
-        arguments.runs = tempfile.mkdtemp(prefix=NAME)
+        arguments.runs = tempfile.mkdtemp(prefix="meta_rl-")
     kept: dict[str, Any] = read(NAME) or {"runs": [], "rates": []}
     if arguments.rate:
         for family in arguments.families:
