@@ -165,12 +165,15 @@ def table(runs: list[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
                 continue
             scores[name] = [run["score"] for run in sorted(fresh, key=lambda run: run["seed"])]
             row = {"env_id": env_id, "optimizer": name, "settings": settings, "scores": scores[name]}
-            row |= {"mean": round(float(np.mean(scores[name])), 1), "interval": interval(np.mean, scores[name])}
+            row |= {
+                "mean": round(float(np.mean(scores[name])), 1),
+                "interval": rounded(interval(np.mean, scores[name])),
+            }
             row["curves"] = [run["curve"] for run in fresh]
             rows.append(row)
         for row in (row for row in rows if row["env_id"] == env_id):
             if row["optimizer"] != "Adam" and "Adam" in scores:
-                row["beyond_adam"] = interval(difference, row["scores"], scores["Adam"])
+                row["beyond_adam"] = rounded(interval(difference, row["scores"], scores["Adam"]))
     for row in rows:
         low, high = row["interval"]
         beyond = "" if "beyond_adam" not in row else " - Adam: {:+.0f} to {:+.0f}".format(*row["beyond_adam"])
@@ -179,6 +182,10 @@ def table(runs: list[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
             f"{row['mean']:7.0f} ({low:.0f} to {high:.0f}){beyond}"
         )
     return rows
+
+
+def rounded(ends: tuple[float, float]) -> list[float]:
+    return [round(end, 1) for end in ends]
 
 
 def difference(scores: np.ndarray, others: np.ndarray, axis: int = -1) -> Any:
