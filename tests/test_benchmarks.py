@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import common
+from benchmarks.natural.iteration import STAGES, WRAPPED
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(str(file.relative_to(ROOT / "benchmarks").with_suffix("")) for file in ROOT.glob("benchmarks/*/*.py"))
@@ -28,6 +29,18 @@ def test_it_shows_its_help_and_keeps_results_under_its_name(
 def test_every_kept_file_belongs_to_a_script() -> None:
     kept = {str(file.relative_to(common.RESULTS).with_suffix("")) for file in common.RESULTS.rglob("*.*")}
     assert kept - {"natural/direction_trained"} <= set(SCRIPTS)
+
+
+def test_each_stage_of_an_iteration_times_functions_that_exist() -> None:
+    assert set(WRAPPED) == set(STAGES)
+    absent = [
+        f"{owner.__name__}.{name}"
+        for functions in WRAPPED.values()
+        for owner, names in functions
+        for name in names
+        if not callable(getattr(owner, name, None))
+    ]
+    assert absent == []
 
 
 def test_a_kept_run_answers_its_key_although_options_have_been_retired() -> None:

@@ -29,8 +29,8 @@ from torch import Tensor
 from agents import NPG
 from agents.natural.curvature import Solution, conjugate_gradient, natural_gradient
 from agents.natural.scores import capture, dense_scores
-from agents.npg import standardize
 from agents.policy.distributions import DiagonalGaussian
+from agents.rollout.buffer import advantages, standardize
 from benchmarks.common import context, panels, save, timed, write
 from benchmarks.problems import DAMPING, SIZES, Problem
 
@@ -60,12 +60,10 @@ class Trained(Problem):
         }
         agent = NPG("MlpPolicy", task, seed=0, device="cpu", **settings)
         agent.learn(n * iterations)
-        agent.train = lambda: None  # type: ignore[method-assign]
-        next(agent.iterations(n, reset_num_timesteps=False))
-        batch = agent.buffer
-        self.actor, self.a = agent.policy.actor, batch.flat("actions")
-        self.s = agent.policy.normalize(batch.flat("observations"))
-        self.A = standardize(agent._advantages(batch, self.s, agent.config.gae_lambda)[0])
+        c, policy, batch = agent.config, agent.policy, agent.collect()
+        self.actor, self.a = policy.actor, batch.flat("actions")
+        self.s = policy.normalize(batch.flat("observations"))
+        self.A = standardize(advantages(batch, self.s, policy, c.gamma, c.gae_lambda)[0])
 
 
 @torch.no_grad()

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
-import agents.base
 import agents.npg
 import agents.policy.actor_critic
+import agents.rollout.collector
 from agents import NPG
-from agents.rollout.buffer import RolloutBuffer
+from agents.rollout.buffer import Rollout
+from agents.rollout.collector import Collector
 from benchmarks.common import context, panels, save, write
 from envs.mujoco.batch import MujocoVectorEnv
 from envs.mujoco.physics import BatchPhysics, ThreadedPhysics
@@ -74,30 +75,32 @@ class Timers:
         setattr(owner, name, self.wrap(getattr(owner, name), stage))
 
 
+POLICY = agents.policy.actor_critic.ActorCriticPolicy
+WRAPPED: dict[str, tuple[tuple[Any, tuple[str, ...]], ...]] = {
+    "physics": ((BatchPhysics, ("step",)), (ThreadedPhysics, ("step",))),
+    "observing, rewarding": ((MujocoVectorEnv, ("step",)),),
+    "resets": ((MujocoVectorEnv, ("_begin_episodes",)),),
+    "acting": ((POLICY, ("to_environment",)), (agents.rollout.collector, ("action_noise",))),
+    "buffer": ((Rollout, ("add", "add_final", "clear")),),
+    "callbacks, logging": ((Collector, ("_count",)), (NPG, ("_record", "_record_update"))),
+    "advantages": ((agents.npg, ("advantages", "standardize")),),
+    "capture": ((NPG, ("_scores",)),),
+    "conjugate gradients": ((agents.npg, ("natural_gradient",)),),
+    "KL correction": ((NPG, ("_take",)),),
+    "critic": ((agents.npg, ("gauss_newton",)),),
+    "rest": ((NPG, ("train",)),),
+    "normalizer": ((POLICY, ("update_normalizer",)),),
+}
+"""Stage -> the owners and names of its functions; what the policy's sampler returns is timed as acting besides."""
+
+
 def install(timers: Timers) -> None:
-    for physics in (BatchPhysics, ThreadedPhysics):
-        timers.install(physics, "step", "physics")
-    timers.install(MujocoVectorEnv, "step", "observing, rewarding")
-    timers.install(MujocoVectorEnv, "_begin_episodes", "resets")
-
-    policy = agents.policy.actor_critic.ActorCriticPolicy
-    make_sampler = policy.sampler
-    policy.sampler = lambda self: timers.wrap(make_sampler(self), "acting")  # type: ignore[method-assign]
-    timers.install(policy, "to_environment", "acting")
-    timers.install(agents.base, "action_noise", "acting")
-    for name in ("add", "add_final", "clear"):
-        timers.install(RolloutBuffer, name, "buffer")
-
-    for name in ("_count_rollout", "_record", "_record_update"):
-        timers.install(NPG, name, "callbacks, logging")
-
-    timers.install(NPG, "_advantages", "advantages")
-    timers.install(NPG, "_scores", "capture")
-    timers.install(agents.npg, "natural_gradient", "conjugate gradients")
-    timers.install(NPG, "_take", "KL correction")
-    timers.install(agents.npg, "gauss_newton", "critic")
-    timers.install(agents.npg.NPG, "train", "rest")
-    timers.install(policy, "update_normalizer", "normalizer")
+    for stage, functions in WRAPPED.items():
+        for owner, names in functions:
+            for name in names:
+                timers.install(owner, name, stage)
+    make_sampler = POLICY.sampler
+    POLICY.sampler = lambda self: timers.wrap(make_sampler(self), "acting")  # type: ignore[method-assign]
 
 
 def main() -> None:

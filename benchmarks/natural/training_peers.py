@@ -203,7 +203,7 @@ class EnvironmentLayer:
     def follow(self) -> None:
         """Take, after it, the actions that it took, and go back to its first states."""
         agent = self.learner.agent
-        self.actions = [agent.policy.to_environment(actions) for actions in agent.buffer["actions"]]
+        self.actions = [agent.policy.to_environment(actions) for actions in agent.collector.rollout["actions"]]
         self.env.restore(self.kept)
 
     def train(self, steps: int) -> int:
