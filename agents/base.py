@@ -277,7 +277,7 @@ class Agent(Saved, BaseAlgorithm):
 
     @abstractmethod
     def train(self, batch: Any) -> None:
-        """Update once from what `collect` gave; training ends after this iteration if stop_reason, a sentence, is set."""
+        """Update once from what `collect` gave; a stop_reason, a sentence, ends training after it."""
 
     def _record(self, collect_seconds: float, train_seconds: float) -> None:
         assert self.env is not None

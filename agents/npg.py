@@ -30,9 +30,9 @@ from agents.natural.scores import FactoredScores, Scores, capture, dense_scores,
 from agents.natural.solvers import MATRIX_BYTES, SOLVERS, check_solver
 from agents.natural.step import StepReport, line_search, matched_step, report_step
 from agents.optim.registry import OPTIMIZERS, load_optimizer_tensors, make_optimizer, optimizer_tensors
-from agents.policy.actor_critic import POLICIES, Actor, ActorCriticPolicy
+from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
 from agents.policy.distributions import Distribution
-from agents.policy.networks import assign_parameters, parameter_vector
+from agents.policy.networks import Actor, assign_parameters, parameter_vector
 from agents.rollout.buffer import Rollout, advantages, standardize
 
 STAGES = ("advantages", "scores", "direction", "step", "critic")

@@ -9,8 +9,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from agents.policy.actor_critic import Actor
 from agents.policy.distributions import Head
+from agents.policy.networks import Actor
 
 SIZES = {"Hopper-v5": (11, 3), "HalfCheetah-v5": (17, 6), "Ant-v5": (105, 8)}
 """Task -> lengths of an observation and an action."""
