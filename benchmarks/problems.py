@@ -10,7 +10,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from agents.policy.distributions import Head
-from agents.policy.networks import Actor
+from agents.policy.networks import Actor, mlp
 
 SIZES = {"Hopper-v5": (11, 3), "HalfCheetah-v5": (17, 6), "Ant-v5": (105, 8)}
 """Task -> lengths of an observation and an action."""
@@ -25,7 +25,8 @@ class Problem:
         torch.manual_seed(0)
         observation_size, action_size = SIZES[task]
         head = Head.of(spaces.Box(-1, 1, (action_size,), np.float32))
-        self.actor = Actor(observation_size, head, hidden, "tanh", log_std_init=-0.5)
+        net = mlp(observation_size, hidden, head.outputs, "tanh", 1.0)
+        self.actor = Actor(head, net, log_std_init=-0.5)
         nn.init.orthogonal_(self.actor.net[-1].weight)
         self.actor.to(dtype)
         self.s = torch.randn(n, observation_size).to(dtype)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from agents import REGISTRY
 from benchmarks import common
 from benchmarks.natural.iteration import STAGES, WRAPPED
 
@@ -29,6 +30,21 @@ def test_it_shows_its_help_and_keeps_results_under_its_name(
 def test_every_kept_file_belongs_to_a_script() -> None:
     kept = {str(file.relative_to(common.RESULTS).with_suffix("")) for file in common.RESULTS.rglob("*.*")}
     assert kept - {"natural/direction_trained"} <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "algorithm"),
+    [
+        ("natural/returns", "settings", "npg"),
+        ("natural/rollout_size", "config", "npg"),
+        ("optim/ppo_peers", "settings", "ppo"),
+    ],
+)
+def test_kept_configurations_name_options_of_now_and_retired_ones(name: str, place: str, algorithm: str) -> None:
+    runs = [run for run in common.read(name)["runs"] if run.get("side", "ours, preset") == "ours, preset"]
+    assert runs
+    named = {option for run in runs for option in run[place]}
+    assert named - common.RETIRED.keys() <= set(REGISTRY[algorithm].Config.names())
 
 
 def test_each_stage_of_an_iteration_times_functions_that_exist() -> None:

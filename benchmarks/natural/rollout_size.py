@@ -125,7 +125,7 @@ def table(kept: dict[str, Any], env: str) -> None:
     measured = {str(row["settings"]): row for row in kept["rates"].get(env, {}).get("rows", [])}
     for settings in GRID[env]:
         config = config_of(env, settings)
-        means = [run["mean"] for run in kept["runs"] if run["env"] == env and run["config"] == config]
+        means = [run["mean"] for run in kept["runs"] if is_same(run, {"env": env, "config": config}, versions=False)]
         row = measured.get(str(settings))
         rate = f"{row['rate']:7,} steps/s, {row['rate'] / row['layer']:.2f} of the layer" if row else ""
         values = " ".join(f"{mean:.0f}" for mean in sorted(means))
