@@ -1,14 +1,18 @@
-"""Made natural-gradient problems: a policy, observations, actions and advantages."""
+"""Made natural-gradient problems: a policy, observations, actions and advantages; and their direction."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from agents.natural.curvature import Sampled, Solution
+from agents.natural.kronecker import PRECONDITIONERS
+from agents.natural.scores import Scores
 from agents.policy.distributions import Head
 from agents.policy.networks import Actor, mlp
 
@@ -38,3 +42,18 @@ class Problem:
 
     def log_prob(self) -> Tensor:
         return self.actor(self.s).log_prob(self.a)
+
+
+def solve(
+    scores: Scores,
+    A: Tensor,
+    *,
+    solver: str = "cg",
+    cg_max_steps: int = 1,
+    cg_tolerance: float = 0.0,
+    cg_preconditioner: str = "none",
+) -> Solution:
+    """Solve (F + λ I) w = Ψᵀ A / n with F = Ψᵀ Ψ / n and the λ of DAMPING."""
+    options = {"cg_damping": DAMPING, "solver": solver, "cg_max_steps": cg_max_steps, "cg_tolerance": cg_tolerance}
+    curvature = Sampled(SimpleNamespace(**options, cg_warm_start=False), PRECONDITIONERS[cg_preconditioner])
+    return curvature.direction(scores, A).solution

@@ -1,7 +1,7 @@
 """The natural-gradient direction from the score operator beside one from a double backward pass.
 
-Ours: scores.capture and fisher.natural_gradient, with F estimated from the sampled actions. The other: the Hessian of
-the mean KL divergence by differentiating twice, as sb3-contrib's TRPO does, in the same conjugate gradients, with the
+Ours: scores.capture and curvature.Sampled, with F estimated from the sampled actions. The other: the Hessian of the
+mean KL divergence by differentiating twice, as sb3-contrib's TRPO does, in the same conjugate gradients, with the
 same absolute damping. Both start from observations, actions and advantages and end with the direction: at equal
 conjugate-gradient iterations, and at equal relative residuals, each of its own system; there ours is timed with the
 K-FAC and the Gram preconditioner too. The matrices agree only in expectation over actions, so the directions differ
@@ -27,12 +27,12 @@ import torch
 from torch import Tensor
 
 from agents import NPG
-from agents.natural.curvature import Solution, conjugate_gradient, natural_gradient
+from agents.natural.curvature import Solution, conjugate_gradient
 from agents.natural.scores import capture, dense_scores
 from agents.policy.distributions import DiagonalGaussian
 from agents.rollout.buffer import advantages, standardize
 from benchmarks.common import context, panels, save, timed, write
-from benchmarks.problems import DAMPING, SIZES, Problem
+from benchmarks.problems import DAMPING, SIZES, Problem, solve
 
 NAME = "natural/direction"
 HIDDEN = ((32, 32), (64, 64), (256, 256))
@@ -69,14 +69,7 @@ class Trained(Problem):
 @torch.no_grad()
 def factored(problem: Problem, iterations: int, tolerance: float, preconditioner: str = "none") -> Solution:
     scores = capture(problem.actor, problem.log_prob)
-    return natural_gradient(
-        scores,
-        problem.A,
-        damping=DAMPING,
-        cg_iterations=iterations,
-        cg_tolerance=tolerance,
-        cg_preconditioner=preconditioner,
-    ).solution
+    return solve(scores, problem.A, cg_max_steps=iterations, cg_tolerance=tolerance, cg_preconditioner=preconditioner)
 
 
 def double_backward(problem: Problem, shift: float, iterations: int, tolerance: float) -> Solution:

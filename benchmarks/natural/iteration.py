@@ -21,11 +21,13 @@ import agents.npg
 import agents.policy.actor_critic
 import agents.rollout.collector
 from agents import NPG
+from agents.natural.critic_fits import GaussNewton
+from agents.natural.curvature import Curvature
 from agents.rollout.buffer import Rollout
 from agents.rollout.collector import Collector
 from benchmarks.common import context, panels, save, write
-from envs.mujoco.batch import MujocoVectorEnv
-from envs.mujoco.physics import BatchPhysics, ThreadedPhysics
+from envs.mujoco.batch import BatchPhysics, MujocoVectorEnv
+from envs.mujoco.physics import ThreadedPhysics
 
 NAME = "natural/iteration"
 TASKS = ("Hopper-v5", "HalfCheetah-v5")
@@ -84,10 +86,10 @@ WRAPPED: dict[str, tuple[tuple[Any, tuple[str, ...]], ...]] = {
     "buffer": ((Rollout, ("add", "add_final", "clear")),),
     "callbacks, logging": ((Collector, ("_count",)), (NPG, ("_record", "_record_update"))),
     "advantages": ((agents.npg, ("advantages", "standardize")),),
-    "capture": ((NPG, ("_scores",)),),
-    "conjugate gradients": ((agents.npg, ("natural_gradient",)),),
+    "capture": ((agents.npg, ("scores",)),),
+    "conjugate gradients": ((Curvature, ("direction",)),),
     "KL correction": ((NPG, ("_take",)),),
-    "critic": ((agents.npg, ("gauss_newton",)),),
+    "critic": ((GaussNewton, ("fit",)),),
     "rest": ((NPG, ("train",)),),
     "normalizer": ((POLICY, ("update_normalizer",)),),
 }
