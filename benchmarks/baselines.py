@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from agents import noise
-from agents.evolution.unroll import State, Unroll
+from agents.evolution.unroll import ParticleState, Unroll
 
 NORM_FLOOR = 1e-7
 """Added to UORO's norms, which start at zero (the paper's value)."""
 
 
-def tbptt(task: Unroll, theta: Tensor, state: State, window: int) -> tuple[Tensor, Tensor, State]:
+def tbptt(task: Unroll, theta: Tensor, state: ParticleState, window: int) -> tuple[Tensor, Tensor, ParticleState]:
     """Backpropagate through one window, truncated at its beginning: biased.
 
     Args:
@@ -38,11 +38,11 @@ def tbptt(task: Unroll, theta: Tensor, state: State, window: int) -> tuple[Tenso
 class Rtrl:
     """What RTRL carries: the state of one particle and its derivative after each parameter, [P, S]."""
 
-    state: State
+    state: ParticleState
     jacobian: Tensor
 
     @classmethod
-    def start(cls, state: State, theta: Tensor) -> Rtrl:
+    def start(cls, state: ParticleState, theta: Tensor) -> Rtrl:
         return cls(state, theta.new_zeros(len(theta), len(_floats(state))))
 
 
@@ -63,13 +63,13 @@ def rtrl(task: Unroll, theta: Tensor, carried: Rtrl, window: int) -> tuple[Tenso
 class Uoro:
     """What UORO carries: the state of one particle, and vectors [S] and [P] whose product is, in the mean, RTRL's."""
 
-    state: State
+    state: ParticleState
     toward_state: Tensor
     toward_theta: Tensor
     windows: int = 0
 
     @classmethod
-    def start(cls, state: State, theta: Tensor) -> Uoro:
+    def start(cls, state: ParticleState, theta: Tensor) -> Uoro:
         return cls(state, torch.zeros_like(_floats(state)), torch.zeros_like(theta))
 
 
@@ -96,12 +96,12 @@ def uoro(task: Unroll, theta: Tensor, carried: Uoro, window: int, seed: int) -> 
     return gradient, score, Uoro(state, toward_state, toward_theta, carried.windows + 1)
 
 
-def _floats(state: State) -> Tensor:
+def _floats(state: ParticleState) -> Tensor:
     """Return what can be differentiated of one particle's state, as one vector [S]."""
     return torch.cat([value[0].flatten() for value in state.values() if value.is_floating_point()])
 
 
-def _as_function(task: Unroll, state: State, window: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _as_function(task: Unroll, state: ParticleState, window: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return the window as a function of (θ [P], floats [S]) that returns the floats after it and the score."""
 
     def advance(theta: Tensor, floats: Tensor) -> tuple[Tensor, Tensor]:

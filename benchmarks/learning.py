@@ -14,7 +14,7 @@ from torch.func import grad
 from torch.nn.functional import cross_entropy
 
 from agents import noise
-from agents.evolution.unroll import State
+from agents.evolution.unroll import ParticleState
 
 
 class Classification:
@@ -96,7 +96,7 @@ class LearningRateDecay:
     ) -> None:
         self.problem, self.horizon, self.time_scale, self.momentum = problem, horizon, time_scale, momentum
 
-    def init(self, keys: Tensor, slots: Tensor) -> State:
+    def init(self, keys: Tensor, slots: Tensor) -> ParticleState:
         weights = self.problem.init(keys)
         return {
             "weights": weights,
@@ -105,7 +105,7 @@ class LearningRateDecay:
             "steps": torch.zeros_like(keys),
         }
 
-    def unroll(self, theta: Tensor, state: State, window: int) -> tuple[State, Tensor, Tensor]:
+    def unroll(self, theta: Tensor, state: ParticleState, window: int) -> tuple[ParticleState, Tensor, Tensor]:
         weights, velocity, keys, steps = state["weights"], state["velocity"], state["keys"], state["steps"]
         initial, power = theta.exp().to(weights.dtype).unbind(1)
         score = torch.zeros_like(weights[:, 0])
@@ -145,13 +145,13 @@ class LearnedOptimizer:
         self.problem, self.horizon, self.hidden, self.scale = problem, horizon, hidden, scale
         self.size = (self.FEATURES + 1) * hidden + (hidden + 1) * 2
 
-    def init(self, keys: Tensor, slots: Tensor) -> State:
+    def init(self, keys: Tensor, slots: Tensor) -> ParticleState:
         weights = self.problem.init(keys)
         means = torch.zeros(*weights.shape, len(self.DECAYS), dtype=weights.dtype, device=weights.device)
         steps = torch.zeros_like(keys)
         return {"weights": weights, "means": means, "square": torch.zeros_like(weights), "keys": keys, "steps": steps}
 
-    def unroll(self, theta: Tensor, state: State, window: int) -> tuple[State, Tensor, Tensor]:
+    def unroll(self, theta: Tensor, state: ParticleState, window: int) -> tuple[ParticleState, Tensor, Tensor]:
         weights, means, square = state["weights"], state["means"], state["square"]
         keys, steps = state["keys"], state["steps"]
         theta = theta.to(weights.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.evolution.unroll import State
+from agents.evolution.unroll import ParticleState
 
 
 class InfluenceBalancing:
@@ -20,11 +20,11 @@ class InfluenceBalancing:
     def __init__(self, size: int = 23, positives: int = 10, dtype: torch.dtype = torch.float64) -> None:
         self.size, self.positives, self.dtype = size, positives, dtype
 
-    def init(self, keys: Tensor, slots: Tensor) -> State:
+    def init(self, keys: Tensor, slots: Tensor) -> ParticleState:
         s = torch.ones(len(keys), self.size, dtype=self.dtype, device=keys.device)
         return {"s": s, "steps": torch.zeros_like(keys)}
 
-    def unroll(self, theta: Tensor, state: State, window: int) -> tuple[State, Tensor, Tensor]:
+    def unroll(self, theta: Tensor, state: ParticleState, window: int) -> tuple[ParticleState, Tensor, Tensor]:
         s = state["s"]
         push = torch.cat((theta.expand(-1, self.positives), -theta.expand(-1, self.size - self.positives)), 1)
         for _ in range(window):
@@ -44,11 +44,11 @@ class ToyRegression:
     def __init__(self, horizon: int = 100, dtype: torch.dtype = torch.float64) -> None:
         self.horizon, self.dtype = horizon, dtype
 
-    def init(self, keys: Tensor, slots: Tensor) -> State:
+    def init(self, keys: Tensor, slots: Tensor) -> ParticleState:
         x = torch.ones(len(keys), 2, dtype=self.dtype, device=keys.device)
         return {"x": x, "steps": torch.zeros_like(keys)}
 
-    def unroll(self, theta: Tensor, state: State, window: int) -> tuple[State, Tensor, Tensor]:
+    def unroll(self, theta: Tensor, state: ParticleState, window: int) -> tuple[ParticleState, Tensor, Tensor]:
         x, steps = state["x"], state["steps"]
         first, last = theta.exp().unbind(1)
         score = torch.zeros_like(x[:, 0])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from agents.evolution.engine import Scheme, estimate, start
-from agents.evolution.unroll import State, Unroll
+from agents.evolution.unroll import ParticleState, Unroll
 from benchmarks.baselines import Rtrl, rtrl
 from benchmarks.common import context, panels, save, write
 from benchmarks.toys import InfluenceBalancing
@@ -32,10 +32,10 @@ class Directions:
     def __init__(self, c: Tensor) -> None:
         self.c = c
 
-    def init(self, keys: Tensor, slots: Tensor) -> State:
+    def init(self, keys: Tensor, slots: Tensor) -> ParticleState:
         return {"steps": torch.zeros_like(keys)}
 
-    def unroll(self, theta: Tensor, state: State, window: int) -> tuple[State, Tensor, Tensor]:
+    def unroll(self, theta: Tensor, state: ParticleState, window: int) -> tuple[ParticleState, Tensor, Tensor]:
         steps = state["steps"]
         score = sum((self.c[steps + t] * theta).sum(1) for t in range(window))
         return {"steps": steps + window}, score, steps + window >= len(self.c)

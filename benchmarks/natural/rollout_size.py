@@ -44,7 +44,7 @@ def main() -> None:
         write(NAME, kept)
     else:
         collect_returns(kept, arguments)
-    table(kept, arguments.env)
+    table(kept, arguments.env, arguments.steps)
 
 
 def config_of(env: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -121,11 +121,12 @@ def rates(env: str, turns: int = 5, seconds: float = 1.0) -> list[dict[str, Any]
     ]
 
 
-def table(kept: dict[str, Any], env: str) -> None:
+def table(kept: dict[str, Any], env: str, steps: int) -> None:
     measured = {str(row["settings"]): row for row in kept["rates"].get(env, {}).get("rows", [])}
     for settings in GRID[env]:
         config = config_of(env, settings)
-        means = [run["mean"] for run in kept["runs"] if is_same(run, {"env": env, "config": config}, versions=False)]
+        key = {"env": env, "steps": steps, "config": config}
+        means = [run["mean"] for run in kept["runs"] if is_same(run, key, versions=False)]
         row = measured.get(str(settings))
         rate = f"{row['rate']:7,} steps/s, {row['rate'] / row['layer']:.2f} of the layer" if row else ""
         values = " ".join(f"{mean:.0f}" for mean in sorted(means))
