@@ -95,11 +95,11 @@ class Agent(BaseAlgorithm):
     ) -> None:
         policy_kwargs = dict(policy_kwargs or {})
         if isinstance(policy, str) and policy not in self.policy_aliases:
-            raise ValueError(f"There is no policy {policy!r}{near(policy, list(self.policy_aliases))}.")
+            raise ValueError(f"There is no policy {policy!r}{near(policy, list(self.policy_aliases))}")
         policy_class: Any = self.policy_aliases[policy] if isinstance(policy, str) else policy
         options = self._policy_options(policy_class)
         for unknown in policy_kwargs.keys() - set(options):
-            raise ValueError(f"policy_kwargs has no {unknown!r}{near(unknown, options)}.")
+            raise ValueError(f"policy_kwargs has no {unknown!r}{near(unknown, options)}")
         if seed is not None and seed < 0:
             raise ValueError(f"seed is {seed}; give 0 or more.")
         config = self.Config.of(hyperparameters)

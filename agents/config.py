@@ -1,65 +1,114 @@
-"""Hyperparameters: declared once, in frozen dataclasses, and everything that is read from those declarations."""
+"""Hyperparameters: declared once, in frozen dataclasses, and everything that is read from those declarations.
+
+A field says its range where it is declared, and all ranges are checked here:
+
+    target_kl: Annotated[float, above(0)] = 0.02
+    gae_lambda: Annotated[float, between(0, 1)] = 0.95
+    horizon: Annotated[int, at_least(1)] | None = None
+    fisher: Literal["compatible", "kfac"] = "compatible"
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
+import math
+import numbers
+import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
+
+from envs.names import near
+
+__all__ = [
+    "AgentConfig", "CommonConfig", "Range", "above", "at_least", "below", "between", "near", "preset_values",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers that a field may have."""
+
+    holds: Callable[[float], bool]
+    words: str
+    """What they are, after "a number" or "an integer"."""
+
+
+def above(bound: float) -> Range:
+    """Allow numbers above bound."""
+    return Range(lambda value: value > bound, f"above {bound}")
+
+
+def at_least(bound: float) -> Range:
+    """Allow numbers from bound on."""
+    return Range(lambda value: value >= bound, f"of at least {bound}")
+
+
+def below(bound: float) -> Range:
+    """Allow numbers below bound."""
+    return Range(lambda value: value < bound, f"below {bound}")
+
+
+def between(low: float, high: float) -> Range:
+    """Allow numbers from low to high, both included."""
+    return Range(lambda value: low <= value <= high, f"from {low} to {high}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommonConfig:
     """What every agent has. Raises ValueError for values that are not possible."""
 
-    num_envs: int = 16
+    num_envs: Annotated[int, at_least(1)] = 16
     """Environments stepped together, where the agent makes them itself."""
-    n_steps: int = 128
+    n_steps: Annotated[int, at_least(1)] = 128
     """Environment steps per environment and iteration."""
-    gamma: float = 0.99
+    gamma: Annotated[float, between(0, 1)] = 0.99
     """Discount per environment step."""
-    net_arch: tuple[int, ...] = (64, 64)
+    net_arch: tuple[Annotated[int, at_least(1)], ...] = (64, 64)
     """Hidden layer sizes of policy and critic."""
-    activation_fn: str = "tanh"
-    """Activation of the hidden layers: tanh, relu, elu, gelu or silu."""
+    activation_fn: Literal["tanh", "relu", "elu", "gelu", "silu"] = "tanh"
+    """Activation of the hidden layers."""
     normalize_observations: bool = True
     """Whether the policy normalizes observations by their running mean and standard deviation."""
 
     def __post_init__(self) -> None:
-        self.require("num_envs", self.num_envs >= 1, "an integer of at least 1")
-        self.require("n_steps", self.n_steps >= 1, "an integer of at least 1")
-        self.require("gamma", 0.0 <= self.gamma <= 1.0, "a number from 0 to 1")
-        self.require("net_arch", all(size >= 1 for size in self.net_arch), "layer sizes of at least 1")
+        for name, annotation in self.annotations().items():
+            object.__setattr__(self, name, checked(name, getattr(self, name), annotation))
 
     def require(self, name: str, holds: bool, allowed: str) -> None:
-        """Raise ValueError, naming the field and what is allowed, unless holds."""
+        """Raise ValueError, naming the field and what is allowed, unless holds; for what no range says."""
         if not holds:
             raise ValueError(f"{name} is {getattr(self, name)!r}; give {allowed}.")
 
     @classmethod
     def names(cls) -> list[str]:
+        """Name the fields, in their order."""
         return [field.name for field in dataclasses.fields(cls)]
 
     @classmethod
+    @cache
+    def annotations(cls) -> dict[str, Any]:
+        """Give each field's type with its range, in the fields' order."""
+        hints = typing.get_type_hints(cls, include_extras=True)
+        return {name: hints[name] for name in cls.names()}
+
+    @classmethod
     def of(cls, values: Mapping[str, Any], base: Self | None = None) -> Self:
-        """base (the defaults: None) with values in place of its own; unknown names and wrong types raise ValueError."""
-        annotations = typing.get_type_hints(cls)
+        """Put values in place of base's own (None: the defaults'); unknown names and wrong values raise ValueError."""
         for name in values:
-            if name not in annotations:
-                raise ValueError(f"{cls.__name__} has no hyperparameter {name!r}{near(name, cls.names())}.")
-        checked = {name: _as_type(name, value, annotations[name]) for name, value in values.items()}
-        return dataclasses.replace(base or cls(), **checked)
+            if name not in cls.names():
+                raise ValueError(f"{cls.__name__} has no hyperparameter {name!r}{near(name, cls.names())}")
+        return dataclasses.replace(base or cls(), **values)
 
     @classmethod
     def parameters(cls) -> list[inspect.Parameter]:
-        """The fields as keyword-only parameters, for a constructor's signature."""
+        """Give the fields as keyword-only parameters, for a constructor's signature."""
         kind = inspect.Parameter.KEYWORD_ONLY
         return [
             inspect.Parameter(field.name, kind, default=field.default, annotation=field.type)
@@ -73,46 +122,80 @@ class AgentConfig(CommonConfig):
 
     log_std_init: float = 0.0
     """Initial log standard deviation of Gaussian actions."""
-    value_network: str = "mlp"
+    value_network: Literal["mlp", "linear", "rbf", "quadratic"] = "mlp"
     """The critic's network: mlp, or linear in fixed features: linear, rbf or quadratic (products of two inputs)."""
-    rbf_features: int = 250
+    rbf_features: Annotated[int, at_least(1)] = 250
     """Random Fourier features of "RBFPolicy" and of the value network "rbf"."""
-    rbf_bandwidth: float | None = None
-    """ν of those features, in standard deviations of the observations; None takes the root of twice their number."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        kinds = ("mlp", "linear", "rbf", "quadratic")
-        self.require("value_network", self.value_network in kinds, f"one of {', '.join(kinds)}")
-        self.require("rbf_features", self.rbf_features >= 1, "an integer of at least 1")
-        bandwidth = self.rbf_bandwidth
-        self.require("rbf_bandwidth", bandwidth is None or bandwidth > 0, "a number above 0, or None")
 
 
-def _as_type(name: str, value: Any, expected: Any) -> Any:
-    """value as the declared type, where YAML or a caller wrote an equal one in another way."""
-    if typing.get_origin(expected) is tuple and isinstance(value, (list, tuple)):
-        item = typing.get_args(expected)[0]
-        return tuple(_as_type(name, element, item) for element in value)
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    options = typing.get_args(expected) or (expected,)
-    kinds = tuple(option for option in options if isinstance(option, type))
-    literals = [option for option in options if not isinstance(option, type)]
-    fits = value in literals or (isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool)))
-    if not fits:
-        raise ValueError(f"{name} is {value!r}; give a value of the type {_type_name(expected)}.")
-    return value
+def checked(name: str, value: Any, annotation: Any) -> Any:
+    """Return value as the declared type, where YAML or a caller wrote an equal one in another way.
+
+    Raises:
+        ValueError: it is of another type or outside the declared range; the message says what is allowed.
+    """
+    try:
+        return _as_declared(value, annotation)
+    except ValueError:
+        options = [choice for part in _options(annotation) for choice in _choices(part)]
+        if isinstance(value, str) and any(isinstance(choice, str) for choice in options):
+            raise ValueError(f"There is no {name} {value!r}{near(value, options)}") from None
+        raise ValueError(f"{name} is {value!r}; give {allowed(annotation)}.") from None
 
 
-def _type_name(expected: Any) -> str:
-    return expected.__name__ if isinstance(expected, type) else str(expected).replace("typing.", "")
+def allowed(annotation: Any) -> str:
+    """Say what a field may be: "a number above 0, or None"."""
+    return ", or ".join(_words(part) for part in _options(annotation))
 
 
-def near(name: str, known: list[str]) -> str:
-    """How a sentence about an unknown name ends: with the near ones, or with all that are known."""
-    matches = difflib.get_close_matches(name, known)
-    return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else f"; it has {', '.join(known)}"
+def _options(annotation: Any) -> list[Any]:
+    """List the types of a union; a type alone is its only one."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return list(typing.get_args(annotation)) if is_union else [annotation]
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
+
+
+def _as_declared(value: Any, annotation: Any) -> Any:
+    for option in _options(annotation):
+        kind, ranges = _split(option)
+        if choices := _choices(kind):
+            if value in choices:
+                return value
+        elif typing.get_origin(kind) is tuple:
+            if isinstance(value, (list, tuple)):
+                return tuple(_as_declared(element, typing.get_args(kind)[0]) for element in value)
+        elif kind in (type(None), bool, str):
+            if isinstance(value, kind):
+                return value
+        elif isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool):
+            number = kind(value)
+            if math.isfinite(number) and all(one.holds(number) for one in ranges):
+                return number
+    raise ValueError
+
+
+def _split(option: Any) -> tuple[Any, tuple[Range, ...]]:
+    """Split an annotated type into the type and its ranges."""
+    if typing.get_origin(option) is not Annotated:
+        return option, ()
+    kind, *extras = typing.get_args(option)
+    return kind, tuple(extra for extra in extras if isinstance(extra, Range))
+
+
+def _words(option: Any) -> str:
+    kind, ranges = _split(option)
+    words = " and ".join(one.words for one in ranges)
+    if choices := _choices(kind):
+        return " or ".join(map(repr, choices))
+    if typing.get_origin(kind) is tuple:
+        element, ranges = _split(typing.get_args(kind)[0])
+        plural = {int: "integers", float: "numbers"}.get(element, "values")
+        return " ".join(["a list of", plural, *(one.words for one in ranges)])
+    names = {int: "an integer", float: "a number", bool: "True or False", str: "a text", type(None): "None"}
+    return f"{names[kind]} {words}".strip()
 
 
 _ALIKE = {"trpo": "npg"}
@@ -126,5 +209,5 @@ def _presets(algorithm: str) -> dict[str, dict[str, Any]]:
 
 
 def preset_values(algorithm: str, env_id: str) -> dict[str, Any]:
-    """The values in which an algorithm's preset for an environment differs from the defaults; {} if it has none."""
+    """Give the values in which a preset for an environment differs from the defaults; {} if there is none."""
     return dict(_presets(_ALIKE.get(algorithm, algorithm)).get(env_id, {}))

@@ -94,7 +94,7 @@ class MetaConfig(CommonConfig):
         check_rule("reptile", InnerOptimizer(), self.inner_steps)
         for name, allowed in self.allowed().items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"There is no {name} {getattr(self, name)!r}{near(getattr(self, name), [*allowed])}.")
+                raise ValueError(f"There is no {name} {getattr(self, name)!r}{near(getattr(self, name), [*allowed])}")
         self.require("inner_lr", self.inner_lr > 0, "a number above 0")
         self.require("inner_lr_later", self.inner_lr_later > 0, "a number above 0")
         self.require("inner_target_kl", self.inner_target_kl > 0, "a number above 0")

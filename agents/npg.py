@@ -114,7 +114,7 @@ class NPGConfig(AgentConfig):
         }.items():
             value = getattr(self, field)
             if value not in known:
-                raise ValueError(f"There is no {field} {value!r}{near(value, list(known))}.")
+                raise ValueError(f"There is no {field} {value!r}{near(value, list(known))}")
         if self.solver != "auto" and self.fisher in ("kfac", "ekfac", "diagonal", "adaptive"):
             raise ValueError(
                 f"solver is {self.solver!r}, but fisher={self.fisher!r} has an inverse of its own; give solver='auto', "

@@ -121,7 +121,7 @@ class PESConfig(CommonConfig):
         ):
             value = getattr(self, name)
             if value not in known:
-                raise ValueError(f"There is no {name} {value!r}{near(value, list(known))}.")
+                raise ValueError(f"There is no {name} {value!r}{near(value, list(known))}")
         for name in ("sigma", "learning_rate"):
             self.require(name, 0 < getattr(self, name) < math.inf, "a number above 0")
         for name, least in (("sigma_end", "above 0"), ("learning_rate_end", "of at least 0"), ("final_lr", "above 0")):

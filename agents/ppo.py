@@ -83,7 +83,7 @@ class PPOConfig(AgentConfig):
         self.require("vf_coef", self.vf_coef >= 0, "a number of at least 0")
         self.require("max_grad_norm", self.max_grad_norm > 0, "a number above 0")
         if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"There is no optimizer {self.optimizer!r}{near(self.optimizer, list(OPTIMIZERS))}.")
+            raise ValueError(f"There is no optimizer {self.optimizer!r}{near(self.optimizer, list(OPTIMIZERS))}")
         self.require("learning_rate", self.learning_rate > 0, "a number above 0")
         self.require("eps", self.eps > 0, "a number above 0")
         self.require("final_lr", self.final_lr is None or self.final_lr > 0, "a number above 0, or None")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -12,6 +11,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from envs.gymnasium_backend import GymVectorEnv
+from envs.names import near
 from envs.vector import SnapshotError, VectorEnv, check_num_envs
 
 __all__ = ["GymVectorEnv", "SnapshotError", "VectorEnv", "make_vec"]
@@ -48,7 +48,7 @@ def make_vec(
     """
     check_num_envs(num_envs)
     if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}; use 'auto', 'mujoco' or 'gymnasium'.{_near(backend, BACKENDS)}")
+        raise ValueError(f"backend is {backend!r}{near(backend, BACKENDS)}")
     if torch.device(device).type != "cpu":
         raise ValueError(
             f"device is {str(device)!r}; these environments run and act on the CPU. "
@@ -103,12 +103,7 @@ def _registered(env_id: str) -> str:
         importlib.import_module(package)
     if name not in gymnasium.registry:
         raise ValueError(
-            f"env_id is {env_id!r}, which Gymnasium does not know; import the package that registers it, or give "
-            f"'package:Id-v0' or a callable.{_near(name, gymnasium.registry)}"
+            f"env_id is {env_id!r}, which Gymnasium does not know{near(name, gymnasium.registry)} "
+            "Import the package that registers it, or give 'package:Id-v0' or a callable."
         )
     return name
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known)
-    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import torch
 from torch import Tensor, optim
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from agents.config import near
 from agents.optim.adabound import AUTO, AdaBound, AMSBound
 from agents.optim.clipup import ClipUp
 
@@ -34,9 +34,7 @@ def make_optimizer(name: str, params: ParamsT, **settings: Any) -> Optimizer:
         ValueError: no optimizer has that name.
     """
     if name not in OPTIMIZERS:
-        near = difflib.get_close_matches(name, OPTIMIZERS)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"give one of {', '.join(OPTIMIZERS)}."
-        raise ValueError(f"there is no optimizer {name!r}; {hint}")
+        raise ValueError(f"there is no optimizer {name!r}{near(name, OPTIMIZERS)}")
     return OPTIMIZERS[name](params, **settings)
 
 

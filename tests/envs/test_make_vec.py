@@ -54,10 +54,10 @@ def test_seed_fixes_the_first_reset() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"env_id": "Hoper-v5"}, "'Hoper-v5'.*Did you mean 'Hopper-v5'"),
-        ({"env_id": "probes/OneStep-v0"}, "Did you mean 'probes/OneStepReward-v0'"),
+        ({"env_id": "Hoper-v5"}, "'Hoper-v5'.*did you mean 'Hopper-v5'"),
+        ({"env_id": "probes/OneStep-v0"}, "did you mean 'probes/OneStepReward-v0'"),
         ({"env_id": "qqqqqq"}, "'qqqqqq'.*callable.$"),
-        ({"backend": "mojoco"}, "'mojoco'.*Did you mean 'mujoco'"),
+        ({"backend": "mojoco"}, "'mojoco'.*did you mean 'mujoco'"),
         ({"backend": "mujoco"}, "'CartPole-v1'.*backend='auto'"),
         ({"device": "cuda"}, "'cuda'.*to the agent"),
         ({"autoreset": "next_step"}, "next_step"),

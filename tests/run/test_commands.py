@@ -200,7 +200,7 @@ def test_an_environment_that_breaks_leaves_the_last_checkpoint(tmp_path: Path, m
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["npg", "--env", "Hoper-v5"], 2, r"'Hoper-v5'.*Did you mean.*'Hopper-v5'"),
+        (["npg", "--env", "Hoper-v5"], 2, r"'Hoper-v5'.*did you mean.*'Hopper-v5'"),
         (["npg", "--env", "nowhere:Hopper-v5"], 2, "No module named 'nowhere'"),
         (["npg", "--env", "Hopper-v5", "--env-kwargs", "gravity=1"], 2, "gravity"),
         (["npg", "--env", "Hopper-v5", "--device", "warp9"], 2, "--device is 'warp9'"),
