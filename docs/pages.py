@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from markdown_it import MarkdownIt
@@ -23,7 +24,7 @@ def headings(page: Path) -> Iterator[tuple[str, str]]:
     """Give each heading of a page, as text and as the anchor that links name."""
     seen: dict[str, int] = {}
     tokens = MARKDOWN.parse(page.read_text(encoding="utf-8"))
-    for opening, inline in zip(tokens, tokens[1:], strict=False):
+    for opening, inline in pairwise(tokens):
         if opening.type == "heading_open":
             text = "".join(child.content for child in inline.children or ())
             yield text, anchor(text, seen)
