@@ -37,7 +37,7 @@ pre { padding: .8rem 1rem; overflow-x: auto; background: var(--faint); border: 1
 code { font: .88em/1.45 ui-monospace, monospace; }
 table { border-collapse: collapse; display: block; overflow-x: auto; margin: 1rem 0; }
 th, td { border: 1px solid var(--line); padding: .25rem .6rem; text-align: left; vertical-align: top; }
-@media (max-width: 60rem) { body { display: block; } nav { min-height: 0; border: 0; } main { padding: 0 1.5rem 3rem; } }
+@media (max-width: 60rem) { body { display: block; } nav { min-height: 0; } main { padding: 0 1.5rem 3rem; } }
 """
 
 
