@@ -1,14 +1,13 @@
-"""What every agent shares: the Stable-Baselines3 interface around our own loop, collection, buffer and checkpoints."""
+"""What every agent shares: the Stable-Baselines3 interface around our own loop."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
-import os
 import time
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -19,28 +18,28 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.utils import check_for_correct_spaces, get_system_info
+from stable_baselines3.common.utils import check_for_correct_spaces
 from torch import Tensor
 
-from agents import checkpoint, saving
+from agents import checkpoint
+from agents.checkpoint import with_prefix
 from agents.config import CommonConfig, near, preset_values
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.distributions import Head
-from agents.rollout.advantages import gae, next_values
-from agents.rollout.buffer import FieldSpec, RolloutBuffer
-from agents.rollout.collect import Step, action_noise, buffer_fields, collect
-from agents.rollout.threads import single_thread
+from agents.rollout.buffer import FieldSpec, Rollout
+from agents.rollout.collector import Collector, buffer_fields, single_thread
+from agents.saving import Saved
 from envs import make_vec
-from envs.sb3 import LazyInfos, SB3View, as_vector
-from envs.vector import EpisodeStatistics, VectorEnv
+from envs.sb3 import SB3View, as_vector
+from envs.vector import VectorEnv
 
 
-class Agent(BaseAlgorithm):
+class Agent(Saved, BaseAlgorithm):
     """A Stable-Baselines3 algorithm with its own training loop.
 
     learn, callbacks, the logger, predict, evaluate_policy and EvalCallback work as in Stable-Baselines3.
-    Hyperparameters are the fields of `Config`, given as keyword arguments. An iteration collects n_steps from every
-    environment and then calls `train`, which an algorithm defines.
+    Hyperparameters are the fields of `Config`, given as keyword arguments. An iteration collects a rollout and then
+    calls `train` with it, which an algorithm defines.
 
     Args:
         policy: a name in policy_aliases, such as "MlpPolicy", or a policy class of the same kind.
@@ -59,9 +58,6 @@ class Agent(BaseAlgorithm):
         ValueError: a hyperparameter, space or environment is not possible; the message says what is.
     """
 
-    name: ClassVar[str]
-    has_critic: ClassVar[bool] = True
-    """Whether policy.critic is learned."""
     Config: ClassVar[type[CommonConfig]] = CommonConfig
     dashboard: ClassVar[dict[str, dict[str, list[str]]]] = {}
     """Group -> chart -> the curves that it shows together, for TensorBoard's page of custom scalars."""
@@ -70,10 +66,8 @@ class Agent(BaseAlgorithm):
     autoreset: ClassVar[AutoresetMode] = AutoresetMode.SAME_STEP
     """What its environments do with those that end."""
 
-    config: CommonConfig
-    policy: Any
     env: SB3View | None
-    buffer: RolloutBuffer
+    collector: Collector
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -121,31 +115,33 @@ class Agent(BaseAlgorithm):
         )
         self.config = config
         self.iteration = 0
+        """Of this training; learn() begins at 0 again."""
+        self.counter = 0
+        """Iterations of the agent's whole life, which key everything that it draws: no call of learn() resets it."""
         self.stop_reason: str | None = None
         self.last_metrics: dict[str, float] = {}
         self.stream_seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
-        self.observations: Tensor | None = None
         if env is not None:
             self._setup_model()
 
     @classmethod
     def preset(cls, env_id: str) -> CommonConfig:
-        """The defaults with this algorithm's tuned values for an environment."""
+        """Give the defaults with this algorithm's tuned values for an environment."""
         return cls.Config.of(preset_values(cls.name, env_id))
 
     @classmethod
     def _policy_options(cls, policy_class: Any) -> list[str]:
-        """The policy's keyword arguments that this algorithm has; without a critic there is none for one."""
+        """Name the policy's keyword arguments that this algorithm has; without a critic there is none for one."""
         return [name for name in policy_class.options if name in cls.Config.names()]
 
     @property
     def episode_returns(self) -> list[float]:
-        """Undiscounted returns of the last training episodes."""
+        """Give the undiscounted returns of the last training episodes."""
         return [episode["r"] for episode in self.ep_info_buffer or ()]
 
     @property
     def episode_lengths(self) -> list[int]:
-        """Lengths of the last training episodes, in environment steps."""
+        """Give the lengths of the last training episodes, in environment steps."""
         return [episode["l"] for episode in self.ep_info_buffer or ()]
 
     # Set-up ----------------------------------------------------------------------------------------------------------
@@ -157,23 +153,17 @@ class Agent(BaseAlgorithm):
             self._connect(self.env)
 
     def _connect(self, env: SB3View) -> None:
-        """Make what depends on the environments: the acting policy, the buffer, the episode statistics."""
-        vector = env.vector
-        same_device = vector.device.type == self.device.type
-        self._acting = self.policy if same_device else copy.deepcopy(self.policy).to(vector.device)
-        fields = self._buffer_fields()
-        pin = self.device.type == "cuda" and not same_device
-        self.buffer = RolloutBuffer(self.config.n_steps, vector.num_envs, fields, vector.device, pin_memory=pin)
-        self.running_episodes = EpisodeStatistics(vector.num_envs, vector.device)
+        """Make what depends on the environments."""
+        self.collector = Collector(self, env.vector, self._buffer_fields(), self.config.n_steps)
 
     def new_policy(self) -> Any:
-        """A policy as before training, drawn from PyTorch's global stream; the agent keeps its own."""
+        """Make a policy as before training, drawn from PyTorch's global stream; the agent keeps its own."""
         policy_class: Any = self.policy_class
         settings = {name: getattr(self.config, name) for name in self._policy_options(policy_class)}
         return policy_class(self.observation_space, self.action_space, **(settings | self.policy_kwargs))
 
     def _buffer_fields(self) -> dict[str, FieldSpec]:
-        """What the algorithm keeps of each step."""
+        """Declare what the algorithm keeps of each step."""
         return buffer_fields(self.policy)
 
     @staticmethod
@@ -184,11 +174,14 @@ class Agent(BaseAlgorithm):
         """Train on other environments of the same spaces from now on; they may be another number of them."""
         view = self._as_view(env, self.config, wanted=None)
         check_for_correct_spaces(view, self.observation_space, self.action_space)
+        before = getattr(self, "collector", None)
         self._connect(view)  # first: an algorithm may refuse that number of environments
+        if before is not None and before.vector is view.vector and not force_reset:
+            self.collector.observations, self.collector.episodes = before.observations, before.episodes
         self.env, self.n_envs = view, view.num_envs
         self.config = dataclasses.replace(self.config, num_envs=view.num_envs)
         if force_reset:
-            self._last_obs = self.observations = None
+            self._last_obs = None
 
     def _setup_learn(
         self,
@@ -200,18 +193,26 @@ class Agent(BaseAlgorithm):
     ) -> tuple[int, BaseCallback]:
         if self.env is None:
             raise ValueError(f"This {type(self).__name__} has no environment to learn in; call set_env first.")
+        self.stop_reason = None
         if reset_num_timesteps:
             self.iteration = 0
-        begins = reset_num_timesteps or self.observations is None
+        if self.collector.observations is None:
+            self._last_obs = None  # has SB3 reset the environments
+        begins = reset_num_timesteps or self._last_obs is None
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if begins:
-            self._begin_episodes(self.env.vector)
+            self._begin_episodes()
         return result
 
-    def _begin_episodes(self, vector: VectorEnv) -> None:
+    def _begin_episodes(self) -> None:
         """Forget the episodes that ran; all environments have just been reset."""
-        self.observations = torch.as_tensor(self._last_obs, device=vector.device)
-        self.running_episodes = EpisodeStatistics(self.n_envs, vector.device)
+        self.collector.begin(self._last_obs)
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        with warnings.catch_warnings():
+            # EvalCallback compares the classes of environments; ours is a view, which steps as any other does.
+            warnings.filterwarnings("ignore", message="Training and eval env are not of the same type")
+            return super()._init_callback(callback, progress_bar)
 
     # Learning --------------------------------------------------------------------------------------------------------
 
@@ -240,25 +241,27 @@ class Agent(BaseAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> Iterator[int]:
-        """`learn`, one iteration at a time: yields the number of finished iterations. It is safe to stop at any."""
+        """Learn one iteration at a time: yields the number of finished ones. It is safe to stop at any."""
         total, listener = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
-        listens = callback is not None or progress_bar
+        self.collector.listener = listener if callback is not None or progress_bar else None
         listener.on_training_start(locals(), globals())
         try:
             while self.num_timesteps < total:
                 started = time.perf_counter()
+                listener.on_rollout_start()
                 with single_thread():
-                    filled = self._collect(listener, listens, total)
-                if not filled:
+                    batch = self.collect()
+                if batch is None:
                     break
+                listener.on_rollout_end()
                 collected = time.perf_counter()
                 self._update_current_progress_remaining(self.num_timesteps, total)
-                self.train()
-                if self._acting is not self.policy:
-                    self._acting.load_state_dict(self.policy.state_dict())
+                self.train(batch)
+                self.collector.follow(self.policy)
                 self.iteration += 1
+                self.counter += 1
                 self._record(collected - started, time.perf_counter() - collected)
                 if self.iteration % log_interval == 0:
                     self.logger.dump(self.num_timesteps)
@@ -268,135 +271,13 @@ class Agent(BaseAlgorithm):
         finally:
             listener.on_training_end()
 
+    def collect(self) -> Rollout | None:
+        """Fill this iteration's rollout, where the policy trains; None if a callback asked to stop."""
+        return self.collector.fill(self.collector.policy.sampler(), self.counter)
+
     @abstractmethod
-    def train(self) -> None:
-        """One update from the full buffer. If it sets stop_reason, a sentence, training ends after this iteration."""
-
-    @torch.no_grad()
-    def _advantages(self, batch: RolloutBuffer, s: Tensor, gae_lambda: float) -> tuple[Tensor, Tensor]:
-        """Advantages and value targets of the rollout, [n] each.
-
-        Args:
-            batch: the rollout, where the policy trains.
-            s: its observations as the critic takes them, [n, O].
-            gae_lambda: λ of generalized advantage estimation.
-        """
-        policy = self.policy
-        values = policy.critic(s).view(batch.n_steps, batch.num_envs)
-        assert self.observations is not None
-        last = policy.critic(policy.normalize(self.observations.to(self.device)))
-        steps, ids, observations = batch.final_observations()
-        final = policy.critic(policy.normalize(observations))
-        A, returns = gae(
-            batch["rewards"],
-            values,
-            next_values(values, last, (steps, ids, final)),
-            batch["terminated"],
-            batch["truncated"],
-            self.config.gamma,
-            gae_lambda,
-        )
-        return A.flatten(), returns.flatten()
-
-    def _collect(self, listener: BaseCallback, listens: bool, total_timesteps: int) -> bool:
-        """Fill the buffer; False if a callback asked to stop."""
-        return self._fill(self._acting.sampler(), self.iteration, listener, listens, total_timesteps)
-
-    def _fill(
-        self,
-        sample: Callable[[Tensor, Tensor], Tensor],
-        counter: int,
-        listener: BaseCallback,
-        listens: bool,
-        total_timesteps: int,
-    ) -> bool:
-        """Fill the buffer with actions of a policy; False if a callback asked to stop.
-
-        Args:
-            sample: the policy, from observations [N, *O] and noise [N, *noise_shape] to actions [N, *A].
-            counter: which of the run's rollouts this is, which decides its noise.
-        """
-        assert self.env is not None
-        assert self.observations is not None
-        block = action_noise(self.policy, self.stream_seed, counter, self.config.n_steps, self.n_envs)
-        block = block.to(self.env.vector.device)
-
-        def act(t: int, observations: Tensor) -> tuple[Tensor, Tensor]:
-            actions = sample(observations, block[t])
-            return actions, self._acting.to_environment(actions)
-
-        listener.on_rollout_start()
-        on_step = self._on_step(listener, total_timesteps) if listens else None
-        # Callbacks, where there are any, see ordinary tensors.
-        with torch.no_grad() if listens else torch.inference_mode():
-            observations = collect(self.env.vector, act, self.buffer, self.observations, on_step)
-        # An ordinary tensor too, and one that the next step does not overwrite.
-        self.observations = None if observations is None else observations.clone()
-        if self.observations is None:
-            return False
-        if not listens:
-            self._count_rollout()
-        listener.on_rollout_end()
-        return True
-
-    def _count_rollout(self) -> None:
-        """Count the steps and episodes of the whole buffer at once, where nobody listens to single steps."""
-        ended = self.buffer["terminated"] | self.buffer["truncated"]
-        stepped = self.buffer["stepped"] if "stepped" in self.buffer.specs else None
-        self.num_timesteps += ended.numel() if stepped is None else int(stepped.sum())
-        self._finish_episodes(*self.running_episodes.update_rollout(self.buffer["rewards"], ended, stepped))
-
-    def _on_step(self, listener: BaseCallback, total_timesteps: int) -> Callable[[Step], bool]:
-        """What counts a step and shows it to the callbacks, for `collect`."""
-
-        def on_step(step: Step) -> bool:
-            self.num_timesteps += self.n_envs if step.ids is None else len(step.ids)
-            ended = step.terminated | step.truncated
-            finished = self.running_episodes.update(step.rewards, ended, step.ids)
-            episodes: dict[int, dict[str, Any]] = {}
-            if finished is not None:
-                episodes = dict(zip(ended.nonzero()[:, 0].tolist(), self._finish_episodes(*finished), strict=True))
-            return self._tell(listener, step, ended, episodes, total_timesteps)
-
-        return on_step
-
-    def _finish_episodes(self, returns: Tensor, lengths: Tensor) -> list[dict[str, Any]]:
-        """Keep the statistics of the episodes that ended, [k] each; returns them as SB3's infos do."""
-        assert self.ep_info_buffer is not None
-        seconds = (time.time_ns() - self.start_time) * 1e-9
-        rows = zip(returns.tolist(), lengths.tolist(), strict=True)
-        episodes = [{"r": episode_return, "l": length, "t": seconds} for episode_return, length in rows]
-        self._episode_num += len(episodes)
-        self.ep_info_buffer.extend(episodes)
-        return episodes
-
-    def _tell(
-        self, listener: BaseCallback, step: Step, ended: Tensor, episodes: dict[int, dict[str, Any]], total: int
-    ) -> bool:
-        """Show a step to the callbacks, under the names that SB3 uses; False if one asks to stop."""
-        # Without autoreset, the observations of a step are the last ones of episodes that ended in it.
-        final = step.info.get("final_obs") if step.ids is None else step.observations
-        rows: list[int] | None = None
-        if step.ids is not None:
-            row_of = {i: row for row, i in enumerate(step.ids.tolist())}
-            rows = [row_of.get(i, -1) for i in range(self.n_envs)]
-        dones = ended.cpu().numpy()
-        timed_out = (step.truncated & ~step.terminated).cpu().numpy()
-        listener.update_locals(
-            {
-                "self": self,
-                "total_timesteps": total,
-                "n_steps": step.t + 1,
-                "actions": step.actions.cpu().numpy(),
-                "new_obs": step.observations.cpu().numpy(),
-                "rewards": step.rewards.cpu().numpy(),
-                "dones": dones,
-                "infos": LazyInfos(
-                    step.info, dones, timed_out, None if final is None else final.cpu().numpy(), episodes, rows
-                ),
-            }
-        )
-        return listener.on_step()
+    def train(self, batch: Any) -> None:
+        """Update once from what `collect` gave; a stop_reason, a sentence, ends training after it."""
 
     def _record(self, collect_seconds: float, train_seconds: float) -> None:
         assert self.env is not None
@@ -417,7 +298,7 @@ class Agent(BaseAlgorithm):
 
     @torch.no_grad()
     def act(self, observations: Tensor, deterministic: bool = False, noise: Tensor | None = None) -> Tensor:
-        """Actions [n, *A] as the environment takes them, for observations [n, *O]; `predict` on tensors.
+        """Choose actions [n, *A] as the environment takes them, for observations [n, *O]; `predict` on tensors.
 
         Args:
             observations: on any device; actions come back on the same.
@@ -428,92 +309,20 @@ class Agent(BaseAlgorithm):
         actions = self.policy.choose(observations.to(self.device), deterministic, noise)
         return self.policy.to_environment(actions).to(observations.device)
 
-    # Saving ----------------------------------------------------------------------------------------------------------
-
-    def own_tensors(self) -> dict[str, Tensor]:
-        """What an exact resume needs beside policy and environments; an algorithm that has more says so here."""
-        return {}
-
-    def load_own_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `own_tensors` gave."""
-
-    def save(self, path: str | os.PathLike[str], exclude: Any = None, include: Any = None) -> None:  # type: ignore[override]
-        """Write a checkpoint from which training goes on exactly; see `agents.checkpoint`.
-
-        Differs from SB3: nothing is pickled, and there is nothing to exclude or include. Environments that cannot be
-        put back exactly are left out: a resumed run begins new episodes in them.
-
-        Raises:
-            OSError: the file cannot be written; an earlier one is untouched.
-        """
-        checkpoint.write(saving.with_suffix(path), *saving.pack(self))
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls,
-        path: str | os.PathLike[str],
-        env: Any = None,
-        device: torch.device | str = "auto",
-        custom_objects: Mapping[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = False,
-        **hyperparameters: Any,
-    ) -> Self:
-        """The agent that `save` wrote.
-
-        Args:
-            path: the file.
-            env: environments to go on training in, with the stored spaces; None for an agent that only predicts. If
-                they are as many as were saved and can be put back, they are put into the stored state.
-            device: where the policy trains.
-            custom_objects: {"policy_class": class} for an agent that was made with a policy class of one's own.
-            print_system_info: as in SB3.
-            force_reset: begin new episodes. Differs from SB3, where that is the default.
-            **hyperparameters: in place of the stored ones.
-
-        Raises:
-            CheckpointError: the file is missing, damaged, or another algorithm's.
-            ValueError: env has other spaces.
-        """
-        if print_system_info:
-            get_system_info()
-        path = saving.with_suffix(path)
-        manifest, tensors = checkpoint.read(path)
-        if manifest["algorithm"] != cls.name:
-            raise checkpoint.CheckpointError(
-                f"{path} holds an agent of the algorithm {manifest['algorithm']!r}; load it with agents.load."
-            )
-        config = cls.Config.of(hyperparameters, base=cls.Config.of(manifest["config"]))
-        agent = cls(
-            (custom_objects or {}).get("policy_class") or saving.policy_class(cls, manifest),
-            None,
-            policy_kwargs=manifest["policy_kwargs"],
-            seed=manifest["seed"],
-            device=device,
-            stats_window_size=manifest["stats_window_size"],
-            **dataclasses.asdict(config),
-        )
-        saving.unpack(agent, manifest, tensors)
-        if env is not None:
-            agent.set_env(env)
-            if not force_reset:
-                saving.restore_environments(agent, manifest, tensors)
-        return agent
-
     def set_parameters(
         self, load_path_or_dict: Any, exact_match: bool = True, device: torch.device | str = "auto"
     ) -> None:
         """Load the policy's parameters from a checkpoint of ours, or from {"policy": state_dict}."""
         if not isinstance(load_path_or_dict, dict):
             _, tensors = checkpoint.read(load_path_or_dict)
-            load_path_or_dict = {"policy": saving.with_prefix(tensors, "policy.")}
+            load_path_or_dict = {"policy": with_prefix(tensors, "policy.")}
         super().set_parameters(load_path_or_dict, exact_match, device)
-        if self.env is not None and self._acting is not self.policy:
-            self._acting.load_state_dict(self.policy.state_dict())
+        if self.env is not None:
+            self.collector.follow(self.policy)
 
     @classmethod
     def _as_view(cls, env: Any, config: CommonConfig, wanted: int | None) -> SB3View:
-        """env as the view that agents train on; its autoreset, spaces and (if given) number of them are checked."""
+        """View env as agents train on it; its autoreset, spaces and (if given) number of them are checked."""
         if isinstance(env, str):
             env = make_vec(env, config.num_envs, autoreset=cls.autoreset)
         elif wanted is not None and (n := as_vector(env).num_envs) != wanted:

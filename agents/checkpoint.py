@@ -87,6 +87,11 @@ def read(path: StrPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return manifest, tensors
 
 
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Give the tensors whose names begin with prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def digest(tensor: Tensor) -> str:
     """The sha256 of a CPU tensor's dtype, shape and bytes, in hexadecimal."""
     sha = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())

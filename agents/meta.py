@@ -10,7 +10,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
-from agents import saving
+from agents import checkpoint as saving
 from agents.adaptation.inner_loop import (
     InnerOptimizer,
     State,
@@ -205,7 +205,6 @@ class MetaAgent(Agent):
     around a linear baseline in each task.
     """
 
-    has_critic = False
     rollouts_after: ClassVar[int]
     """Rollouts after the last inner step."""
     config: MetaConfig

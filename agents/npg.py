@@ -30,9 +30,10 @@ from agents.natural.scores import FactoredScores, Scores, capture, dense_scores,
 from agents.natural.solvers import MATRIX_BYTES, SOLVERS, check_solver
 from agents.natural.step import StepReport, line_search, matched_step, report_step
 from agents.optim.registry import OPTIMIZERS, load_optimizer_tensors, make_optimizer, optimizer_tensors
-from agents.policy.actor_critic import POLICIES, Actor, ActorCriticPolicy
+from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
 from agents.policy.distributions import Distribution
-from agents.policy.networks import assign_parameters, parameter_vector
+from agents.policy.networks import Actor, assign_parameters, parameter_vector
+from agents.rollout.buffer import Rollout, advantages, standardize
 
 STAGES = ("advantages", "scores", "direction", "step", "critic")
 """Of an update, as they follow each other."""
@@ -147,14 +148,6 @@ class NPGConfig(AgentConfig):
         self.require("critic_damping", self.critic_damping >= 0, "a number of at least 0")
 
 
-def standardize(advantages: Tensor) -> Tensor:
-    """Advantages [n] with mean 0 and standard deviation 1; zeros where they are equal."""
-    spread = advantages.std(correction=0)
-    # Advantages that differ by rounding only say nothing: they are equal.
-    differ = spread > 4 * torch.finfo(advantages.dtype).eps * advantages.abs().max()
-    return torch.where(differ, (advantages - advantages.mean()) / spread, 0.0)
-
-
 class Stopwatch:
     """Seconds of stages that follow each other, by the host's clock: work on a GPU counts where it is waited for."""
 
@@ -242,11 +235,11 @@ class NPG(Agent):
             self.optimizer = make_optimizer(c.critic, parameters, lr=c.critic_learning_rate, eps=1e-5)
 
     @torch.no_grad()
-    def train(self) -> None:
-        c, policy, batch = self.config, self.policy, self.buffer.to(self.device)
+    def train(self, batch: Rollout) -> None:
+        c, policy = self.config, self.policy
         s, a = policy.normalize(batch.flat("observations")), batch.flat("actions")
         clock = Stopwatch()
-        A, returns = self._advantages(batch, s, c.gae_lambda)
+        A, returns = advantages(batch, s, policy, c.gamma, c.gae_lambda)
         if c.normalize_advantage:
             A = standardize(A)
         clock.lap("advantages")
@@ -278,7 +271,7 @@ class NPG(Agent):
         k = self.config.curvature_samples
         if k is None or k >= n:
             return None
-        return noise.permutation(self.stream_seed, "curvature", self.iteration, n)[:k].to(self.device)
+        return noise.permutation(self.stream_seed, "curvature", self.counter, n)[:k].to(self.device)
 
     def _check_unfactored(self, actor: Actor) -> None:
         """Raise ValueError for what needs factored scores, where actor has layers that do not factor."""
@@ -334,7 +327,7 @@ class NPG(Agent):
     def _take_in(self, Psi: Scores) -> bool:
         """Update the running inverse by some of Ψ's rows and of the damping's; False if that would go indefinite."""
         c, p = self.config, Psi.p
-        key = (self.stream_seed, "fisher", self.iteration)
+        key = (self.stream_seed, "fisher", self.counter)
         rows = noise.permutation(*key, Psi.n)[: c.fisher_rows].to(self.device)
         some = Psi.of(rows)
         shift = relative_damping(Psi, c.cg_damping).item()
@@ -417,7 +410,7 @@ class NPG(Agent):
     def _minibatches(self, n: int) -> Iterator[Tensor]:
         """The samples of each of the critic's steps: critic_epochs times all n, in a new order each time."""
         for epoch in range(self.config.critic_epochs):
-            order = noise.permutation(self.stream_seed, "critic", self.iteration, n, epoch)
+            order = noise.permutation(self.stream_seed, "critic", self.counter, n, epoch)
             yield from order.to(self.device).split(self.config.critic_batch_size)
 
     def _record_update(

@@ -16,7 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
-from agents import saving
+from agents import checkpoint as saving
 from agents.base import Agent
 from agents.config import CommonConfig, near
 from agents.evolution.engine import (
@@ -201,7 +201,6 @@ class PES(Agent):
     name: ClassVar[str] = "pes"
     Config = PESConfig
     autoreset = AutoresetMode.DISABLED
-    has_critic = False
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"LinearPolicy": LinearPolicy, "MlpPolicy": MlpPolicy}
     config: PESConfig
     policy: DeterministicPolicy

@@ -21,6 +21,7 @@ from agents.optim.flat import FlatParameters
 from agents.optim.registry import FUSED, OPTIMIZERS, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
 from agents.policy.distributions import Distribution
+from agents.rollout.buffer import Rollout, advantages
 from agents.rollout.surrogates import clipped_surrogate
 from envs.sb3 import SB3View
 
@@ -186,10 +187,10 @@ class PPO(Agent):
             )
         super()._connect(env)
 
-    def train(self) -> None:
-        c, policy, batch = self.config, self.policy, self.buffer.to(self.device)
+    def train(self, batch: Rollout) -> None:
+        c, policy = self.config, self.policy
         s, a = policy.normalize(batch.flat("observations")), batch.flat("actions")
-        A, returns = self._advantages(batch, s, c.gae_lambda)
+        A, returns = advantages(batch, s, policy, c.gamma, c.gae_lambda)
         with torch.no_grad():
             old = policy.actor(s)
             log_old = old.log_prob(a)
@@ -213,7 +214,7 @@ class PPO(Agent):
         """n_epochs times all samples, [n, ...] in the order of Minibatch's fields, in a new order each time."""
         c, n = self.config, len(samples[0])
         for epoch in range(c.n_epochs):
-            rows = noise.permutation(self.stream_seed, "minibatch", self.iteration, n, epoch).to(self.device)
+            rows = noise.permutation(self.stream_seed, "minibatch", self.counter, n, epoch).to(self.device)
             shuffled = Minibatch(*(x[rows] for x in samples))
             if c.normalize_advantage:
                 A = shuffled.A.view(-1, c.batch_size)
@@ -248,7 +249,7 @@ class PPO(Agent):
 
     def _plan_handover(self) -> None:
         """Tell AdaBound when to hand over, which is known only once the training's length is."""
-        c, rollout = self.config, len(self.buffer.flat("rewards"))
+        c, rollout = self.config, len(self.collector.rollout.flat("rewards"))
         updates = -(-self._total_timesteps // rollout) * c.n_epochs * (rollout // c.batch_size)
         gamma = 1 / c.handover if c.handover > 1 else handover_gamma(c.handover, updates)
         if isinstance(self.optimizer, AdaBound):

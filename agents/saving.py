@@ -1,4 +1,4 @@
-"""An agent as a checkpoint's manifest and tensors, and back."""
+"""Saving and loading: an agent as a checkpoint's manifest and tensors, and back."""
 
 from __future__ import annotations
 
@@ -6,124 +6,215 @@ import dataclasses
 import json
 import os
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Self
 
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.utils import get_system_info
 from torch import Tensor
 
-from agents.checkpoint import CheckpointError, decode_space, encode_space
+from agents import checkpoint
+from agents.checkpoint import CheckpointError, decode_space, encode_space, with_prefix
+from agents.config import CommonConfig
 from agents.policy.networks import activation_key
 from envs.vector import SnapshotError, VectorEnv
-
-if TYPE_CHECKING:
-    from agents.base import Agent
 
 EXACT = "exact"
 """The manifest's "env_snapshot" where the environments were saved; else it says why they were not."""
 
 
-def pack(agent: Agent) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Everything that an exact resume needs."""
-    tensors = {f"policy.{name}": tensor for name, tensor in agent.policy.state_dict().items()}
-    tensors |= {f"{agent.name}.{name}": tensor for name, tensor in agent.own_tensors().items()}
-    policy_kwargs = dict(agent.policy_kwargs)
-    if "activation_fn" in policy_kwargs:
-        policy_kwargs["activation_fn"] = activation_key(policy_kwargs["activation_fn"])
-    snapshot, tensors_of_envs = _pack_environments(agent)
-    manifest = {
-        "algorithm": agent.name,
-        "policy_class": agent.policy_class.__name__,
-        "policy_kwargs": policy_kwargs,
-        "config": dataclasses.asdict(agent.config),
-        "observation_space": encode_space(agent.observation_space),
-        "action_space": encode_space(agent.action_space),
-        "seed": agent.seed,
-        "stream_seed": agent.stream_seed,
-        "num_timesteps": agent.num_timesteps,
-        "total_timesteps": agent._total_timesteps,
-        "iteration": agent.iteration,
-        "episodes": agent._episode_num,
-        "episode_infos": list(agent.ep_info_buffer or ()),
-        "stats_window_size": agent._stats_window_size,
-        "metrics": {key: value for key, value in agent.last_metrics.items() if isinstance(value, (int, float))},
-        **snapshot,
-    }
-    return manifest, tensors | tensors_of_envs
+class Saved:
+    """What can be saved and loaded: an algorithm's name, Config and policies, a policy, counters, and a collector.
 
+    An algorithm that keeps more than these says so in `own_tensors` and `load_own_tensors`.
+    """
 
-def unpack(agent: Agent, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Give a new agent without environments the stored counters, spaces and policy."""
-    agent.observation_space = decode_space(manifest["observation_space"])
-    agent.action_space = decode_space(manifest["action_space"])
-    agent.stream_seed = manifest["stream_seed"]
-    agent.num_timesteps, agent.iteration = manifest["num_timesteps"], manifest["iteration"]
-    agent._total_timesteps, agent._episode_num = manifest["total_timesteps"], manifest["episodes"]
-    agent.ep_info_buffer = deque(manifest["episode_infos"], maxlen=agent._stats_window_size)
-    agent.ep_success_buffer = deque(maxlen=agent._stats_window_size)
-    agent.last_metrics = manifest["metrics"]
-    agent._setup_model()
-    agent.policy.load_state_dict(with_prefix(tensors, "policy."))
-    agent.load_own_tensors(with_prefix(tensors, f"{agent.name}."))
+    name: ClassVar[str]
+    Config: ClassVar[type[CommonConfig]]
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]]
+    config: Any
+    policy: Any
+    collector: Any
 
+    def own_tensors(self) -> dict[str, Tensor]:
+        """Give what an exact resume needs beside policy and environments."""
+        return {}
 
-def restore_environments(agent: Agent, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Put the agent's environments into the stored state, if one was stored for as many; else they begin anew."""
-    assert agent.env is not None
-    vector = agent.env.vector
-    if manifest["env_snapshot"] != EXACT or vector.num_envs != len(tensors["episode.returns"]):
-        return
-    agent.observations = vector.restore(with_prefix(tensors, "env."))
-    agent._last_obs = agent.observations.cpu().numpy()
-    vector.blowups = manifest["blowups"]
-    agent.running_episodes.returns.copy_(tensors["episode.returns"])
-    agent.running_episodes.lengths.copy_(tensors["episode.lengths"])
+    def load_own_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `own_tensors` gave."""
 
+    def save(self, path: str | os.PathLike[str], exclude: Any = None, include: Any = None) -> None:
+        """Write a checkpoint from which training goes on exactly; see `agents.checkpoint`.
 
-def policy_class(algorithm: type[Agent], manifest: dict[str, Any]) -> type[BasePolicy]:
-    """The policy class that a checkpoint names; CheckpointError if it is not one of the algorithm's own."""
-    for known in algorithm.policy_aliases.values():
-        if known.__name__ == manifest["policy_class"]:
-            return known
-    raise CheckpointError(
-        f"This agent was made with the policy class {manifest['policy_class']}; "
-        "give it again: load(path, custom_objects={'policy_class': ...})."
-    )
+        Differs from SB3: nothing is pickled, and there is nothing to exclude or include. Environments that cannot be
+        put back exactly are left out: a resumed run begins new episodes in them.
 
+        Raises:
+            OSError: the file cannot be written; an earlier one is untouched.
+        """
+        checkpoint.write(with_suffix(path), *self._packed())
 
-def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with prefix, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        env: Any = None,
+        device: Any = "auto",
+        custom_objects: Mapping[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = False,
+        **hyperparameters: Any,
+    ) -> Self:
+        """Make the agent that `save` wrote.
+
+        Args:
+            path: the file.
+            env: environments to go on training in, with the stored spaces; None for an agent that only predicts. If
+                they are as many as were saved and can be put back, they are put into the stored state.
+            device: where the policy trains.
+            custom_objects: {"policy_class": class} for an agent that was made with a policy class of one's own.
+            print_system_info: as in SB3.
+            force_reset: begin new episodes. Differs from SB3, where that is the default.
+            **hyperparameters: in place of the stored ones.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or another algorithm's.
+            ValueError: env has other spaces.
+        """
+        if print_system_info:
+            get_system_info()
+        path = with_suffix(path)
+        return cls.unpacked(path, *checkpoint.read(path), env, device, custom_objects, force_reset, **hyperparameters)
+
+    @classmethod
+    def unpacked(
+        cls,
+        path: Path,
+        manifest: dict[str, Any],
+        tensors: dict[str, Tensor],
+        env: Any = None,
+        device: Any = "auto",
+        custom_objects: Mapping[str, Any] | None = None,
+        force_reset: bool = False,
+        **hyperparameters: Any,
+    ) -> Self:
+        """Make the agent that a checkpoint's manifest and tensors describe; arguments as for `load`."""
+        if manifest["algorithm"] != cls.name:
+            raise CheckpointError(
+                f"{path} holds an agent of the algorithm {manifest['algorithm']!r}; load it with agents.load."
+            )
+        config = cls.Config.of(hyperparameters, base=cls.Config.of(manifest["config"]))
+        agent: Any = cls(  # type: ignore[call-arg]
+            (custom_objects or {}).get("policy_class") or cls._policy_class(manifest),
+            None,
+            policy_kwargs=manifest["policy_kwargs"],
+            seed=manifest["seed"],
+            device=device,
+            stats_window_size=manifest["stats_window_size"],
+            **dataclasses.asdict(config),
+        )
+        agent._unpack(manifest, tensors)
+        if env is not None:
+            agent.set_env(env)
+            if not force_reset:
+                agent._restore_environments(manifest, tensors)
+        return agent
+
+    @classmethod
+    def _policy_class(cls, manifest: dict[str, Any]) -> type[BasePolicy]:
+        """Find the policy class that a checkpoint names; CheckpointError if it is not one of the algorithm's own."""
+        for known in cls.policy_aliases.values():
+            if known.__name__ == manifest["policy_class"]:
+                return known
+        raise CheckpointError(
+            f"This agent was made with the policy class {manifest['policy_class']}; "
+            "give it again: load(path, custom_objects={'policy_class': ...})."
+        )
+
+    def _packed(self: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Give everything that an exact resume needs."""
+        tensors = {f"policy.{name}": tensor for name, tensor in self.policy.state_dict().items()}
+        tensors |= {f"{self.name}.{name}": tensor for name, tensor in self.own_tensors().items()}
+        policy_kwargs = dict(self.policy_kwargs)
+        if "activation_fn" in policy_kwargs:
+            policy_kwargs["activation_fn"] = activation_key(policy_kwargs["activation_fn"])
+        snapshot, tensors_of_envs = self._packed_environments()
+        manifest = {
+            "algorithm": self.name,
+            "policy_class": self.policy_class.__name__,
+            "policy_kwargs": policy_kwargs,
+            "config": dataclasses.asdict(self.config),
+            "observation_space": encode_space(self.observation_space),
+            "action_space": encode_space(self.action_space),
+            "seed": self.seed,
+            "stream_seed": self.stream_seed,
+            "num_timesteps": self.num_timesteps,
+            "total_timesteps": self._total_timesteps,
+            "iteration": self.iteration,
+            "counter": self.counter,
+            "episodes": self._episode_num,
+            "episode_infos": list(self.ep_info_buffer or ()),
+            "stats_window_size": self._stats_window_size,
+            "metrics": {key: value for key, value in self.last_metrics.items() if isinstance(value, (int, float))},
+            **snapshot,
+        }
+        return manifest, tensors | tensors_of_envs
+
+    def _unpack(self: Any, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Give a new agent without environments the stored counters, spaces and policy."""
+        self.observation_space = decode_space(manifest["observation_space"])
+        self.action_space = decode_space(manifest["action_space"])
+        self.stream_seed = manifest["stream_seed"]
+        self.num_timesteps, self.iteration = manifest["num_timesteps"], manifest["iteration"]
+        self.counter = manifest.get("counter", manifest["iteration"])  # the first checkpoints have none
+        self._total_timesteps, self._episode_num = manifest["total_timesteps"], manifest["episodes"]
+        self.ep_info_buffer = deque(manifest["episode_infos"], maxlen=self._stats_window_size)
+        self.ep_success_buffer = deque(maxlen=self._stats_window_size)
+        self.last_metrics = manifest["metrics"]
+        self._setup_model()
+        self.policy.load_state_dict(with_prefix(tensors, "policy."))
+        self.load_own_tensors(with_prefix(tensors, f"{self.name}."))
+
+    def _packed_environments(self: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        if self.env is None:
+            return {"env_id": None, "env_kwargs": {}, "env_snapshot": "there were none"}, {}
+        vector = self.env.vector
+        origin = _origin(vector)
+        if self.collector.observations is None:
+            return {**origin, "env_snapshot": "no episode had begun"}, {}
+        try:
+            snapshot = vector.snapshot()
+        except SnapshotError as error:
+            return {**origin, "env_snapshot": str(error)}, {}
+        tensors = {f"env.{name}": tensor for name, tensor in snapshot.items()}
+        tensors["episode.returns"] = self.collector.episodes.returns
+        tensors["episode.lengths"] = self.collector.episodes.lengths
+        return {**origin, "env_snapshot": EXACT, "blowups": vector.blowups}, tensors
+
+    def _restore_environments(self: Any, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Put the environments into the stored state, if one was stored for as many; else they begin anew."""
+        vector = self.env.vector
+        if manifest["env_snapshot"] != EXACT or vector.num_envs != len(tensors["episode.returns"]):
+            return
+        self.collector.begin(vector.restore(with_prefix(tensors, "env.")))
+        self._last_obs = self.collector.observations.cpu().numpy()
+        vector.blowups = manifest["blowups"]
+        self.collector.episodes.returns.copy_(tensors["episode.returns"])
+        self.collector.episodes.lengths.copy_(tensors["episode.lengths"])
 
 
 def with_suffix(path: str | os.PathLike[str]) -> Path:
-    """path, with .zip if it has no suffix, as in SB3."""
+    """Add .zip to a path without a suffix, as SB3 does."""
     path = Path(path)
     return path if path.suffix else path.with_suffix(".zip")
 
 
 def _origin(vector: VectorEnv) -> dict[str, Any]:
-    """The id and arguments that make such environments again; no id where JSON cannot hold the arguments."""
+    """Give the id and arguments that make such environments again; no id where JSON cannot hold the arguments."""
     env_id, kwargs = vector.made_from.get("env_id"), vector.made_from.get("kwargs", {})
     try:
         json.dumps(kwargs)
     except TypeError:
         return {"env_id": None, "env_kwargs": {}}
     return {"env_id": env_id, "env_kwargs": kwargs}
-
-
-def _pack_environments(agent: Agent) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if agent.env is None:
-        return {"env_id": None, "env_kwargs": {}, "env_snapshot": "there were none"}, {}
-    vector = agent.env.vector
-    origin = _origin(vector)
-    if agent.observations is None:
-        return {**origin, "env_snapshot": "no episode had begun"}, {}
-    try:
-        snapshot = vector.snapshot()
-    except SnapshotError as error:
-        return {**origin, "env_snapshot": str(error)}, {}
-    tensors = {f"env.{name}": tensor for name, tensor in snapshot.items()}
-    tensors["episode.returns"] = agent.running_episodes.returns
-    tensors["episode.lengths"] = agent.running_episodes.lengths
-    return {**origin, "env_snapshot": EXACT, "blowups": vector.blowups}, tensors

@@ -33,8 +33,8 @@ from agents import NPG
 from agents.natural.curvature import Solution, conjugate_gradient, natural_gradient
 from agents.natural.scores import capture, dense_scores
 from agents.npg import standardize
-from agents.policy.actor_critic import Actor
 from agents.policy.distributions import DiagonalGaussian, Head
+from agents.policy.networks import Actor
 
 NAME = "direction"
 SIZES = {"Hopper-v5": (11, 3), "HalfCheetah-v5": (17, 6), "Ant-v5": (105, 8)}

@@ -16,8 +16,7 @@ from torch import Tensor
 from agents.adaptation.inner_loop import InnerOptimizer, State, gradients_of
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.batched import BatchedActor
-from agents.rollout.advantages import gae
-from agents.rollout.buffer import RolloutBuffer
+from agents.rollout.buffer import Rollout, gae
 from agents.rollout.surrogates import dice_surrogate, lvc_surrogate
 from agents.rollout.threads import over_shards
 
@@ -67,7 +66,7 @@ def shards(tasks: int, n: int, device: torch.device) -> list[slice]:
     return [slice(first, min(first + size, tasks)) for first in range(0, tasks, size)]
 
 
-def first_returns(buffer: RolloutBuffer) -> Tensor:
+def first_returns(buffer: Rollout) -> Tensor:
     """The undiscounted return of each environment's first episode of a rollout, float64 [N]."""
     ended = (buffer["terminated"] | buffer["truncated"]).long()
     alive = ended.cumsum(0) - ended == 0
@@ -78,7 +77,7 @@ def task_data(
     policy: ActorCriticPolicy,
     actor: BatchedActor,
     theta: Tensor,
-    buffer: RolloutBuffer,
+    buffer: Rollout,
     gamma: float,
     gae_lambda: float,
     *,

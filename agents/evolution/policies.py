@@ -9,9 +9,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from agents.policy.base import Policy
+from agents.policy.base import Policy, flatten
 from agents.policy.distributions import DiagonalGaussian, Distribution, Head
-from agents.policy.networks import activation_key, flatten, mlp
+from agents.policy.networks import activation_key, mlp
 
 
 class DeterministicActor(nn.Module):

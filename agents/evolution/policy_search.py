@@ -11,8 +11,8 @@ from agents import noise
 from agents.evolution.policies import DeterministicPolicy
 from agents.evolution.unroll import State
 from agents.policy.normalizer import Moments
-from agents.rollout.buffer import FieldSpec, RolloutBuffer
-from agents.rollout.collect import Step, collect_some
+from agents.rollout.buffer import FieldSpec, Rollout
+from agents.rollout.collector import Step, collect_some
 from envs.vector import VectorEnv
 
 
@@ -49,7 +49,7 @@ class PolicySearch:
         self,
         vector: VectorEnv,
         policy: DeterministicPolicy,
-        buffer: RolloutBuffer,
+        buffer: Rollout,
         *,
         shared: bool = False,
         products: bool = False,

@@ -12,8 +12,7 @@ from torch.optim import Optimizer
 from agents.natural.curvature import damped, preconditioner, relative_damping
 from agents.natural.scores import capture
 from agents.natural.solvers import Status, cholesky, conjugate_gradient
-from agents.policy.critic import Critic, output_layer
-from agents.policy.networks import assign_parameters, parameter_vector
+from agents.policy.networks import Critic, assign_parameters, output_layer, parameter_vector
 
 CRITICS = ("gauss_newton", "ridge", "adam", "adabound")
 """How a critic is fitted: `gauss_newton`; `ridge`, for networks linear in fixed features; `descend`, by optimizer."""

@@ -1,8 +1,9 @@
-"""What every policy shares: the normaliser of its observations, and how it takes and gives actions."""
+"""What every policy shares: the normalizer of its observations, and how it takes and gives actions."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
@@ -12,20 +13,26 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from agents.policy.distributions import Distribution, Head
-from agents.policy.networks import flatten
 from agents.policy.normalizer import ObservationNormalizer
 
 
+def flatten(observations: Tensor) -> Tensor:
+    """Give [n, *O] as float32 [n, prod O]."""
+    flat = observations if observations.ndim == 2 else observations.flatten(1)
+    return flat if flat.dtype == torch.float32 else flat.to(torch.float32)
+
+
 class Policy(BasePolicy):
-    """A policy on observations that it normalises itself, under SB3's policy interface.
+    """A policy on observations that it normalizes itself, under SB3's policy interface.
 
     Args:
         observation_space: a Box, flattened.
         action_space: Box, Discrete, MultiDiscrete or MultiBinary.
-        normalize_observations: whether the normaliser learns; otherwise it stays the identity.
+        normalize_observations: whether the normalizer learns; otherwise it stays the identity.
         squash_output: as in SB3.
     """
 
+    actor: Any
     options: ClassVar[tuple[str, ...]]
     """Its keyword arguments, which agents take as hyperparameters and in policy_kwargs."""
 
@@ -48,20 +55,28 @@ class Policy(BasePolicy):
 
     @abstractmethod
     def distribution(self, observations: Tensor) -> Distribution:
-        """Action distributions for observations [n, *O]."""
+        """Give the action distributions for observations [n, *O]."""
 
     def normalize(self, observations: Tensor) -> Tensor:
-        """[n, *O] as the networks take them: flat, float32, normalised."""
+        """Give [n, *O] as the networks take them: flat, float32, normalized."""
         flat = flatten(observations)
         return self.normalizer.forward(flat) if self.normalize_observations else flat
 
     def update_normalizer(self, observations: Tensor) -> None:
-        """Take observations [n, *O] into the statistics, where the policy normalises."""
+        """Take observations [n, *O] into the statistics, where the policy normalizes."""
         if self.normalize_observations:
             self.normalizer.update(flatten(observations))
 
+    def sampler(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Give actions [n, *A] as a function of observations [n, *O] and noise [n, *noise_shape], quick on few rows.
+
+        It has the parameters of now; actions are those of `choose` up to rounding, before clipping.
+        """
+        act = self.actor.sampler()
+        return lambda observations, noise: act(self.normalize(observations), noise)
+
     def choose(self, observations: Tensor, deterministic: bool = False, noise: Tensor | None = None) -> Tensor:
-        """Actions [n, *A] for observations [n, *O], before clipping.
+        """Choose actions [n, *A] for observations [n, *O], before clipping.
 
         Args:
             deterministic: the most probable action in place of a sampled one.
@@ -76,7 +91,7 @@ class Policy(BasePolicy):
         return distribution.sample(noise)
 
     def to_environment(self, actions: Tensor) -> Tensor:
-        """Actions [n, *A] as the environment takes them: Box actions clipped to their bounds, as in SB3."""
+        """Give actions [n, *A] as the environment takes them: Box actions clipped to their bounds, as in SB3."""
         if self.head.kind != "gaussian":
             return actions
         return torch.clamp(actions.reshape(-1, *self.head.shape), self._low, self._high)  # type: ignore[arg-type]

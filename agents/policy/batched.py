@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from agents.policy.actor_critic import Actor
 from agents.policy.distributions import Distribution
+from agents.policy.networks import Actor
 
 Operation = Callable[[Tensor], Tensor]
 

@@ -1,8 +1,7 @@
-"""Networks, and the names under which activations are stored."""
+"""Networks: activations by name, layers, the actor and the critic."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -11,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
+
+from agents.policy.distributions import Distribution, Head
 
 
 class _TanhOfSigmoid(torch.autograd.Function):
@@ -55,10 +56,6 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
 }
 """Registry key -> activation. Checkpoints store keys."""
-
-
-NETWORKS = ("mlp", "linear", "rbf", "quadratic")
-"""Kinds of networks: hidden layers; or linear in the inputs, in random Fourier features, in products of two inputs."""
 
 
 def activation_key(activation: str | type[nn.Module]) -> str:
@@ -118,56 +115,6 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str, outpu
     return nn.Sequential(*layers)
 
 
-class FourierFeatures(nn.Module):
-    """Random Fourier features y = sin(P o / ν + φ) of observations o: a fixed layer, saved but not trained.
-
-    Args:
-        inputs: O, the length of an observation.
-        features: their number m; P [m, O] is standard normal, φ [m] uniform in [-π, π).
-        bandwidth: ν, in units of the observations; about their mean distance from each other.
-
-    Source: Rajeswaran et al. 2017, section 2, https://arxiv.org/abs/1703.02660.
-    """
-
-    projection: Tensor
-    phase: Tensor
-
-    def __init__(self, inputs: int, features: int, bandwidth: float) -> None:
-        super().__init__()
-        # Divided by ν here, so that the saved features are complete.
-        self.register_buffer("projection", torch.randn(inputs, features) / bandwidth)
-        self.register_buffer("phase", torch.empty(features).uniform_(-math.pi, math.pi))
-
-    def forward(self, observations: Tensor) -> Tensor:
-        """[n, O] -> [n, m]."""
-        return torch.addmm(self.phase, observations, self.projection).sin_()
-
-
-class QuadraticFeatures(nn.Module):
-    """Observations and the products of all their pairs: a fixed layer.
-
-    Args:
-        inputs: O.
-    """
-
-    _pairs: Tensor
-
-    def __init__(self, inputs: int) -> None:
-        super().__init__()
-        self.inputs = inputs
-        self.register_buffer("_pairs", torch.triu_indices(inputs, inputs), persistent=False)
-
-    @property
-    def features(self) -> int:
-        """O + O (O + 1) / 2."""
-        return self.inputs + self._pairs.shape[1]
-
-    def forward(self, observations: Tensor) -> Tensor:
-        """[n, O] -> [n, features]."""
-        first, second = self._pairs
-        return torch.cat((observations, observations[:, first] * observations[:, second]), dim=1)
-
-
 class Constant(nn.Module):
     """A vector of parameters that depends on no input, such as a global log standard deviation.
 
@@ -185,39 +132,140 @@ class Constant(nn.Module):
         return self.bias.repeat(n, 1)
 
 
-def network(
-    kind: str,
-    inputs: int,
-    hidden: Sequence[int],
-    outputs: int,
-    activation: str,
-    output_gain: float,
-    rbf: tuple[int, float | None] = (250, None),
-) -> nn.Sequential:
-    """A network of one of the kinds NETWORKS; all but "mlp" are linear in fixed features and have no hidden layers.
+class Actor(nn.Module):
+    """Normalized observations to action distributions. Its parameters are the theta of every direction.
+
+    Args:
+        head: how actions are parametrized.
+        net: [n, O] to [n, head.outputs].
+        log_std_init: initial log standard deviation of Gaussian actions.
+    """
+
+    def __init__(self, head: Head, net: nn.Sequential, log_std_init: float = 0.0) -> None:
+        super().__init__()
+        self.head = head
+        self.net = net
+        self.log_std = Constant(head.outputs, log_std_init) if head.kind == "gaussian" else None
+
+    def forward(self, normalized: Tensor) -> Distribution:
+        outputs = self.net(normalized)
+        return self.head.distribution(outputs, self.log_std(len(outputs)) if self.log_std is not None else None)
+
+    def shared_std(self, normalized: Tensor) -> Distribution:
+        """Do as `forward`, without a copy of the log standard deviation per sample: follows it when it changes."""
+        return self.head.distribution(self.net(normalized), self.log_std.bias if self.log_std is not None else None)
+
+    def sampler(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Give actions [n, *A] as a function of normalized observations [n, O] and noise [n, *noise_shape].
+
+        It has the parameters of now, is quick on small batches, and equal to sampling from `forward` up to rounding.
+        """
+        head, act = self.head, unrolled(self.net)
+        if self.log_std is None:
+            return lambda normalized, noise: head.distribution(act(normalized)).sample(noise)
+        std = self.log_std.bias.detach().exp()
+        return lambda normalized, noise: torch.addcmul(act(normalized), std, noise)
+
+
+class ReturnScale(nn.Module):
+    """Running mean and standard deviation of value targets; count, mean and M2 are float64 buffers.
+
+    Batches are merged by Chan's formula. Before each merge the past loses the share 1 - decay of its weight, because
+    the targets move with the policy: a cumulative mean would trail behind by half the training. There is no absolute
+    epsilon: rewards in other units give the same normalized targets (bit for bit, if the factor is a power of two).
+    A standard deviation that float32 cannot tell from zero beside the mean counts as zero, and the scale is then 1.
+
+    Args:
+        decay: what an update leaves of the past's weight, in (0, 1]; 1 is cumulative.
+
+    Source: Chan, Golub & LeVeque 1983 (the pairwise update), https://doi.org/10.1080/00031305.1983.10483115.
+    """
+
+    count: Tensor
+    mean: Tensor
+    m2: Tensor
+
+    def __init__(self, decay: float = 0.9) -> None:
+        super().__init__()
+        if not 0 < decay <= 1:
+            raise ValueError(f"decay is {decay}; give a number in (0, 1], 1 for cumulative statistics.")
+        self.decay = decay
+        for name in ("count", "mean", "m2"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.float64))
+
+    @property
+    def std(self) -> Tensor:
+        """The standard deviation, or 1 where there is none; a float64 scalar."""
+        std = (self.m2 / self.count).sqrt()
+        return torch.where(std > torch.finfo(torch.float32).eps * self.mean.abs(), std, 1.0)
+
+    @torch.no_grad()
+    def update(self, targets: Tensor) -> None:
+        """Merge a batch of targets [n], n at least 1."""
+        batch = targets.double()
+        mean = batch.mean()
+        self.count *= self.decay
+        self.m2 *= self.decay
+        total = self.count + len(batch)
+        shift = mean - self.mean
+        self.m2 += (batch - mean).square().sum() + shift.square() * self.count * len(batch) / total
+        self.mean += shift * len(batch) / total
+        self.count.copy_(total)
+
+    def normalize(self, targets: Tensor) -> Tensor:
+        """(targets - mean) / std, in the targets' dtype."""
+        return ((targets.double() - self.mean) / self.std).to(targets.dtype)
+
+    def denormalize(self, outputs: Tensor) -> Tensor:
+        """outputs * std + mean, in the outputs' dtype."""
+        return outputs * self.std.to(outputs.dtype) + self.mean.to(outputs.dtype)
+
+
+class Critic(nn.Module):
+    """A value function V(s) whose network learns targets of mean 0 and variance 1.
+
+    Args:
+        network: observations [n, O] -> [n, 1]; its last module is a Linear with one output and a bias.
+        scale: the statistics of the targets.
 
     Raises:
-        ValueError: there is no such kind.
+        ValueError: the network ends in another module.
     """
-    match kind:
-        case "mlp":
-            return mlp(inputs, hidden, outputs, activation, output_gain)
-        case "linear":
-            return mlp(inputs, (), outputs, activation, output_gain)
-        case "rbf":
-            number, bandwidth = rbf
-            features = FourierFeatures(inputs, number, (2 * inputs) ** 0.5 if bandwidth is None else bandwidth)
-            return nn.Sequential(features, *mlp(number, (), outputs, activation, output_gain))
-        case "quadratic":
-            products = QuadraticFeatures(inputs)
-            return nn.Sequential(products, *mlp(products.features, (), outputs, activation, output_gain))
-    raise ValueError(f"there is no network {kind!r}; give one of {', '.join(NETWORKS)}.")
+
+    def __init__(self, network: nn.Module, scale: ReturnScale | None = None) -> None:
+        super().__init__()
+        output_layer(network)
+        self.network = network
+        self.scale = ReturnScale() if scale is None else scale
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """V(s) in reward units: [n, O] -> [n]."""
+        return self.scale.denormalize(self.normalized(observations))
+
+    def normalized(self, observations: Tensor) -> Tensor:
+        """The network's own output, (V(s) - mean) / std: [n, O] -> [n]."""
+        return self.network(observations).squeeze(-1)
+
+    @torch.no_grad()
+    def update_scale(self, targets: Tensor) -> None:
+        """Merge targets [n] into the scale and rescale the output layer, so that V stays what it was.
+
+        Source: van Hasselt et al. 2016, proposition 1, https://arxiv.org/abs/1602.07714.
+        """
+        output = output_layer(self.network)
+        old_mean, old_std = self.scale.mean.clone(), self.scale.std
+        self.scale.update(targets)
+        new_mean, new_std = self.scale.mean, self.scale.std
+        output.weight.copy_(output.weight * (old_std / new_std))
+        output.bias.copy_((old_std * output.bias.double() + old_mean - new_mean) / new_std)
 
 
-def flatten(observations: Tensor) -> Tensor:
-    """[n, *O] as float32 [n, prod O]."""
-    flat = observations if observations.ndim == 2 else observations.flatten(1)
-    return flat if flat.dtype == torch.float32 else flat.to(torch.float32)
+def output_layer(network: nn.Module) -> nn.Linear:
+    """Return the last module of a value network; ValueError if it is no Linear with one output and a bias."""
+    *_, output = network.modules()
+    if not isinstance(output, nn.Linear) or output.out_features != 1 or output.bias is None:
+        raise ValueError(f"the value network ends in {output}; let it end in a Linear with one output and a bias.")
+    return output
 
 
 @torch.no_grad()

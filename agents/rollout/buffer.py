@@ -1,37 +1,38 @@
-"""Storage of one rollout: [T, N, ...] tensors that are allocated once and filled in place."""
+"""A rollout: [T, N, ...] tensors that are allocated once and filled in place, and what its steps were worth."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-OBSERVATIONS = "observations"
-
 
 class FieldSpec(NamedTuple):
-    """What a buffer keeps per step and environment."""
+    """What a rollout keeps per step and environment."""
 
     shape: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float32
 
 
-class RolloutBuffer:
+class Rollout:
     """T steps of N environments, with only the fields that its user declares.
 
-    Each field is a tensor [T, N, *shape], read as an attribute (buffer.rewards) or by name (buffer["rewards"]).
+    Each field is a tensor [T, N, *shape], read by name: rollout["rewards"].
 
     Args:
         n_steps: T, at least 1.
         num_envs: N, at least 1.
-        fields: name -> `FieldSpec`. Truncated episodes' last observations have the shape and dtype of "observations".
+        fields: name -> `FieldSpec`. Other observations than those of steps have the shape and dtype of "observations".
         device: where the tensors live.
         pin_memory: page-locked memory, from which copies to a GPU do not block.
 
+    Attributes:
+        last_observations: those after the last step, [N, *O]; None before a rollout is complete.
+
     Raises:
-        ValueError: a size is below 1, there are no fields, or a field has the name of a buffer's own attribute.
+        ValueError: a size is below 1, or there are no fields.
     """
 
     def __init__(
@@ -45,38 +46,31 @@ class RolloutBuffer:
     ) -> None:
         for name, size in (("n_steps", n_steps), ("num_envs", num_envs)):
             if size < 1:
-                raise ValueError(f"{name} is {size}; a buffer holds at least 1.")
+                raise ValueError(f"{name} is {size}; a rollout holds at least 1.")
         if not fields:
-            raise ValueError("fields is empty; declare what the buffer shall keep.")
+            raise ValueError("fields is empty; declare what the rollout shall keep.")
         self.n_steps = n_steps
         self.num_envs = num_envs
-        self.device = _resolve(device)
+        self.device = resolved(device)
         self.specs = dict(fields)
-        self._fields: dict[str, Tensor] = {}
-        self._rows: dict[str, tuple[Tensor, ...]] = {}
+        self.last_observations: Tensor | None = None
+        self._fields = {
+            name: torch.zeros((n_steps, num_envs, *shape), dtype=dtype, device=self.device, pin_memory=pin_memory)
+            for name, (shape, dtype) in self.specs.items()
+        }
         self._final: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._twin: RolloutBuffer | None = None
-        for name, (shape, dtype) in self.specs.items():
-            if hasattr(self, name):
-                raise ValueError(f"a field is called {name!r}, as a buffer's own attribute is; choose another name.")
-            self._fields[name] = torch.zeros(
-                (n_steps, num_envs, *shape), dtype=dtype, device=self.device, pin_memory=pin_memory
-            )
-            self._rows[name] = self._fields[name].unbind()
+        self._twin: Rollout | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         try:
             return self._fields[name]
         except KeyError:
-            raise KeyError(f"there is no field {name!r}; this buffer keeps {', '.join(self._fields)}.") from None
+            raise KeyError(f"there is no field {name!r}; this rollout keeps {', '.join(self._fields)}.") from None
 
-    def __getattr__(self, name: str) -> Tensor:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        try:
-            return self[name]
-        except KeyError as error:
-            raise AttributeError(error.args[0]) from None
+    def clear(self) -> None:
+        """Begin a new rollout. The fields keep their memory and are overwritten step by step."""
+        self._final.clear()
+        self.last_observations = None
 
     def add(self, t: int, **values: Tensor) -> None:
         """Copy values of one step, [N, *shape] each, into row t of their fields; dtypes are cast.
@@ -84,21 +78,21 @@ class RolloutBuffer:
         Raises:
             ValueError: a field is unknown, or a value has another shape.
         """
-        if unknown := values.keys() - self._rows.keys():
+        if unknown := values.keys() - self._fields.keys():
             raise ValueError(
-                f"add got {', '.join(sorted(unknown))}; this buffer keeps {', '.join(sorted(self._rows))}."
+                f"add got {', '.join(sorted(unknown))}; this rollout keeps {', '.join(sorted(self._fields))}."
             )
         for name, value in values.items():
-            row = self._rows[name][t]
+            row = self._fields[name][t]
             if value.shape != row.shape:
-                raise ValueError(f"{name} has shape {tuple(value.shape)}; the buffer keeps {tuple(row.shape)} a step.")
+                raise ValueError(f"{name} has shape {tuple(value.shape)}; the rollout keeps {tuple(row.shape)} a step.")
             row.copy_(value)
 
     def put(self, name: str, t: int, ids: Tensor, values: Tensor) -> None:
         """Copy values [k, *shape] of the environments ids [k] into row t of a field, cast to its dtype; the others'
         entries stay.
         """
-        row = self._rows[name][t]
+        row = self._fields[name][t]
         row.index_copy_(0, ids, values if values.dtype == row.dtype else values.to(row.dtype))
 
     def add_final(self, t: int, ids: Tensor, observations: Tensor) -> None:
@@ -109,7 +103,7 @@ class RolloutBuffer:
             observations: [k, *O]; copied.
 
         Raises:
-            ValueError: the buffer has no field "observations", or the shape differs from it.
+            ValueError: the rollout has no field "observations", or the shape differs from it.
         """
         shape, dtype = self._observation_spec()
         if observations.shape != (len(ids), *shape):
@@ -119,46 +113,138 @@ class RolloutBuffer:
         self._final.append((torch.full_like(ids, t), ids, kept))
 
     def final_observations(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What `add_final` kept since `clear`: steps [k], environments [k] and observations [k, *O]."""
-        shape, dtype = self._observation_spec()
-        none = torch.empty(0, dtype=torch.int64, device=self.device)
-        empty = (none, none, torch.empty((0, *shape), dtype=dtype, device=self.device))
-        steps, ids, observations = zip(empty, *self._final, strict=True)
-        return torch.cat(steps), torch.cat(ids), torch.cat(observations)
-
-    def clear(self) -> None:
-        """Begin a new rollout. The fields keep their memory and are overwritten step by step."""
-        self._final.clear()
+        """Give what `add_final` kept since `clear`: steps [k], environments [k] and observations [k, *O]."""
+        if not self._final:
+            shape, dtype = self._observation_spec()
+            none = torch.empty(0, dtype=torch.int64, device=self.device)
+            return none, none, torch.empty((0, *shape), dtype=dtype, device=self.device)
+        steps, ids, observations = (torch.cat(parts) for parts in zip(*self._final, strict=True))
+        return steps, ids, observations
 
     def flat(self, name: str) -> Tensor:
-        """A field as a view [T * N, *shape], steps outermost."""
+        """View a field as [T * N, *shape], steps outermost."""
         return self[name].flatten(0, 1)
 
-    def to(self, device: torch.device | str) -> RolloutBuffer:
-        """This rollout on another device: itself if it is there already, else a twin that is allocated once and filled
-        by one copy per field.
+    def to(self, device: torch.device | str) -> Rollout:
+        """Give this rollout on another device: itself if it is there already, else a twin that is allocated once and
+        filled by one copy per field.
 
         From pinned memory the copies do not block: read a result from the device before the next `add`.
         """
-        device = _resolve(device)
-        if device == self.device:
+        if device == self.device or resolved(device) == self.device:
             return self
+        device = resolved(device)
         if self._twin is None or self._twin.device != device:
-            self._twin = RolloutBuffer(self.n_steps, self.num_envs, self.specs, device)
-        for name, tensor in self._fields.items():
-            self._twin[name].copy_(tensor, non_blocking=device.type != "cpu")
+            self._twin = Rollout(self.n_steps, self.num_envs, self.specs, device)
         self._twin.clear()
+        for name, tensor in self._fields.items():
+            self._twin._fields[name].copy_(tensor, non_blocking=device.type != "cpu")
         if self._final:
             steps, ids, observations = self.final_observations()
             self._twin._final.append((steps.to(device), ids.to(device), observations.to(device)))
+        if self.last_observations is not None:
+            self._twin.last_observations = self.last_observations.to(device)
         return self._twin
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_twin": None}
+
     def _observation_spec(self) -> FieldSpec:
-        if OBSERVATIONS not in self.specs:
-            raise ValueError(f"final observations need the field {OBSERVATIONS!r}, which this buffer does not keep.")
-        return self.specs[OBSERVATIONS]
+        if "observations" not in self.specs:
+            raise ValueError("final observations need the field 'observations', which this rollout does not keep.")
+        return self.specs["observations"]
 
 
-def _resolve(device: torch.device | str) -> torch.device:
-    """The device with its index: "cuda" and "cuda:0" are one."""
+@torch.no_grad()
+def advantages(batch: Rollout, s: Tensor, policy: Any, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
+    """Estimate each step's advantage and value target by the policy's critic: [T * N] each, steps outermost.
+
+    Args:
+        batch: a complete rollout, where the policy trains.
+        s: its observations, normalized, [T * N, O].
+        policy: has `critic` (normalized observations to values, in reward units) and `normalize`.
+        gamma: discount γ per environment step.
+        gae_lambda: λ of `gae`.
+    """
+    assert batch.last_observations is not None
+    values = policy.critic(s).view(batch.n_steps, batch.num_envs)
+    last = policy.critic(policy.normalize(batch.last_observations))
+    steps, ids, final = batch.final_observations()
+    following = next_values(values, last, (steps, ids, policy.critic(policy.normalize(final))))
+    ended = batch["terminated"], batch["truncated"]
+    A, returns = gae(batch["rewards"], values, following, *ended, gamma, gae_lambda)
+    return A.flatten(), returns.flatten()
+
+
+def next_values(values: Tensor, last_values: Tensor, final: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Give the value of each step's true successor observation, [T, N].
+
+    Where an episode terminated the entry means nothing; `gae` does not use it.
+
+    Args:
+        values: V(obs[t]), [T, N].
+        last_values: V of the observations after the last step, [N].
+        final: (t [k], n [k], V [k]): the values of the observations that truncated episodes really ended in; after such
+            a step values[t + 1] belongs to the next episode.
+
+    Source: Pardo et al. 2018, "Time limits in reinforcement learning", section 3, https://arxiv.org/abs/1712.00378.
+    """
+    following = torch.cat((values[1:], last_values[None]))
+    steps, columns, final_values = final
+    following[steps, columns] = final_values
+    return following
+
+
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[Tensor, Tensor]:
+    """Estimate advantages and the value targets that belong to them.
+
+    δ_t = r_t + γ V(s'_t) (1 - terminated_t) - V(s_t) and A_t = δ_t + γ λ A_{t+1}, where the recursion stops at the end
+    of an episode, terminated or truncated. The sums are float64.
+
+    Args:
+        rewards: [T, N].
+        values: V(s_t), [T, N].
+        next_values: V(s'_t) of the true successor, [T, N]; see `next_values`.
+        terminated: bool [T, N]; no bootstrapping.
+        truncated: bool [T, N]; bootstraps.
+        gamma: discount γ per environment step.
+        gae_lambda: λ.
+
+    Returns:
+        advantages [T, N] and returns = advantages + values [T, N], in the values' dtype.
+
+    Source: Schulman et al. 2016, equation 16, https://arxiv.org/abs/1506.02438.
+    """
+    values64 = values.double()
+    bootstrap = (gamma * next_values.double()).masked_fill_(terminated, 0.0)
+    advantages = rewards.double() + bootstrap - values64
+    decay = (~(terminated | truncated)).double() * (gamma * gae_lambda)
+    # A linear recurrence by doubling: after each pass an entry sums over twice as many steps. log2(T) passes over the
+    # whole array take a tenth of the time of T passes over its rows.
+    span = 1
+    while span < len(advantages):
+        advantages[:-span].add_(decay[:-span] * advantages[span:])
+        decay[:-span] = decay[:-span] * decay[span:]
+        span *= 2
+    return advantages.to(values.dtype), (advantages + values64).to(values.dtype)
+
+
+def standardize(A: Tensor) -> Tensor:
+    """Scale advantages [..., n] to mean 0 and standard deviation 1 along the last axis; zeros where they are equal."""
+    spread = A.std(-1, keepdim=True, correction=0)
+    # Advantages that differ by rounding only say nothing: they are equal.
+    equal = spread <= 4 * torch.finfo(torch.float32).eps * A.abs().amax(-1, keepdim=True)
+    return torch.where(equal, 0.0, (A - A.mean(-1, keepdim=True)) / spread)
+
+
+def resolved(device: torch.device | str) -> torch.device:
+    """Give the device with its index: "cuda" and "cuda:0" are one."""
     return torch.empty(0, device=device).device

@@ -25,8 +25,8 @@ from agents.base import Agent
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.batched import BatchedActor
 from agents.policy.networks import parameter_vector
-from agents.rollout.buffer import RolloutBuffer
-from agents.rollout.collect import action_noise, buffer_fields, collect
+from agents.rollout.buffer import Rollout
+from agents.rollout.collector import action_noise, buffer_fields, collect
 from agents.run import report
 from agents.run.errors import UsageError
 from envs import make_vec
@@ -65,7 +65,7 @@ def adapted_returns(
     step = InnerStep(actor, optimizer, asked.inner_step, target_kl=asked.inner_target_kl)
     theta = parameter_vector(policy.actor).expand(M, -1)
     state = optimizer.begin(theta)
-    buffer = RolloutBuffer(T, N, buffer_fields(policy))
+    buffer = Rollout(T, N, buffer_fields(policy))
     env.set_tasks(np.repeat(tasks, N // M, axis=0))
     found = []
     for update in range(updates + 1):

@@ -15,9 +15,11 @@ from agents import NPG, TRPO
 from agents.natural.curvature import ESTIMATES
 from agents.natural.scores import dense_scores
 from agents.natural.step import KL_TOLERANCE
-from agents.npg import NPGConfig, standardize
+from agents.npg import NPGConfig
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.networks import parameter_vector
+from agents.rollout.buffer import advantages as rollout_advantages
+from agents.rollout.buffer import standardize
 from envs import make_vec
 from envs.probes import ContinuousAction
 
@@ -30,7 +32,7 @@ def make(env: Any = "InvertedPendulum-v5", **changed: Any) -> NPG:
 
 def collect(agent: NPG) -> None:
     """One iteration's rollout without its update."""
-    agent.train = lambda: None  # type: ignore[method-assign]
+    agent.train = lambda batch: None  # type: ignore[method-assign]
     next(agent.iterations(1))
     del agent.train
 
@@ -40,9 +42,9 @@ def test_the_update_is_the_damped_natural_gradient_of_the_definition(env_id: str
     """θ' - θ is parallel to (F + λ I)⁻¹ g, with F and g from per-sample scores by torch.func in float64."""
     agent = make(env_id, cg_max_steps=200, cg_tolerance=1e-6)
     collect(agent)
-    policy, batch = agent.policy, agent.buffer
+    policy, batch = agent.policy, agent.collector.rollout
     s, a = policy.normalize(batch.flat("observations")), batch.flat("actions")
-    advantages, _ = agent._advantages(batch, s, agent.config.gae_lambda)
+    advantages, _ = rollout_advantages(batch, s, policy, agent.config.gamma, agent.config.gae_lambda)
     advantages = standardize(advantages)
     actor = policy.actor
     before = parameter_vector(actor).double()
@@ -53,7 +55,7 @@ def test_the_update_is_the_damped_natural_gradient_of_the_definition(env_id: str
     damped = fisher + agent.config.cg_damping * fisher.trace() / p * torch.eye(p, dtype=torch.float64)
     w = torch.linalg.solve(damped, matrix.T @ advantages.double() / n)
     old = actor(s)
-    agent.train()
+    agent.train(agent.collector.rollout)
     step = parameter_vector(actor).double() - before
     assert torch.cosine_similarity(step, w, dim=0).item() == pytest.approx(1.0, abs=1e-4)
     kl = old.kl(actor(s)).mean().item()
@@ -66,7 +68,7 @@ def test_curvature_samples_are_drawn_anew_for_each_update_and_none_means_all() -
     first = agent._curvature_rows(128)
     assert first is not None
     assert len(set(first.tolist())) == 32
-    agent.iteration += 1
+    agent.counter += 1
     assert not torch.equal(first, agent._curvature_rows(128))
     assert agent._curvature_rows(32) is None
     assert make()._curvature_rows(128) is None
@@ -127,8 +129,8 @@ def test_a_direction_that_is_not_finite_leaves_the_policy_and_is_counted() -> No
     agent = make()
     collect(agent)
     before = parameter_vector(agent.policy.actor)
-    agent.buffer["actions"].fill_(float("inf"))
-    agent.train()
+    agent.collector.rollout["actions"].fill_(float("inf"))
+    agent.train(agent.collector.rollout)
     assert agent.rejected_updates == 1
     assert torch.equal(parameter_vector(agent.policy.actor), before)
 
@@ -137,9 +139,9 @@ def test_truncation_bootstraps_from_the_observation_that_the_episode_ended_in() 
     """With lambda 0 an advantage is r + gamma V(s') - V(s), and s' at the cut is not the next episode's first."""
     agent = make(make_vec("Swimmer-v5", 4, max_episode_steps=2), n_steps=3, gae_lambda=0.0)
     collect(agent)
-    batch, policy = agent.buffer, agent.policy
+    batch, policy = agent.collector.rollout, agent.policy
     s = policy.normalize(batch.flat("observations"))
-    advantages, _ = agent._advantages(batch, s, gae_lambda=0.0)
+    advantages, _ = rollout_advantages(batch, s, policy, agent.config.gamma, 0.0)
     steps, ids, final = batch.final_observations()
     assert steps.tolist() == [1, 1, 1, 1]
     assert ids.tolist() == [0, 1, 2, 3]
@@ -241,7 +243,7 @@ def test_a_line_search_that_finds_nothing_is_counted_and_leaves_the_policy(monke
     collect(agent)
     before = parameter_vector(agent.policy.actor)
     monkeypatch.setattr("agents.npg.line_search", lambda try_step, beta, target: (try_step(beta)[0] * 0, 0.0))
-    agent.train()
+    agent.train(agent.collector.rollout)
     assert (agent.rejected_steps, agent.rejected_updates) == (1, 0)
     assert torch.equal(parameter_vector(agent.policy.actor), before)
 
@@ -320,10 +322,10 @@ import resource, sys
 from agents import NPG
 
 agent = NPG("MlpPolicy", "InvertedPendulum-v5", seed=0, device="cpu", num_envs=256, n_steps=256)
-train, agent.train = agent.train, lambda: None
+train, agent.train = agent.train, lambda batch: None
 next(agent.iterations(1))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-train()
+train(agent.collector.rollout)
 grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 parameters = sum(x.numel() for x in agent.policy.actor.parameters())
 print(grown * (1 if sys.platform == "darwin" else 1024) / (4 * 256 * 256 * parameters))

@@ -60,6 +60,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         }.items()
     },
 }
+WITHOUT_CRITIC = {"pes", "reptile", "fomaml", "maml"}
 VALUES = {
     "OneStepReward": {0.0: 1.0},
     "ObservationReward": {-1.0: -1.0, 1.0: 1.0},
@@ -99,7 +100,7 @@ def parameters(agent: Agent) -> torch.Tensor:
 
 @pytest.mark.parametrize("probe", VALUES)
 def test_the_critic_learns_known_values(algorithm: type[Agent], probe: str) -> None:
-    if not algorithm.has_critic:
+    if algorithm.name in WITHOUT_CRITIC:
         pytest.skip("this algorithm has no critic")
     agent = make(algorithm, f"probes/{probe}-v0").learn(16 * 8 * 40)
     for observation, value in VALUES[probe].items():

@@ -8,8 +8,7 @@ from torch import nn
 
 from agents.natural import critic_fits as critics
 from agents.natural.critic_fits import explained_variance, gauss_newton
-from agents.policy.critic import Critic, ReturnScale
-from agents.policy.networks import parameter_vector
+from agents.policy.networks import Critic, ReturnScale, parameter_vector
 
 
 def critic(seed=0, hidden=16, dtype=torch.float32, scale=None):

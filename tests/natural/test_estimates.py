@@ -20,8 +20,8 @@ from agents.natural.curvature import (
 )
 from agents.natural.scores import DenseScores, FactoredScores, capture, dense_scores
 from agents.natural.solvers import choose_solver
-from agents.policy.actor_critic import Actor
 from agents.policy.distributions import Head
+from agents.policy.networks import Actor, mlp
 
 SPACES = {
     "gaussian": spaces.Box(-1, 1, (2,)),
@@ -32,6 +32,10 @@ N = 40
 DAMPING = 0.1
 
 
+def new_actor(head: Head, hidden: tuple[int, ...]) -> Actor:
+    return Actor(head, mlp(4, hidden, head.outputs, "tanh", 0.01), log_std_init=-0.4)
+
+
 class Case:
     """A small policy, n samples of it, and their scores both ways."""
 
@@ -39,7 +43,7 @@ class Case:
         self, kind: str, n: int = N, scale: tuple[float, ...] = (1.0,) * 4, hidden: tuple[int, ...] = (6,)
     ) -> None:
         torch.manual_seed(0)
-        self.actor = Actor(4, Head.of(SPACES[kind]), hidden, "tanh", log_std_init=-0.4)
+        self.actor = new_actor(Head.of(SPACES[kind]), hidden)
         torch.nn.init.normal_(self.actor.net[-1].weight)
         self.actor.double()
         self.s = torch.randn(n, 4).double() * torch.tensor(scale)

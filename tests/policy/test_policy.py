@@ -199,18 +199,17 @@ def test_the_linear_policy_is_affine_in_the_normalised_observations(space: space
 
 def test_the_rbf_policy_is_linear_in_fixed_sines() -> None:
     box = spaces.Box(-1, 1, (3,))
-    policy = RBFPolicy(box, box, rbf_features=2000, rbf_bandwidth=2.0)
+    policy = RBFPolicy(box, box, rbf_features=2000)
     features = policy.actor.net[0]
     s = torch.randn(N, 3)
     expected = torch.sin(s @ features.projection + features.phase)
     torch.testing.assert_close(features(s), expected)
     assert sum(x.numel() for x in policy.actor.parameters()) == 3 * (2000 + 1 + 1)
-    assert features.projection.std().item() == pytest.approx(1 / 2, rel=0.03)
+    assert features.projection.std().item() == pytest.approx(6**-0.5, rel=0.03)
     assert features.phase.abs().max().item() == pytest.approx(np.pi, abs=0.02)
     # The mean product of two observations' features approaches half the Gaussian kernel of width ν.
-    kernel = torch.exp(-torch.cdist(s, s).square() / (2 * 2.0**2)) / 2
+    kernel = torch.exp(-torch.cdist(s, s).square() / (2 * 6.0)) / 2
     torch.testing.assert_close(expected @ expected.T / 2000, kernel, atol=0.05, rtol=0)
-    assert RBFPolicy(box, box).actor.net[0].projection.std().item() == pytest.approx(6**-0.5, rel=0.1)
 
 
 def test_random_features_are_saved_with_the_policy_and_not_trained() -> None:

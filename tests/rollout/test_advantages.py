@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from agents.rollout.advantages import gae, next_values
+from agents.rollout.buffer import gae, next_values
 
 
 def reference(rewards, values, following, terminated, truncated, gamma, lam):

@@ -1,0 +1,378 @@
+"""Collecting: the loops that fill a rollout, and who owns the acting policy, the counting and the callbacks."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+
+from agents import noise
+from agents.rollout.buffer import FieldSpec, Rollout, resolved
+from envs.sb3 import LazyInfos
+from envs.vector import EpisodeStatistics, VectorEnv
+
+Sample = Callable[[Tensor, Tensor], Tensor]
+"""Observations [N, *O] and noise [N, *noise_shape] to actions [N, *A]."""
+Act = Callable[[int, Tensor], tuple[Tensor, Tensor]]
+"""Step t and observations [N, *O] to the actions that the rollout keeps and those that the environment takes."""
+ActSome = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""The same for some environments: step t, observations [k, *O] and ids [k], a new tensor whenever they change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step of all environments gave."""
+
+    t: int
+    actions: Tensor
+    observations: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    info: dict[str, Any]
+    """Of the environments that were stepped, in the order of ids."""
+    ids: Tensor | None = None
+    """The environments that were stepped, or None for all; the others' rewards are 0, and they did not end."""
+
+
+class Collector:
+    """Fills an agent's rollouts from its environments, counts its steps and episodes, and tells its callbacks.
+
+    Args:
+        agent: who is counted for, under SB3's names: num_timesteps, ep_info_buffer; its `policy` trains on its
+            `device`, its `stream_seed` keys the noise of actions.
+        vector: the environments.
+        fields: what is kept of each step.
+        n_steps: T, steps of a rollout.
+
+    Attributes:
+        policy: the one that acts, where the environments live: the agent's own, or a copy of it.
+        rollout: where the environments live; overwritten by the next one.
+        observations: current in the environments, [N, *O]; None before episodes have begun.
+        episodes: returns and lengths of the episodes that run.
+        listener: SB3's callback, or None where nobody wants to see single steps.
+    """
+
+    def __init__(self, agent: BaseAlgorithm, vector: VectorEnv, fields: dict[str, FieldSpec], n_steps: int) -> None:
+        self.agent, self.vector = agent, vector
+        self.device = resolved(agent.device)
+        shared = resolved(vector.device) == self.device
+        self.policy: Any = agent.policy if shared else copy.deepcopy(agent.policy).to(vector.device)
+        pin = self.device.type == "cuda" and not shared
+        self.rollout = Rollout(n_steps, vector.num_envs, fields, vector.device, pin_memory=pin)
+        self.observations: Tensor | None = None
+        self.episodes = RunningEpisodes(vector.num_envs, vector.device)
+        self.listener: BaseCallback | None = None
+
+    def begin(self, observations: Any) -> None:
+        """Forget the episodes that ran: all environments have just been reset, to observations [N, *O]."""
+        self.observations = torch.as_tensor(observations, device=self.vector.device)
+        self.episodes = RunningEpisodes(self.vector.num_envs, self.vector.device)
+
+    def follow(self, policy: Any) -> None:
+        """Act as the policy that was trained does."""
+        if self.policy is not policy:
+            self.policy.load_state_dict(policy.state_dict())
+
+    def fill(self, sample: Sample, counter: int) -> Rollout | None:
+        """Collect T steps of all environments.
+
+        Args:
+            sample: chooses actions.
+            counter: which of the run's rollouts this is, which decides its noise.
+
+        Returns:
+            The rollout, where the policy trains; None if a callback asked to stop.
+        """
+        T, N = self.rollout.n_steps, self.vector.num_envs
+        block = action_noise(self.policy, self.agent.stream_seed, counter, T, N).to(self.vector.device)  # type: ignore[attr-defined]
+
+        def act(t: int, observations: Tensor) -> tuple[Tensor, Tensor]:
+            actions = sample(observations, block[t])
+            return actions, self.policy.to_environment(actions)
+
+        assert self.observations is not None
+        # Callbacks, where there are any, see ordinary tensors.
+        with torch.inference_mode(self.listener is None), torch.no_grad():
+            observations, complete = collect(self.vector, act, self.rollout, self.observations, self._on_step())
+        if not self._taken(observations, complete):
+            return None
+        return self.rollout.to(self.device)
+
+    def fill_some(self, act: ActSome, ids: Tensor) -> bool:
+        """Collect at most T steps of the environments ids [k], each of which stands still once it has ended.
+
+        Returns:
+            Whether the rollout is complete; not if a callback asked to stop.
+        """
+        assert self.observations is not None
+        with torch.inference_mode(self.listener is None), torch.no_grad():
+            observations, complete = collect_some(
+                self.vector, act, self.rollout, self.observations, ids, self._on_step()
+            )
+        return self._taken(observations, complete)
+
+    def _taken(self, observations: Tensor, complete: bool) -> bool:
+        # An ordinary tensor, and one that the next step does not overwrite.
+        self.observations = observations.clone()
+        self.rollout.last_observations = self.observations
+        if self.listener is None:
+            self._count()
+        return complete
+
+    def _count(self) -> None:
+        """Count the steps and episodes of the whole rollout at once, where nobody listens to single steps."""
+        rollout = self.rollout
+        ended = rollout["terminated"] | rollout["truncated"]
+        stepped = rollout["stepped"] if "stepped" in rollout.specs else None
+        self.agent.num_timesteps += ended.numel() if stepped is None else int(stepped.sum())
+        self._finish(*self.episodes.update_rollout(rollout["rewards"], ended, stepped))
+
+    def _finish(self, returns: Tensor, lengths: Tensor) -> list[dict[str, Any]]:
+        """Keep the statistics of the episodes that ended, [k] each; returns them as SB3's infos do."""
+        agent = self.agent
+        assert agent.ep_info_buffer is not None
+        seconds = (time.time_ns() - agent.start_time) * 1e-9
+        rows = zip(returns.tolist(), lengths.tolist(), strict=True)
+        episodes = [{"r": episode_return, "l": length, "t": seconds} for episode_return, length in rows]
+        agent._episode_num += len(episodes)
+        agent.ep_info_buffer.extend(episodes)
+        return episodes
+
+    def _on_step(self) -> Callable[[Step], bool] | None:
+        """Give what counts a step and shows it to the callbacks; None where there are none."""
+        listener = self.listener
+        if listener is None:
+            return None
+
+        def on_step(step: Step) -> bool:
+            self.agent.num_timesteps += self.vector.num_envs if step.ids is None else len(step.ids)
+            ended = step.terminated | step.truncated
+            finished = self.episodes.update(step.rewards, ended, step.ids)
+            episodes: dict[int, dict[str, Any]] = {}
+            if finished is not None:
+                episodes = dict(zip(ended.nonzero()[:, 0].tolist(), self._finish(*finished), strict=True))
+            return self._tell(listener, step, ended, episodes)
+
+        return on_step
+
+    def _tell(self, listener: BaseCallback, step: Step, ended: Tensor, episodes: dict[int, dict[str, Any]]) -> bool:
+        """Show a step to the callbacks, under the names that SB3 uses; False if one asks to stop."""
+        # Without autoreset, the observations of a step are the last ones of episodes that ended in it.
+        final = step.info.get("final_obs") if step.ids is None else step.observations
+        rows: list[int] | None = None
+        if step.ids is not None:
+            row_of = {i: row for row, i in enumerate(step.ids.tolist())}
+            rows = [row_of.get(i, -1) for i in range(self.vector.num_envs)]
+        dones = ended.cpu().numpy()
+        timed_out = (step.truncated & ~step.terminated).cpu().numpy()
+        last = None if final is None else final.cpu().numpy()
+        listener.update_locals(
+            {
+                "self": self.agent,
+                "total_timesteps": self.agent._total_timesteps,
+                "n_steps": step.t + 1,
+                "actions": step.actions.cpu().numpy(),
+                "new_obs": step.observations.cpu().numpy(),
+                "rewards": step.rewards.cpu().numpy(),
+                "dones": dones,
+                "infos": LazyInfos(step.info, dones, timed_out, last, episodes, rows),
+            }
+        )
+        return listener.on_step()
+
+
+class RunningEpisodes(EpisodeStatistics):
+    """Returns and lengths of the episodes that run, counted step by step or a rollout at a time."""
+
+    def update_rollout(self, rewards: Tensor, ended: Tensor, stepped: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Count T steps, rewards and ended [T, N]: the bits of T updates.
+
+        Args:
+            stepped: which environments were stepped, [T, N]; None: all. The others' rewards are 0.
+
+        Returns:
+            The returns and lengths of the episodes that ended, [k] each, in the order of `ended.nonzero()`.
+        """
+        # Which of an environment's episodes a step belongs to, the one that runs being 0.
+        episode = ended.cumsum(0)
+        last = episode[-1:].clone()
+        episode -= ended.long()
+        shape = int(last.max()) + 1, len(self.returns)
+        returns, lengths = self.returns.new_zeros(shape), self.lengths.new_zeros(shape)
+        returns[0], lengths[0] = self.returns, self.lengths
+        returns.scatter_add_(0, episode, rewards)
+        lengths.scatter_add_(0, episode, torch.ones_like(episode) if stepped is None else stepped.long())
+        self.returns, self.lengths = returns.gather(0, last)[0], lengths.gather(0, last)[0]
+        which = episode[ended], ended.nonzero()[:, 1]
+        return returns[which], lengths[which]
+
+
+def buffer_fields(policy: Any) -> dict[str, FieldSpec]:
+    """Declare what is kept of the steps of a policy that samples its actions."""
+    head = policy.head
+    return {
+        "observations": FieldSpec(policy.observation_space.shape or ()),
+        "actions": FieldSpec(head.action_shape, head.action_dtype),
+        "rewards": FieldSpec(dtype=torch.float64),
+        "terminated": FieldSpec(dtype=torch.bool),
+        "truncated": FieldSpec(dtype=torch.bool),
+    }
+
+
+def action_noise(policy: Any, seed: int, counter: int, steps: int, num_envs: int) -> Tensor:
+    """Draw what a rollout's actions are sampled with, [steps, num_envs, *noise_shape].
+
+    Args:
+        policy: one whose actor samples.
+        seed: the run's.
+        counter: which of the run's rollouts this is.
+    """
+    head = policy.head
+    draw = noise.normal if head.kind == "gaussian" else noise.uniform
+    return draw(seed, "action", counter, (steps, num_envs, *head.noise_shape))
+
+
+def collect(
+    env: VectorEnv,
+    act: Act,
+    rollout: Rollout,
+    observations: Tensor,
+    on_step: Callable[[Step], bool] | None = None,
+) -> tuple[Tensor, bool]:
+    """Fill a rollout with T steps of N environments.
+
+    Only the fields that the rollout declares are kept. Where an episode was truncated and another began, the
+    observation that it really ended in is kept too, if the rollout keeps observations.
+
+    Args:
+        env: num_envs = N, in SAME_STEP mode.
+        act: chooses actions.
+        rollout: is cleared first.
+        observations: [N, *O], current in env.
+        on_step: called after each step; False stops collecting.
+
+    Returns:
+        The observations to go on from, valid until the next step, and whether all T steps were made.
+    """
+    rollout.clear()
+    keeps = rollout.specs.keys()
+    for t in range(rollout.n_steps):
+        actions, environment_actions = act(t, observations)
+        # Before the step, which may reuse the observations' memory.
+        before = {"observations": observations, "actions": actions}
+        rollout.add(t, **{name: value for name, value in before.items() if name in keeps})
+        observations, reward, terminated, truncated, info = env.step(environment_actions)
+        after = {"rewards": reward, "terminated": terminated, "truncated": truncated}
+        rollout.add(t, **{name: value for name, value in after.items() if name in keeps})
+        if "observations" in keeps and truncated.any():
+            ended = truncated.nonzero()[:, 0]
+            rollout.add_final(t, ended, info["final_obs"][ended])
+        if on_step is not None and not on_step(Step(t, actions, observations, reward, terminated, truncated, info)):
+            return observations, False
+    return observations, True
+
+
+def collect_some(
+    env: VectorEnv,
+    act: ActSome,
+    rollout: Rollout,
+    observations: Tensor,
+    ids: Tensor,
+    on_step: Callable[[Step], bool] | None = None,
+) -> tuple[Tensor, bool]:
+    """Fill a rollout with steps of some environments, each of which stands still once it has ended.
+
+    A step costs what the environments that go on cost: only their rows are worked on. Where environments stand still,
+    the fields "rewards", "terminated", "truncated" and "stepped" hold 0, and what the others hold means nothing.
+    Collecting ends after T steps, or when all have ended.
+
+    Args:
+        env: N environments in DISABLED mode.
+        act: chooses the actions of those that go on.
+        rollout: is cleared first.
+        observations: [N, *O], current in env.
+        ids: the environments to step, int64 [k] in ascending order.
+        on_step: called after each step; False stops collecting.
+
+    Returns:
+        The observations to go on from [N, *O], and whether on_step let all steps be made.
+    """
+    rollout.clear()
+    keeps = rollout.specs.keys()
+    for name in keeps & {"rewards", "terminated", "truncated"}:
+        rollout[name].zero_()
+
+    def keep(name: str, t: int, values: Tensor) -> None:
+        if name in keeps:
+            rollout.put(name, t, ids, values)
+
+    def whole(values: Tensor) -> Tensor:
+        return values.new_zeros(env.num_envs, *values.shape[1:]).index_copy_(0, ids, values)
+
+    observations = observations.clone()
+    current = observations[ids]
+    lengths = torch.zeros(env.num_envs, dtype=torch.int64, device=ids.device)
+    # Cast once a step: between two steps of the physics every operation finds cold caches.
+    observed = rollout["observations"].dtype if "observations" in keeps else current.dtype
+    for t in range(rollout.n_steps):
+        seen = current.to(observed)
+        actions, environment_actions = act(t, seen, ids)
+        keep("observations", t, seen)
+        keep("actions", t, actions)
+        everyone = len(ids) == env.num_envs
+        current, reward, terminated, truncated, info = env.step(environment_actions, None if everyone else ids)
+        keep("rewards", t, reward)
+        ends = True in terminated.tolist() or True in truncated.tolist()
+        if ends:
+            keep("terminated", t, terminated)
+            keep("truncated", t, truncated)
+        if on_step is not None:
+            shown = observations.index_copy(0, ids, current)
+            rewards, terminations, truncations = (whole(x) for x in (reward, terminated, truncated))
+            if not on_step(Step(t, whole(actions), shown, rewards, terminations, truncations, info, ids)):
+                return shown, False
+        if ends:
+            # Of all, those that go on too: what these reach later replaces it.
+            observations.index_copy_(0, ids, current)
+            lengths.index_fill_(0, ids, t + 1)
+            going = (~(terminated | truncated)).nonzero()[:, 0]
+            ids, current = ids.index_select(0, going), current.index_select(0, going)
+            if not len(ids):
+                break
+    observations.index_copy_(0, ids, current)
+    lengths.index_fill_(0, ids, rollout.n_steps)
+    if "stepped" in keeps:
+        steps = torch.arange(rollout.n_steps, device=ids.device)
+        torch.lt(steps[:, None], lengths, out=rollout["stepped"])
+    return observations, True
+
+
+_outside: list[int] = []
+"""Torch's numbers of threads outside the `single_thread` that run."""
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Keep torch on one thread: more would not act faster on small networks, and wait by spinning on the physics'
+    cores.
+    """
+    _outside.append(torch.get_num_threads())
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(_outside.pop())
+
+
+def outside_threads() -> int:
+    """Give the number of torch's threads outside `single_thread`."""
+    return _outside[0] if _outside else torch.get_num_threads()
