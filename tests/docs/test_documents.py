@@ -11,13 +11,19 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pages
 import pytest
+import torch
 
+from agents.policy.networks import parameter_vector
 from agents.run import assessment, cli, training
+from envs import make_vec
 
 ROOT = Path(__file__).parents[2]
 PAGES = {str(page.relative_to(ROOT)): page for page in pages.PAGES}
+LEARNS = "docs/own-algorithm.md-0"
+"""Run by a test of its own."""
 SNIPPETS = {
     f"{name}-{k}": code for name, page in PAGES.items() for k, code in enumerate(pages.snippets(page, "python"))
 }
@@ -42,9 +48,23 @@ def test_a_visitor_finds_the_pages() -> None:
     assert {name for name, page in PAGES.items() if page not in linked} <= {"README.md"}
 
 
-@pytest.mark.parametrize("name", SNIPPETS)
+@pytest.mark.parametrize("name", [name for name in SNIPPETS if name != LEARNS])
 def test_snippets_run_as_pasted(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run_as_pasted(SNIPPETS[name], "snippet", monkeypatch, tmp_path)
+
+
+def test_the_algorithm_of_the_page_learns_and_resumes_exactly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    learns, resumes = pages.snippets(ROOT / "docs" / "own-algorithm.md", "python")
+    page = run_as_pasted(learns, "algorithm", monkeypatch, tmp_path)
+    first_returns = page.Reinforce("MlpPolicy", "CartPole-v1", seed=0, n_steps=32).learn(1000).episode_returns
+    assert np.mean(page.agent.episode_returns) > 5 * np.mean(first_returns)
+
+    state = run_as_pasted(resumes, "state", monkeypatch, tmp_path)
+    algorithm = type("Resumable", (state.Resumable, page.Reinforce), {})
+    whole, half = (algorithm("MlpPolicy", "CartPole-v1", seed=0, n_steps=32).learn(steps) for steps in (2048, 1024))
+    half.save("half")
+    resumed = algorithm.load("half", make_vec("CartPole-v1", 16)).learn(1024, reset_num_timesteps=False)
+    assert torch.equal(parameter_vector(resumed.policy), parameter_vector(whole.policy))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
