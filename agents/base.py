@@ -34,7 +34,7 @@ from envs.sb3 import SB3View, as_vector
 from envs.vector import VectorEnv
 
 
-class Agent(Saved, BaseAlgorithm):
+class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
     """A Stable-Baselines3 algorithm with its own training loop.
 
     learn, callbacks, the logger, predict, evaluate_policy and EvalCallback work as in Stable-Baselines3.

@@ -31,7 +31,8 @@ from agents.adaptation.task_data import (
 )
 from agents.base import Agent
 from agents.config import CommonConfig, near
-from agents.natural.curvature import conjugate_gradient, step_size
+from agents.natural.curvature import conjugate_gradient
+from agents.natural.step import step_size
 from agents.optim.registry import OPTIMIZERS, make_optimizer
 from agents.policy.batched import BatchedActor
 from agents.policy.networks import assign_parameters, parameter_vector

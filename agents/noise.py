@@ -24,7 +24,7 @@ _NUMPY_DTYPES: dict[torch.dtype, type[np.floating]] = {torch.float32: np.float32
 
 
 def stream(seed: int, purpose: str, iteration: int, shard: int = 0) -> np.random.Generator:
-    """The random stream of one purpose, iteration and shard of a run.
+    """Give the random stream of one purpose, iteration and shard of a run.
 
     Args:
         seed: the run's seed, not negative.
@@ -51,7 +51,7 @@ def normal(
     *,
     start: int = 0,
 ) -> Tensor:
-    """Standard normal noise of the shape [T, N, ...] on the CPU.
+    """Draw standard normal noise of the shape [T, N, ...] on the CPU.
 
     Args:
         shape: [T, N, ...]; N counts environments or pairs.
@@ -75,13 +75,18 @@ def uniform(
     *,
     start: int = 0,
 ) -> Tensor:
-    """Noise of the shape [T, N, ...], uniform on [0, 1); otherwise as `normal`."""
+    """Draw noise of the shape [T, N, ...], uniform on [0, 1); otherwise as `normal`."""
     return _draw(np.random.Generator.random, seed, purpose, iteration, shape, dtype, start)
 
 
 def permutation(seed: int, purpose: str, iteration: int, n: int, epoch: int = 0) -> Tensor:
-    """A random order of the indices 0 to n - 1, int64 [n]; each epoch of an iteration has its own."""
+    """Draw a random order of the indices 0 to n - 1, int64 [n]; each epoch of an iteration has its own."""
     return torch.from_numpy(stream(seed, purpose, iteration, epoch).permutation(n))
+
+
+def few(seed: int, purpose: str, iteration: int, n: int, k: int | None) -> Tensor | None:
+    """Draw k of the indices 0 to n - 1, int64 [k]; None where all are meant: k is None, or n or more."""
+    return None if k is None or k >= n else permutation(seed, purpose, iteration, n)[:k]
 
 
 def _draw(

@@ -14,13 +14,13 @@ from torch.nn.functional import mse_loss
 from agents import noise
 from agents.base import Agent
 from agents.config import AgentConfig, near
-from agents.natural.critic_fits import explained_variance
 from agents.optim.adabound import AUTO, AdaBound, handover_gamma
 from agents.optim.effective_steps import effective_steps
 from agents.optim.flat import FlatParameters
 from agents.optim.registry import FUSED, OPTIMIZERS, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
 from agents.policy.distributions import Distribution
+from agents.policy.networks import explained_variance
 from agents.rollout.buffer import Rollout, advantages
 from agents.rollout.surrogates import clipped_surrogate
 from envs.sb3 import SB3View

@@ -161,20 +161,21 @@ class Saved:
         }
         return manifest, tensors | tensors_of_envs
 
-    def _unpack(self: Any, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    def _unpack(self, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Give a new agent without environments the stored counters, spaces and policy."""
-        self.observation_space = decode_space(manifest["observation_space"])
-        self.action_space = decode_space(manifest["action_space"])
-        self.stream_seed = manifest["stream_seed"]
-        self.num_timesteps, self.iteration = manifest["num_timesteps"], manifest["iteration"]
-        self.counter = manifest.get("counter", manifest["iteration"])  # the first checkpoints have none
-        self._total_timesteps, self._episode_num = manifest["total_timesteps"], manifest["episodes"]
-        self.ep_info_buffer = deque(manifest["episode_infos"], maxlen=self._stats_window_size)
-        self.ep_success_buffer = deque(maxlen=self._stats_window_size)
-        self.last_metrics = manifest["metrics"]
-        self._setup_model()
-        self.policy.load_state_dict(with_prefix(tensors, "policy."))
-        self.load_own_tensors(with_prefix(tensors, f"{self.name}."))
+        agent: Any = self
+        agent.observation_space = decode_space(manifest["observation_space"])
+        agent.action_space = decode_space(manifest["action_space"])
+        agent.stream_seed = manifest["stream_seed"]
+        agent.num_timesteps, agent.iteration = manifest["num_timesteps"], manifest["iteration"]
+        agent.counter = manifest.get("counter", manifest["iteration"])  # the first checkpoints have none
+        agent._total_timesteps, agent._episode_num = manifest["total_timesteps"], manifest["episodes"]
+        agent.ep_info_buffer = deque(manifest["episode_infos"], maxlen=agent._stats_window_size)
+        agent.ep_success_buffer = deque(maxlen=agent._stats_window_size)
+        agent.last_metrics = manifest["metrics"]
+        agent._setup_model()
+        agent.policy.load_state_dict(with_prefix(tensors, "policy."))
+        agent.load_own_tensors(with_prefix(tensors, f"{agent.name}."))
 
     def _packed_environments(self: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if self.env is None:

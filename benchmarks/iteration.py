@@ -23,8 +23,8 @@ import agents.npg
 import agents.policy.actor_critic
 from agents import NPG
 from agents.rollout.buffer import RolloutBuffer
-from envs.mujoco.batch import MujocoVectorEnv
-from envs.mujoco.physics import BatchPhysics, ThreadedPhysics
+from envs.mujoco.batch import BatchPhysics, MujocoVectorEnv
+from envs.mujoco.physics import ThreadedPhysics
 
 NAME = "iteration"
 TASKS = ("Hopper-v5", "HalfCheetah-v5")

@@ -16,7 +16,7 @@ from envs.vector import SnapshotError, VectorEnv, check_num_envs
 
 __all__ = ["GymVectorEnv", "SnapshotError", "VectorEnv", "make_vec"]
 
-_OWN = {"probes": "envs.probes", "families": "envs.mujoco.families"}
+_OWN = {"probes": "envs.probes", "families": "envs.mujoco.family_env"}
 """Namespace of ids -> the module that registers them."""
 BACKENDS = ("auto", "mujoco", "gymnasium")
 
@@ -96,7 +96,7 @@ def _make_env(env_id: str | Callable[..., gymnasium.Env], kwargs: dict[str, Any]
 
 
 def _registered(env_id: str) -> str:
-    """The registered id, after importing the package that an id of the form 'package:Id-v0' names."""
+    """Give the registered id, after importing the package that an id of the form 'package:Id-v0' names."""
     package, _, name = env_id.rpartition(":")
     package = _OWN.get(name.partition("/")[0], package)
     if package:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from envs.vector import Ids, Seeds, SnapshotError, VectorEnv, check_num_envs, seeds_per_env
+from envs.vector import Ids, SeededVectorEnv, SnapshotError, check_num_envs
 
 MAX_RECORDED_STEPS = 100_000
 """An episode longer than this many environment steps is not recorded on, and can no longer be snapshot."""
@@ -21,7 +20,7 @@ MAX_RECORDED_STEPS = 100_000
 _SNAPSHOT = {"seed", "episode", "elapsed", "actions", "observation"}
 
 
-class GymVectorEnv(VectorEnv):
+class GymVectorEnv(SeededVectorEnv):
     """Environments of Gymnasium's kind, stepped one after the other in this process.
 
     Episode k of the environment with seed s is reset with a seed that (s, k) alone decides. So s, k and the actions
@@ -47,7 +46,7 @@ class GymVectorEnv(VectorEnv):
         seed: int | None = None,
     ) -> None:
         num_envs = check_num_envs(len(envs))
-        super().__init__(num_envs, envs[0].observation_space, envs[0].action_space, autoreset=autoreset)
+        super().__init__(num_envs, envs[0].observation_space, envs[0].action_space, autoreset=autoreset, seed=seed)
         if len({id(env.unwrapped) for env in envs}) != num_envs:
             raise ValueError("envs holds one environment twice; give a callable that makes a new one at each call.")
         for i, env in enumerate(envs):
@@ -59,27 +58,7 @@ class GymVectorEnv(VectorEnv):
         self.metadata = {**envs[0].metadata, **self.metadata}
         self._action_shape = self.single_action_space.shape or ()
         self._discrete = isinstance(self.single_action_space, spaces.Discrete)
-
-        # Episodes number from -1, so that the first reset begins episode 0.
-        self._seed = (secrets.randbits(62) if seed is None else seed) + np.arange(num_envs, dtype=np.int64)
-        self._episode = np.full(num_envs, -1, dtype=np.int64)
-        self._elapsed = np.zeros(num_envs, dtype=np.int64)
-        self._ended = np.ones(num_envs, dtype=bool)
-        self._observation = np.zeros(self.observation_space.shape or (), self.observation_space.dtype)
         self._actions: list[list[np.ndarray] | None] = [None] * num_envs
-
-    def reset(
-        self, *, seed: Seeds = None, ids: Ids = None, options: dict[str, Any] | None = None
-    ) -> tuple[Tensor, dict[str, Any]]:
-        index = self._reset_ids(ids, options)
-        rows = np.arange(self.num_envs) if index is None else index
-        options = {key: value for key, value in (options or {}).items() if key != "reset_mask"} or None
-        seeds = seeds_per_env(seed, len(rows), self.num_envs, index)
-        if seeds is not None:
-            self._seed[rows] = seeds
-            self._episode[rows] = -1
-        infos = [self._begin_episode(i, options) for i in rows.tolist()]
-        return torch.from_numpy(self._observation[rows]), self._batch_infos(infos)
 
     def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         index = self._select(ids)
@@ -161,15 +140,18 @@ class GymVectorEnv(VectorEnv):
         return torch.from_numpy(self._observation[rows])
 
     def render(self) -> tuple[Any, ...] | None:
-        """One frame per environment."""
+        """Draw one frame per environment."""
         return tuple(env.render() for env in self.envs)
 
     def close_extras(self, **kwargs: Any) -> None:
         for env in self.envs:
             env.close()
 
+    def _begin_episodes(self, rows: np.ndarray, options: dict[str, Any] | None = None) -> dict[str, Any]:
+        return self._batch_infos([self._begin_episode(i, options or None) for i in rows.tolist()])
+
     def _begin_episode(self, i: int, options: dict[str, Any] | None) -> dict[str, Any]:
-        """Reset environment i into the next episode of its stream; returns its info."""
+        """Reset environment i into the next episode of its stream and return its info."""
         self._episode[i] += 1
         seed = np.random.SeedSequence((int(self._seed[i]), int(self._episode[i]))).generate_state(1)[0]
         observation, info = self.envs[i].reset(seed=int(seed), options=options)
@@ -195,7 +177,7 @@ class GymVectorEnv(VectorEnv):
         self._actions[i] = list(actions)
 
     def _environment_actions(self, actions: np.ndarray) -> Sequence[Any] | np.ndarray:
-        """The rows of actions as an environment takes them; what it does to them stays its own."""
+        """Give the rows of actions as an environment takes them; what it does to them stays its own."""
         return actions.tolist() if self._discrete else actions.copy()
 
     def _batch_infos(self, infos: list[dict[str, Any]]) -> dict[str, Any]:
@@ -223,5 +205,5 @@ class GymVectorEnv(VectorEnv):
 
 
 def _first_rows(infos: dict[str, Any], n: int) -> dict[str, Any]:
-    """Gymnasium's batched infos always have a row per environment; keep those of this call."""
+    """Keep the rows of this call: Gymnasium's batched infos always have one per environment."""
     return {key: _first_rows(value, n) if isinstance(value, dict) else value[:n] for key, value in infos.items()}

@@ -29,11 +29,11 @@ class Probe(gymnasium.Env[np.ndarray, Any]):
         self.position = 0.0
 
     def start(self) -> float:
-        """The first observation of an episode."""
+        """Give the first observation of an episode."""
         return 0.0
 
     def act(self, action: Any) -> tuple[float, bool]:
-        """The reward of an action, and whether it ends the episode; may set `position`, the next observation."""
+        """Give the reward of an action and whether it ends the episode; may set `position`, the next observation."""
         raise NotImplementedError
 
     def reset(

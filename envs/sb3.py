@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from torch import Tensor
 
 from envs.gymnasium_backend import GymVectorEnv
-from envs.vector import EpisodeStatistics, Ids, Seeds, SnapshotError, VectorEnv, seeds_per_env
+from envs.vector import EpisodeStatistics, Ids, Seeds, SnapshotError, VectorEnv
 
 
 class SB3View(VecEnv):
@@ -37,7 +37,7 @@ class SB3View(VecEnv):
 
     @property
     def spec(self) -> Any:
-        """Gymnasium's EnvSpec of one environment, or None."""
+        """Give Gymnasium's EnvSpec of one environment, or None."""
         return self.vector.spec
 
     def reset(self) -> np.ndarray:
@@ -83,7 +83,7 @@ class SB3View(VecEnv):
         return list(self.vector.render() or [None] * self.num_envs)  # type: ignore[arg-type]
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """The attribute of each Gymnasium environment, or the vector environment's, once per index."""
+        """Give the attribute of each Gymnasium environment, or the vector environment's, once per index."""
         if isinstance(self.vector, GymVectorEnv):
             return [env.get_wrapper_attr(attr_name) for env in self._targets(indices)]
         return [getattr(self.vector, attr_name)] * len(list(self._get_indices(indices)))
@@ -104,7 +104,7 @@ class SB3View(VecEnv):
         return [result] * len(list(self._get_indices(indices)))
 
     def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: Any = None) -> list[bool]:
-        """True for Monitor, whose work this view does."""
+        """Say whether it is wrapped; True for Monitor, whose work this view does."""
         if isinstance(self.vector, GymVectorEnv) and not issubclass(wrapper_class, Monitor):
             return [is_wrapped(env, wrapper_class) for env in self._targets(indices)]
         return [issubclass(wrapper_class, Monitor)] * len(list(self._get_indices(indices)))
@@ -166,7 +166,7 @@ class LazyInfos(Sequence[dict[str, Any]]):
 
 
 def _row(info: dict[str, Any], i: int) -> dict[str, Any]:
-    """Environment i's entries of a vector environment's info."""
+    """Pick environment i's entries of a vector environment's info."""
     row: dict[str, Any] = {}
     for key, value in info.items():
         mask = info.get(f"_{key}")
@@ -183,12 +183,12 @@ def _row(info: dict[str, Any], i: int) -> dict[str, Any]:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    """A copy on the host: the vector environment may reuse its tensors in the next step."""
+    """Copy to the host: the vector environment may reuse its tensors in the next step."""
     return tensor.cpu().numpy().copy()
 
 
 def as_vector(env: Any) -> VectorEnv:
-    """Any kind of environment as a VectorEnv.
+    """Make a VectorEnv of any kind of environment.
 
     Args:
         env: a VectorEnv, an SB3View, a gymnasium.Env (one environment), a gymnasium.vector.VectorEnv with SAME_STEP
@@ -220,7 +220,7 @@ class _Foreign(VectorEnv):
     env: Any
 
     def _require_all(self, ids: Ids, options: dict[str, Any] | None = None) -> None:
-        if self._reset_ids(ids, options) is not None:
+        if ids is not None or "reset_mask" in (options or {}):
             raise ValueError(
                 f"{type(self.env).__name__} steps and resets all of its environments together; "
                 "leave ids out, or make the environments with envs.make_vec."
@@ -260,8 +260,9 @@ class _FromGymnasium(_Foreign):
     ) -> tuple[Tensor, dict[str, Any]]:
         self._require_all(ids, options)
         if seed is not None and not isinstance(seed, int):
-            seeds = seeds_per_env(seed, self.num_envs, self.num_envs, None)
-            seed = None if seeds is None else seeds.tolist()
+            seed = np.asarray(seed).tolist()
+            if isinstance(seed, list) and len(seed) != self.num_envs:
+                raise ValueError(f"seed is {seed}; give one int, or one for each of {self.num_envs}.")
         observation, info = self.env.reset(seed=seed, options=options)
         return _tensor(observation), info
 

@@ -6,6 +6,7 @@ arrays, plus what policy search needs: stepping and resetting a subset, and exac
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -100,7 +101,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         raise NotImplementedError
 
     def snapshot(self, ids: Ids = None) -> dict[str, Tensor]:
-        """The exact state of the environments ids: physics, elapsed steps, random streams. Rows follow ids.
+        """Give the exact state of the environments ids: physics, elapsed steps, random streams. Rows follow ids.
 
         Raises:
             SnapshotError: this environment cannot be put back exactly; the message says why.
@@ -116,7 +117,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         raise NotImplementedError
 
     def _select(self, ids: Ids) -> np.ndarray | None:
-        """ids as an int64 array, checked; None stays None (all environments, in order)."""
+        """Check ids and give them as an int64 array; None stays None (all environments, in order)."""
         if ids is None:
             return None
         index = np.asarray(ids)
@@ -133,17 +134,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             raise ValueError(f"ids {index.tolist()} names an environment twice; name each once.")
         return index
 
-    def _reset_ids(self, ids: Ids, options: dict[str, Any] | None) -> np.ndarray | None:
-        """The environments that a reset concerns, said by ids or, as in Gymnasium, by options["reset_mask"]."""
-        if options is None or "reset_mask" not in options:
-            return self._select(ids)
-        mask = np.asarray(options["reset_mask"])
-        if mask.dtype != np.bool_ or mask.shape != (self.num_envs,):
-            raise ValueError(f"reset_mask is {mask.dtype} {mask.shape}; give booleans of shape ({self.num_envs},).")
-        return np.flatnonzero(mask)
-
     def _check_actions(self, actions: Any, n: int) -> np.ndarray:
-        """actions as an array in the action space's dtype, its shape and values checked: [n, *A]."""
+        """Give actions as an array [n, *A] in the action space's dtype, or say what is wrong with them."""
         array = actions.detach().cpu().numpy() if isinstance(actions, Tensor) else np.asarray(actions)
         expected = (n, *(self.single_action_space.shape or ()))
         if array.shape != expected:
@@ -159,6 +151,60 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         return array
 
 
+class SeededVectorEnv(VectorEnv):
+    """Environments whose episode k under the seed s is fixed by (s, k): the counters of both, and resets.
+
+    Args:
+        seed: fixes the episodes of a first reset that is given no seed; environment i has seed + i.
+        **options: those of `VectorEnv`.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space,
+        *,
+        seed: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_envs, observation_space, action_space, **options)
+        self._seed = (secrets.randbits(62) if seed is None else seed) + np.arange(num_envs, dtype=np.int64)
+        # Episodes number from -1, so that the first reset begins episode 0.
+        self._episode = np.full(num_envs, -1, dtype=np.int64)
+        self._elapsed = np.zeros(num_envs, dtype=np.int64)
+        self._ended = np.ones(num_envs, dtype=bool)
+        self._observation = np.zeros(self.observation_space.shape or (), self.observation_space.dtype)
+
+    def reset(
+        self, *, seed: Seeds = None, ids: Ids = None, options: dict[str, Any] | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        if options is not None and "reset_mask" in options:
+            ids = self._masked(options["reset_mask"])
+            options = {key: value for key, value in options.items() if key != "reset_mask"}
+        index = self._select(ids)
+        rows = np.arange(self.num_envs) if index is None else index
+        if seed is not None:
+            one = isinstance(seed, (int, np.integer))
+            seeds = int(seed) + rows if one else np.asarray(seed, dtype=np.int64)  # type: ignore[arg-type]
+            if seeds.shape != rows.shape or (seeds < 0).any():
+                raise ValueError(f"seed is {seed!r}; give one int of at least 0, or one for each of {len(rows)}.")
+            self._seed[rows], self._episode[rows] = seeds, -1
+        info = self._begin_episodes(rows, options)
+        return torch.from_numpy(self._observation[rows]), info
+
+    def _begin_episodes(self, rows: np.ndarray, options: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Put the environments rows at the start of their next episodes, counters included; give the resets' info."""
+        raise NotImplementedError
+
+    def _masked(self, reset_mask: Any) -> np.ndarray:
+        """Give the ids that Gymnasium's reset_mask, bool [num_envs], says."""
+        mask = np.asarray(reset_mask)
+        if mask.dtype != np.bool_ or mask.shape != (self.num_envs,):
+            raise ValueError(f"reset_mask is {mask.dtype} {mask.shape}; give booleans of shape ({self.num_envs},).")
+        return np.flatnonzero(mask)
+
+
 class TaskVectorEnv(VectorEnv):
     """Environments that each have their own task, a row of G numbers, of one family: what learning to adapt needs."""
 
@@ -166,7 +212,7 @@ class TaskVectorEnv(VectorEnv):
     """The horizon: environment steps per episode."""
 
     def draw_tasks(self, numbers: Any, split: Any = None) -> np.ndarray:
-        """The tasks of these numbers, [n, G], in a split of the family: "train", "held_out", or its own (None)."""
+        """Give the tasks of these numbers, [n, G], in a split of the family: "train", "held_out" or its own (None)."""
         raise NotImplementedError
 
     def set_tasks(self, tasks: Any, ids: Ids = None) -> None:
@@ -237,7 +283,7 @@ class EpisodeStatistics:
 
 
 def parse_autoreset(mode: AutoresetMode | str) -> AutoresetMode:
-    """SAME_STEP or DISABLED from Gymnasium's enum or its name in any case; others raise ValueError."""
+    """Read SAME_STEP or DISABLED from Gymnasium's enum or its name in any case; others raise ValueError."""
     allowed = {"same_step": AutoresetMode.SAME_STEP, "disabled": AutoresetMode.DISABLED}
     found = mode if isinstance(mode, AutoresetMode) else allowed.get(str(mode).lower())
     if found is None or found not in allowed.values():
@@ -249,7 +295,7 @@ def parse_autoreset(mode: AutoresetMode | str) -> AutoresetMode:
 
 
 def check_spaces(observation_space: gymnasium.Space, action_space: gymnasium.Space) -> None:
-    """Raises ValueError unless observations are a Box and actions a Box, Discrete, MultiDiscrete or MultiBinary."""
+    """Raise ValueError unless observations are a Box and actions a Box, Discrete, MultiDiscrete or MultiBinary."""
     if not isinstance(observation_space, spaces.Box):
         raise ValueError(
             f"the observation space is {observation_space}; policies take a Box: give make_vec a callable that returns "
@@ -264,22 +310,7 @@ def check_spaces(observation_space: gymnasium.Space, action_space: gymnasium.Spa
 
 
 def check_num_envs(num_envs: int) -> int:
-    """num_envs if it is a positive int, else ValueError."""
+    """Give num_envs back if it is a positive int, else raise ValueError."""
     if isinstance(num_envs, bool) or not isinstance(num_envs, (int, np.integer)) or num_envs < 1:
         raise ValueError(f"num_envs is {num_envs!r}; give an integer of at least 1.")
     return int(num_envs)
-
-
-def seeds_per_env(seed: Seeds, n: int, total: int, index: np.ndarray | None) -> np.ndarray | None:
-    """One seed per environment of a reset call: int s gives environment i the seed s + i."""
-    if seed is None:
-        return None
-    if isinstance(seed, (int, np.integer)):
-        seeds = int(seed) + (np.arange(total, dtype=np.int64) if index is None else index)
-    else:
-        seeds = np.asarray(seed, dtype=np.int64)
-    if seeds.shape != (n,):
-        raise ValueError(f"seed has shape {seeds.shape}; give one int, or one per environment of the call: {n}.")
-    if (seeds < 0).any():
-        raise ValueError(f"seed holds {seeds.min()}; seeds are not negative.")
-    return seeds

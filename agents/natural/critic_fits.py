@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from agents.natural.curvature import damped, preconditioner, relative_damping
+from agents import noise
+from agents.natural.curvature import Precondition, Status, cholesky, conjugate_gradient, damped, relative_damping
 from agents.natural.scores import capture
-from agents.natural.solvers import Status, cholesky, conjugate_gradient
-from agents.policy.networks import Critic, assign_parameters, output_layer, parameter_vector
+from agents.optim.registry import load_optimizer_tensors, make_optimizer, optimizer_tensors
+from agents.policy.networks import Critic, assign_parameters, explained_variance, output_layer, parameter_vector
 
-CRITICS = ("gauss_newton", "ridge", "adam", "adabound")
-"""How a critic is fitted: `gauss_newton`; `ridge`, for networks linear in fixed features; `descend`, by optimizer."""
 HALVINGS = 4
 """How often a Gauss-Newton step that raises the loss is halved before it is given up."""
 
@@ -36,33 +36,40 @@ class FitStatistics:
     """The share of the last step that was taken: 1, or less where the loss would have risen; 0 if given up."""
 
 
-@torch.no_grad()
-def gauss_newton(
-    critic: Critic,
-    observations: Tensor,
-    targets: Tensor,
-    *,
-    steps: int = 1,
-    cg_iterations: int = 15,
-    cg_tolerance: float = 1e-3,
-    damping: float = 0.03,
-    rows: Tensor | None = None,
-    cg_preconditioner: str = "none",
-) -> FitStatistics:
-    """Fit the critic by damped Gauss-Newton steps on |y - z|² / n, with z the normalized targets.
+class CriticFit(ABC):
+    """A way to fit a critic to value targets, with what it keeps between updates."""
+
+    @abstractmethod
+    def fit(self, critic: Critic, s: Tensor, targets: Tensor, rows: Tensor | None = None) -> FitStatistics:
+        """Fit the critic. Its scale is the caller's: `Critic.update_scale` first.
+
+        Args:
+            s: normalized observations, [n, O].
+            targets: value targets in reward units, [n].
+            rows: the samples that curvature is estimated from, int64 [k], where there is any; None takes all.
+        """
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Give what it keeps between updates."""
+        return {}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027, most keep nothing
+        """Take back what `tensors` gave."""
+
+
+@dataclass(frozen=True)
+class GaussNewton(CriticFit):
+    """Damped Gauss-Newton steps on |y - z|² / n, with z the normalized targets.
 
     Each step solves (Jᵀ J / n + λ I) d = Jᵀ (z - y) / n with the Jacobian J [n, p] of the outputs y. A step that raises
-    the loss is halved a few times, then given up. The scale is the caller's: `Critic.update_scale` first.
+    the loss is halved a few times, then given up.
 
     Args:
-        observations: [n, O].
-        targets: value targets in reward units, [n].
         steps: Gauss-Newton steps, at least 1.
         cg_iterations: the most conjugate-gradient iterations per step.
         cg_tolerance: relative residual to stop at.
         damping: λ / (tr(Jᵀ J / n) / p), the damping relative to the mean eigenvalue.
-        rows: the samples that Jᵀ J / n is estimated from, int64 [k]; None takes all. The gradient always takes all.
-        cg_preconditioner: one of `fisher.PRECONDITIONERS`.
+        precondition: one of `PRECONDITIONERS`' values.
 
     Raises:
         ValueError: steps is below 1.
@@ -70,105 +77,141 @@ def gauss_newton(
     Source: Nocedal & Wright 2006, Numerical Optimization, section 10.3; Martens 2010, "Deep learning via Hessian-free
     optimization", section 4.1 (damping).
     """
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; give at least 1.")
-    z = critic.scale.normalize(targets)
-    explained: list[Tensor] = []
-    iterations = 0
-    for _ in range(steps):
-        jacobian = capture(critic.network, lambda: critic.normalized(observations))
-        error = z - jacobian.values
-        explained.append(explained_variance(z, jacobian.values))
-        curvature = jacobian if rows is None else jacobian.of(rows)
-        shift = relative_damping(curvature, damping)
-        solution = conjugate_gradient(
-            damped(curvature, shift),
-            jacobian.gradient(error),
-            max_iterations=cg_iterations,
-            tolerance=cg_tolerance,
-            preconditioner=preconditioner(cg_preconditioner, curvature, shift),
-        )
-        iterations += solution.iterations
-        step, outputs = _descend(critic, observations, z, error.square().mean(), solution.direction)
-    explained.append(explained_variance(z, outputs))
-    before, after = explained[0].item(), explained[-1].item()
-    return FitStatistics(before, after, iterations, solution.residual, solution.status, step)
+
+    steps: int = 1
+    cg_iterations: int = 15
+    cg_tolerance: float = 1e-3
+    damping: float = 0.03
+    precondition: Precondition | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; give at least 1.")
+
+    @torch.no_grad()
+    def fit(self, critic: Critic, s: Tensor, targets: Tensor, rows: Tensor | None = None) -> FitStatistics:
+        z = critic.scale.normalize(targets)
+        explained: list[Tensor] = []
+        iterations = 0
+        for _ in range(self.steps):
+            jacobian = capture(critic.network, lambda: critic.normalized(s))
+            error = z - jacobian.values
+            explained.append(explained_variance(z, jacobian.values))
+            curvature = jacobian if rows is None else jacobian.of(rows)
+            shift = relative_damping(curvature, self.damping)
+            solution = conjugate_gradient(
+                damped(curvature, shift),
+                jacobian.gradient(error),
+                max_iterations=self.cg_iterations,
+                tolerance=self.cg_tolerance,
+                preconditioner=None if self.precondition is None else self.precondition(curvature, shift),
+            )
+            iterations += solution.iterations
+            step, outputs = _descend(critic, s, z, error.square().mean(), solution.direction)
+        explained.append(explained_variance(z, outputs))
+        before, after = explained[0].item(), explained[-1].item()
+        return FitStatistics(before, after, iterations, solution.residual, solution.status, step)
 
 
-@torch.no_grad()
-def ridge(critic: Critic, observations: Tensor, targets: Tensor, *, damping: float) -> FitStatistics:
+@dataclass(frozen=True)
+class Ridge(CriticFit):
     """The output layer [W, b] that minimizes |Φ W + b - z|² / n + λ |W|², with z the normalized targets.
 
-    Args:
-        critic: its network is a chain of layers without parameters, which give the features Φ [n, m], and a Linear.
-        observations: [n, O].
-        targets: value targets in reward units, [n].
-        damping: λ / (tr(Φᵀ Φ / n) / m).
+    The critic's network is a chain of layers without parameters, which give the features Φ [n, m], and a Linear; `fit`
+    raises ValueError where it has other parameters than its output layer's.
 
-    Raises:
-        ValueError: the network has other parameters than its output layer's.
+    Args:
+        damping: λ / (tr(Φᵀ Φ / n) / m).
 
     Source: Hastie, Tibshirani & Friedman 2009, The Elements of Statistical Learning, section 3.4.1.
     """
-    output = output_layer(critic.network)
-    if sum(x.numel() for x in critic.network.parameters()) != output.weight.numel() + 1:
-        raise ValueError("the critic has hidden layers; ridge takes value_network='linear', 'quadratic' or 'rbf'.")
-    z = critic.scale.normalize(targets)
-    features: Tensor = observations
-    for layer in list(critic.network.children())[:-1]:
-        features = layer(features)
-    before = explained_variance(z, output(features)[:, 0])
-    # Centered, the bias is free of the penalty; float64, because the sums run over all samples.
-    center, mean = features.mean(0, dtype=torch.float64), z.mean(dtype=torch.float64)
-    centered = features.double() - center
-    matrix = centered.T @ centered / len(z)
-    matrix.diagonal().add_(damping * matrix.trace() / len(matrix))
-    solution = cholesky(matrix, centered.T @ (z.double() - mean) / len(z))
-    usable = solution.status in ("converged", "zero_rhs")
-    if usable:
-        output.weight.copy_(solution.direction[None])
-        output.bias.copy_(mean - center @ solution.direction)
-    after = explained_variance(z, output(features)[:, 0])
-    return FitStatistics(before.item(), after.item(), 1, solution.residual, solution.status, float(usable))
+
+    damping: float
+
+    @torch.no_grad()
+    def fit(self, critic: Critic, s: Tensor, targets: Tensor, rows: Tensor | None = None) -> FitStatistics:
+        output = output_layer(critic.network)
+        if sum(x.numel() for x in critic.network.parameters()) != output.weight.numel() + 1:
+            raise ValueError("the critic has hidden layers; ridge takes value_network='linear', 'quadratic' or 'rbf'.")
+        z = critic.scale.normalize(targets)
+        features = s
+        for layer in list(critic.network.children())[:-1]:
+            features = layer(features)
+        before = explained_variance(z, output(features)[:, 0])
+        # Centered, the bias is free of the penalty; float64, because the sums run over all samples.
+        center, mean = features.mean(0, dtype=torch.float64), z.mean(dtype=torch.float64)
+        centered = features.double() - center
+        matrix = centered.T @ centered / len(z)
+        matrix.diagonal().add_(self.damping * matrix.trace() / len(matrix))
+        solution = cholesky(matrix, centered.T @ (z.double() - mean) / len(z))
+        usable = solution.status in ("converged", "zero_rhs")
+        if usable:
+            output.weight.copy_(solution.direction[None])
+            output.bias.copy_(mean - center @ solution.direction)
+        after = explained_variance(z, output(features)[:, 0])
+        return FitStatistics(before.item(), after.item(), 1, solution.residual, solution.status, float(usable))
 
 
-def descend(
-    critic: Critic, observations: Tensor, targets: Tensor, optimizer: Optimizer, minibatches: Iterable[Tensor]
-) -> FitStatistics:
-    """Steps of an optimizer on |y - z|² over minibatches, with z the normalized targets.
-
-    Args:
-        observations: [n, O].
-        targets: value targets in reward units, [n].
-        optimizer: over the network's parameters.
-        minibatches: the samples of each step, int64 [k].
-    """
-    z = critic.scale.normalize(targets)
-    with torch.no_grad():
-        before = explained_variance(z, critic.normalized(observations))
-    steps = 0
-    for rows in minibatches:
-        optimizer.zero_grad()
-        with torch.enable_grad():
-            loss = (critic.normalized(observations[rows]) - z[rows]).square().mean()
-        loss.backward()
-        optimizer.step()
-        steps += 1
-    with torch.no_grad():
-        after = explained_variance(z, critic.normalized(observations))
-    return FitStatistics(before.item(), after.item(), steps)
-
-
-def explained_variance(targets: Tensor, values: Tensor) -> Tensor:
-    """1 - Var(targets - values) / Var(targets), a float64 scalar; not a number where the targets do not vary.
+class Descent(CriticFit):
+    """Steps of an optimizer on |y - z|² over minibatches in a new order each epoch, with z the normalized targets.
 
     Args:
-        targets, values: [n].
+        name: one of `OPTIMIZERS`.
+        critic: whose network it steps.
+        lr: the optimizer's step size.
+        epochs: passes over the samples per fit.
+        batch_size: samples of a step, at most.
+        seed: of the orders.
     """
-    targets = targets.double()
-    variance = targets.var(correction=0)
-    share = (targets - values).var(correction=0) / variance
-    return torch.where(variance > 0, 1 - share, torch.nan)
+
+    def __init__(self, name: str, critic: Critic, lr: float, epochs: int, batch_size: int, seed: int = 0) -> None:
+        self.name, self.epochs, self.batch_size, self.seed = name, epochs, batch_size, seed
+        self.optimizer = make_optimizer(name, critic.network.parameters(), lr=lr, eps=1e-5)
+        self.updates = 0
+
+    def fit(self, critic: Critic, s: Tensor, targets: Tensor, rows: Tensor | None = None) -> FitStatistics:
+        z = critic.scale.normalize(targets)
+        with torch.no_grad():
+            before = explained_variance(z, critic.normalized(s))
+        steps = 0
+        for some in self._minibatches(len(s)):
+            some = some.to(s.device)
+            self.optimizer.zero_grad()
+            with torch.enable_grad():
+                loss = (critic.normalized(s[some]) - z[some]).square().mean()
+            loss.backward()
+            self.optimizer.step()
+            steps += 1
+        self.updates += 1
+        with torch.no_grad():
+            after = explained_variance(z, critic.normalized(s))
+        return FitStatistics(before.item(), after.item(), steps)
+
+    def _minibatches(self, n: int) -> Iterator[Tensor]:
+        for epoch in range(self.epochs):
+            yield from noise.permutation(self.seed, "critic", self.updates, n, epoch).split(self.batch_size)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"updates": torch.tensor(self.updates), **optimizer_tensors(self.name, self.optimizer)}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        self.updates = int(tensors.get("updates", torch.tensor(0)))
+        load_optimizer_tensors(self.name, self.optimizer, dict(tensors))
+
+
+CRITIC_FITS: dict[str, Callable[[Any, Critic, Precondition | None, int], CriticFit]] = {
+    "gauss_newton": lambda c, critic, precondition, seed: GaussNewton(
+        c.critic_steps, c.critic_cg_max_steps, damping=c.critic_damping, precondition=precondition
+    ),
+    "ridge": lambda c, critic, precondition, seed: Ridge(c.critic_damping),
+    **{
+        name: lambda c, critic, precondition, seed: Descent(
+            c.critic, critic, c.critic_learning_rate, c.critic_epochs, c.critic_batch_size, seed
+        )
+        for name in ("adam", "adabound")
+    },
+}
+"""Name -> what makes a fit from a configuration, the critic, a preconditioner and the run's seed."""
 
 
 def _descend(critic: Critic, observations: Tensor, z: Tensor, loss: Tensor, direction: Tensor) -> tuple[float, Tensor]:

@@ -1,211 +1,40 @@
-"""The natural gradient: estimates of the Fisher matrix, the direction, and the length of the step.
+"""The natural gradient w = (F + λ I)⁻¹ g: estimates of the Fisher matrix F as objects, and how they are solved.
 
-All estimates come from one captured forward and backward pass. Three are Ψᵀ Ψ / n for some scores Ψ, which the solvers
-of `agents.natural.solvers` take; the others have an inverse of their own, and serve as preconditioners too.
+`CURVATURES` names them. Three are Ψᵀ Ψ / n for some scores Ψ, and take the solvers of this file; others have an inverse
+of their own (`agents.natural.kronecker`, `agents.natural.adaptive`).
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from agents.natural.scores import FactoredScores, Scores
-from agents.natural.solvers import (
-    Product,
-    Solution,
-    Status,
-    checked,
-    cholesky,
-    choose_solver,
-    conjugate_gradient,
-    gram,
-    gram_inverse,
-)
+from agents.config import near
+from agents.natural.scores import Scores
 
-__all__ = [
-    "ESTIMATES", "PRECONDITIONERS", "AdaptiveInverse", "Diagonal", "EigenKronecker", "Kronecker", "NaturalGradient",
-    "Solution", "Status", "conjugate_gradient", "damped", "damped_fisher", "effective_dimension", "natural_gradient",
-    "preconditioner",
-    "step_size",
-]  # fmt: skip
+Status = Literal["converged", "max_iterations", "indefinite", "non_finite", "zero_rhs"]
+Product = Callable[[Tensor], Tensor]
 
-ESTIMATES = ("compatible", "analytic", "kfac", "ekfac", "diagonal", "empirical", "adaptive")
-"""How the Fisher matrix is estimated.
+SOLVERS = ("auto", "cholesky", "gram", "cg")
+"""cholesky: the p x p matrix. gram: the n x n matrix of sample products. cg: products with F alone. auto: by size."""
 
-compatible: the outer products of the sampled actions' scores, unbiased. analytic: their expectation over actions.
-kfac, ekfac, diagonal: approximations of compatible with a closed inverse. adaptive: a running inverse of all updates'.
-empirical: the outer products of the LOSS's gradients, A² ψ ψᵀ. That is no estimate of the Fisher matrix: it shrinks the
-step where advantages are large (Kunstner et al. 2019, https://arxiv.org/abs/1905.12558); it is here to be compared.
-"""
-PRECONDITIONERS = ("none", "diagonal", "kfac", "ekfac", "gram")
-"""Of conjugate gradients. gram: the exact inverse of a few samples' damped matrix, in the space of samples."""
-PRECONDITIONER_SAMPLES = {"diagonal": 1024, "kfac": 1024, "ekfac": 1024, "gram": 640}
-"""About how many samples a preconditioner is made from: it changes the way of conjugate gradients, not their goal."""
+CHOLESKY_PARAMETERS = 130
+"""The most parameters at which auto takes Cholesky: where it costs as much as 10 products of conjugate gradients for
+n = 512, by benchmarks/solvers.py on one x86-64 core. For larger n it costs up to three times as much there, and is
+exact."""
+GRAM_SAMPLES = 200
+"""The most samples at which auto takes the Gram matrix where p is larger; measured likewise; hardly depends on p."""
+MATRIX_BYTES = 2 * 2**30
+"""The largest matrix that a solver may make; its factor is as large again."""
 
-
-class DampedInverse(ABC):
-    """An approximation M of the damped Fisher matrix with a closed inverse."""
-
-    @abstractmethod
-    def matvec(self, v: Tensor) -> Tensor:
-        """M v: [p] -> [p]."""
-
-    @abstractmethod
-    def solve(self, b: Tensor) -> Tensor:
-        """M⁻¹ b: [p] -> [p]."""
-
-
-class Diagonal(DampedInverse):
-    """M = diag(F) + λ I."""
-
-    def __init__(self, scores: Scores, shift: Tensor | float) -> None:
-        self._entries = scores.diagonal().add_(shift)
-
-    def matvec(self, v: Tensor) -> Tensor:
-        return v * self._entries
-
-    def solve(self, b: Tensor) -> Tensor:
-        return b / self._entries
-
-
-class Kronecker(DampedInverse):
-    """K-FAC: M is block-diagonal by layers, with the blocks G ⊗ A + λ I of G = Δᵀ Δ / n and A = Hᵀ H / n.
-
-    The damping is exact, by the factors' eigenvectors; nothing is split between the factors.
-
-    Source: Martens & Grosse 2015, section 3 and equation 28, https://arxiv.org/abs/1503.05671.
-    """
-
-    def __init__(self, scores: FactoredScores, shift: Tensor | float) -> None:
-        self._scores = scores
-        self._bases: list[tuple[Tensor, Tensor]] = []
-        self.eigenvalues: list[Tensor] = []
-        for place, (A, G) in enumerate(scores.kfac()):
-            (of_g, basis_g), (of_a, basis_a) = _eigen(G), _eigen(A)
-            self._bases.append((basis_g, basis_a))
-            moments = self._second_moments(place, torch.outer(of_g, of_a))
-            self.eigenvalues.append(moments.add_(shift))
-
-    def _second_moments(self, place: int, eigenvalues: Tensor) -> Tensor:
-        return eigenvalues
-
-    def matvec(self, v: Tensor) -> Tensor:
-        return self._scores.by_layer(v, lambda place, x: self._scaled(place, x, self.eigenvalues[place]))
-
-    def solve(self, b: Tensor) -> Tensor:
-        return self._scores.by_layer(b, lambda place, x: self._scaled(place, x, 1 / self.eigenvalues[place]))
-
-    def _scaled(self, place: int, matrix: Tensor, factors: Tensor) -> Tensor:
-        of_g, of_a = self._bases[place]
-        return of_g @ (of_g.T @ matrix @ of_a * factors) @ of_a.T
-
-
-def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, none below 0, and eigenvectors; not numbers where the matrix has entries that are none."""
-    if not matrix.isfinite().all():
-        # LAPACK would raise; a direction that is not finite is the caller's to reject.
-        return torch.full_like(matrix[0], torch.nan), torch.full_like(matrix, torch.nan)
-    values, vectors = torch.linalg.eigh(matrix)
-    return values.clamp_(min=0), vectors
-
-
-class EigenKronecker(Kronecker):
-    """E-KFAC: K-FAC's eigenvectors with F's own second moments along them in place of K-FAC's eigenvalues.
-
-    Of all matrices with these eigenvectors it is the nearest to F's blocks in the Frobenius norm.
-
-    Source: George et al. 2018, section 3, https://arxiv.org/abs/1806.03884.
-    """
-
-    def _second_moments(self, place: int, eigenvalues: Tensor) -> Tensor:
-        return self._scores.second_moments(place, *self._bases[place])
-
-
-class AdaptiveInverse(DampedInverse):
-    """A running inverse B of G, where each update makes G into (1 - ε) G + ε F, F from a batch's rows.
-
-    Exact, for F = Rᵀ R with k rows R: B ← [B - B Rᵀ ((1 - ε) / ε I + R B Rᵀ)⁻¹ R B] / (1 - ε), positive definite for
-    every ε below 1. First order in ε: B ← (1 + ε) B - ε (R B)ᵀ (R B), positive definite only while ε times the largest
-    eigenvalue of R B Rᵀ is below 1 + ε: an update that would go beyond is refused and B stays.
-
-    Args:
-        inverse: B, [p, p]; kept and changed in place.
-        first_order: which form.
-
-    Source: Amari, Park & Fukumizu 2000, "Adaptive method of realizing natural gradient learning for multilayer
-    perceptrons" (first order, one sample at a time); the exact form is Woodbury's identity.
-    """
-
-    def __init__(self, inverse: Tensor, *, first_order: bool = False) -> None:
-        self.inverse = inverse
-        self.first_order = first_order
-
-    def update(self, rows: Tensor, rate: float) -> bool:
-        """Take rows R [k, p] in with the rate ε in (0, 1); False if that was refused."""
-        projected = rows @ self.inverse
-        inner = projected @ rows.T
-        if not inner.isfinite().all():
-            return False
-        if self.first_order:
-            if rate * torch.linalg.eigvalsh(inner)[-1] >= 1 + rate:
-                return False
-            self.inverse.mul_(1 + rate).addmm_(projected.T, projected, alpha=-rate)
-            return True
-        inner.diagonal().add_((1 - rate) / rate)
-        factor, info = torch.linalg.cholesky_ex(inner)
-        if info != 0:
-            return False
-        half = torch.linalg.solve_triangular(factor, projected, upper=False)
-        self.inverse.addmm_(half.T, half, alpha=-1).div_(1 - rate)
-        # What rounding makes asymmetric would grow by 1 / (1 - ε) in each update.
-        self.inverse.copy_((self.inverse + self.inverse.T) / 2)
-        return True
-
-    def matvec(self, v: Tensor) -> Tensor:
-        raise NotImplementedError("G itself is not kept.")
-
-    def solve(self, b: Tensor) -> Tensor:
-        return self.inverse @ b
-
-
-def damping_rows(p: int, shift: float, places: Tensor) -> Tensor:
-    """Rows R [k, p] whose Rᵀ R is λ I on average over uniform places, int64 [k], of the diagonal."""
-    rows = torch.zeros(len(places), p, device=places.device)
-    rows[torch.arange(len(places), device=places.device), places] = math.sqrt(shift * p / len(places))
-    return rows
-
-
-def preconditioner(name: str, scores: Scores, shift: Tensor | float) -> Product | None:
-    """b -> M⁻¹ b for the approximation of that name, from at most PRECONDITIONER_SAMPLES samples; None for "none".
-
-    Source of "gram": Roosta-Khorasani & Mahoney 2019, "Sub-sampled Newton methods", https://arxiv.org/abs/1601.04737
-    (curvature of a few samples; here it only preconditions).
-
-    Raises:
-        ValueError: there is none of that name; or it is "gram" and the damping is not above 0.
-    """
-    if name == "none":
-        return None
-    stride = max(1, scores.n // PRECONDITIONER_SAMPLES.get(name, scores.n))
-    some = scores if stride == 1 else scores.of(torch.arange(0, scores.n, stride, device=scores.device))
-    if name != "gram":
-        return closed_form(name, some, shift).solve  # type: ignore[arg-type]
-    inverse, definite = gram_inverse(some, shift)
-    # Conjugate gradients report what is not finite.
-    return inverse if definite else lambda b: torch.full_like(b, torch.nan)
-
-
-def closed_form(name: str, scores: FactoredScores, shift: Tensor | float) -> DampedInverse:
-    """The approximation "diagonal", "kfac" or "ekfac" of F + λ I; ValueError for other names."""
-    kinds: dict[str, Callable[..., DampedInverse]] = {"diagonal": Diagonal, "kfac": Kronecker, "ekfac": EigenKronecker}
-    if name not in kinds:
-        raise ValueError(f"there is no closed inverse {name!r}; give {' or '.join(kinds)}.")
-    return kinds[name](scores, shift)
+Precondition = Callable[[Scores, Tensor | float], Product]
+"""Scores and the damping λ to b -> M⁻¹ b."""
 
 
 @dataclass(frozen=True)
@@ -224,16 +53,122 @@ class NaturalGradient:
     """1 - |A - Ψ w|² / |A|², a scalar: the share of the advantages that the compatible value function explains. For
     estimates other than compatible, and for advantages of another scale, it may be far below 0."""
 
-    def refused(self, status: Status) -> NaturalGradient:
-        """The same with no direction, and the status that says why."""
-        solution = replace(self.solution, direction=torch.zeros_like(self.direction), status=status)
-        return replace(
-            self, direction=solution.direction, quadratic=torch.zeros_like(self.quadratic), solution=solution
+
+class Curvature(ABC):
+    """An estimate of the Fisher matrix and the direction that it gives, with what it keeps between updates.
+
+    Args:
+        c: its options, as a configuration has them: cg_damping, the damping λ in units of the mean eigenvalue
+            tr(F) / p, and what a kind needs beside it.
+        precondition: for conjugate gradients.
+        seed: the run's, for what it draws.
+    """
+
+    def __init__(self, c: Any, precondition: Precondition | None = None, seed: int = 0) -> None:
+        self.damping: float = c.cg_damping
+        self.precondition, self.seed = precondition, seed
+
+    def direction(self, Psi: Scores, A: Tensor, rows: Tensor | None = None) -> NaturalGradient:
+        """Solve (F + λ I) w = g with g = Ψᵀ A / n. For F = Ψᵀ Ψ / n, w also minimizes |Ψ w - A|² / n + λ |w|²: it holds
+        the weights of the compatible value function.
+
+        Args:
+            Psi: Ψ of log π(a|s), [n, p].
+            A: advantages, [n], in Ψ's dtype.
+            rows: the samples that F is estimated from, int64 [k], the same in every product; None takes all. g always
+                takes all.
+
+        Source: Kakade 2001, theorem 1, https://papers.nips.cc/paper/2073-a-natural-policy-gradient.
+        Differs from the paper: damped, and the damping is scaled with the Fisher matrix's trace.
+        """
+        gradient = Psi.gradient(A)
+        sampled, wanted = (Psi, A) if rows is None else (Psi.of(rows), A[rows])
+        solution = self.solve(sampled, wanted, gradient)
+        fitted = sampled.matvec(solution.direction)
+        r2 = 1 - (wanted - fitted).square().sum() / wanted.square().sum()
+        return NaturalGradient(solution.direction, gradient, fitted @ fitted / sampled.n, solution, r2)
+
+    @abstractmethod
+    def solve(self, sampled: Scores, A: Tensor, gradient: Tensor) -> Solution:
+        """Solve for the direction, from the samples that F is estimated from and their advantages."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Give what it keeps between updates."""
+        return {}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027, most keep nothing
+        """Take back what `tensors` gave."""
+
+
+class Sampled(Curvature):
+    """F = Ψᵀ Ψ / n: the outer products of the sampled actions' scores, unbiased (the compatible estimate).
+
+    Options: solver, one of `SOLVERS`; of conjugate gradients cg_max_steps, cg_tolerance, and cg_warm_start, whether
+    they begin at the last update's direction.
+    """
+
+    def __init__(self, c: Any, precondition: Precondition | None = None, seed: int = 0) -> None:
+        super().__init__(c, precondition, seed)
+        self.solver: str = c.solver
+        self.max_steps, self.tolerance, self.warm_start = c.cg_max_steps, c.cg_tolerance, c.cg_warm_start
+        self.last: Tensor | None = None
+
+    def outer_products(self, sampled: Scores, A: Tensor) -> Scores:
+        """Give the scores whose Ψᵀ Ψ / n is the estimate."""
+        return sampled
+
+    def solve(self, sampled: Scores, A: Tensor, gradient: Tensor) -> Solution:
+        fisher = self.outer_products(sampled, A)
+        shift = relative_damping(fisher, self.damping)
+        solver = choose_solver(fisher.n, fisher.p) if self.solver == "auto" else self.solver
+        if solver == "cholesky":
+            matrix = fisher.fisher()
+            matrix.diagonal().add_(shift)
+            return cholesky(matrix, gradient)
+        if solver == "gram":
+            return gram(fisher, gradient, shift)
+        if solver != "cg":
+            raise ValueError(f"There is no solver {solver!r}{near(solver, SOLVERS)}")
+        product = damped(fisher, shift)
+        solution = conjugate_gradient(
+            product,
+            gradient,
+            max_iterations=self.max_steps,
+            tolerance=self.tolerance,
+            x0=None if self.last is None else _best_multiple(product, self.last, gradient),
+            preconditioner=None if self.precondition is None else self.precondition(fisher, shift),
         )
+        self.last = solution.direction if self.warm_start else None
+        return solution
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {} if self.last is None else {"last_direction": self.last}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        self.last = tensors.get("last_direction")
+
+
+class Expected(Sampled):
+    """F with the expectation over actions taken exactly (the analytic estimate); for factored scores."""
+
+    def outer_products(self, sampled: Scores, A: Tensor) -> Scores:
+        assert sampled.roots is not None
+        return sampled.roots()
+
+
+class Empirical(Sampled):
+    """The outer products of the LOSS's gradients, A² ψ ψᵀ. That is no estimate of the Fisher matrix: it shrinks the
+    step where advantages are large; it is here to be compared.
+
+    Source: Kunstner et al. 2019, https://arxiv.org/abs/1905.12558.
+    """
+
+    def outer_products(self, sampled: Scores, A: Tensor) -> Scores:
+        return sampled.weighted(A)
 
 
 def relative_damping(scores: Scores, damping: float) -> Tensor:
-    """λ = damping * tr F / p, a scalar.
+    """Give λ = damping * tr F / p, a scalar.
 
     Raises:
         ValueError: damping is negative.
@@ -244,154 +179,185 @@ def relative_damping(scores: Scores, damping: float) -> Tensor:
 
 
 def damped(scores: Scores, shift: Tensor | float) -> Product:
-    """The product v -> (F + λ I) v."""
+    """Give the product v -> (F + λ I) v."""
     shift = torch.as_tensor(shift, dtype=scores.dtype, device=scores.device)
     return lambda v: scores.fisher_matvec(v).addcmul_(v, shift)
 
 
-def damped_fisher(scores: Scores, damping: float) -> Product:
-    """The product v -> (F + λ I) v with F = Ψᵀ Ψ / n and λ = damping * tr F / p.
+@dataclass(frozen=True)
+class Solution:
+    """What a solver found for A x = b, and how far to trust it."""
 
-    Raises:
-        ValueError: damping is negative.
-    """
-    return damped(scores, relative_damping(scores, damping))
+    direction: Tensor
+    """x, [p]; finite whatever the status, if x0 was."""
+    iterations: int
+    """Products with A that improved x; 0 of a direct solver."""
+    residual: float
+    """|b - A x| / |b|; conjugate gradients' by their recurrence, a direct solver's measured."""
+    status: Status
+    """converged: the residual is within the tolerance. max_iterations: it is not yet. indefinite: a direction with
+    curvature at or below zero was met, or a factor does not exist. non_finite: b or a product was not finite; both stop
+    before x takes the bad direction. zero_rhs: |b|² = 0, so x = 0."""
+
+    @property
+    def converged(self) -> bool:
+        """Say whether A x = b holds to the tolerance."""
+        return self.status in ("converged", "zero_rhs")
 
 
-def natural_gradient(
-    scores: Scores,
-    advantages: Tensor,
+def choose_solver(n: int, p: int) -> str:
+    """Say what "auto" means for n samples and p parameters: "cholesky", "gram" or "cg"."""
+    if p <= CHOLESKY_PARAMETERS:
+        return "cholesky"
+    return "gram" if n <= GRAM_SAMPLES else "cg"
+
+
+def check_solver(name: str, n: int, p: int) -> None:
+    """Raise ValueError where a solver's matrix is larger than MATRIX_BYTES in float32, and name those that fit."""
+    sides = {"cholesky": p, "gram": n}
+    fits = [solver for solver in SOLVERS if 4 * sides.get(solver, 0) ** 2 <= MATRIX_BYTES]
+    if name not in fits:
+        raise ValueError(
+            f"solver is {name!r}, whose matrix for n = {n} samples and p = {p} parameters takes "
+            f"{4 * sides[name] ** 2 / 2**30:.1f} GiB of at most {MATRIX_BYTES / 2**30:.0f}; give {' or '.join(fits)}."
+        )
+
+
+def conjugate_gradient(
+    matvec: Product,
+    b: Tensor,
     *,
-    damping: float,
-    cg_iterations: int,
-    cg_tolerance: float,
-    rows: Tensor | None = None,
-    solver: str = "cg",
-    cg_preconditioner: str = "none",
+    max_iterations: int,
+    tolerance: float,
     x0: Tensor | None = None,
-    estimate: str = "compatible",
-    roots: Scores | None = None,
-    running: AdaptiveInverse | None = None,
-) -> NaturalGradient:
-    """w = (F + λ I)⁻¹ g with g = Ψᵀ A / n and, for the compatible estimate, F = Ψᵀ Ψ / n.
-
-    These are then also the weights of the compatible value function: the minimizer of |Ψ w - A|² / n + λ |w|².
+    preconditioner: Product | None = None,
+) -> Solution:
+    """Solve A x = b for a symmetric positive definite A.
 
     Args:
-        scores: Ψ of log π(a|s); factored ones for every choice but "compatible" with the preconditioner "none".
-        advantages: A, [n], in the scores' dtype.
-        damping: λ / (tr F / p), the damping relative to the mean eigenvalue; not negative.
-        cg_iterations: the most conjugate-gradient iterations.
-        cg_tolerance: relative residual to stop at.
-        rows: the samples that F is estimated from, int64 [k], the same in every product; None takes all. g always
-            takes all.
-        solver: one of `SOLVERS`; only "auto" for estimates that have a closed inverse.
-        cg_preconditioner: one of `PRECONDITIONERS`.
-        x0: where conjugate gradients begin, [p]: scaled to the length that suits g best; zero if None.
-        estimate: one of `ESTIMATES`.
-        roots: for "analytic", the scores of the distributions' fisher_roots, for the samples rows.
-        running: for "adaptive", the inverse with this update's rows taken in.
+        matvec: v [p] -> A v [p].
+        b: [p].
+        max_iterations: the most products with A (one more where x0 is given), at least 1.
+        tolerance: stop when |b - A x| <= tolerance * |b|; not negative.
+        x0: the first guess, [p]; zero if None.
+        preconditioner: v [p] -> M⁻¹ v [p] with a symmetric positive definite M near A; None is the identity.
 
     Raises:
-        ValueError: damping is negative, or a name is unknown.
+        ValueError: max_iterations is below 1 or tolerance negative.
 
-    Source: Kakade 2001, theorem 1, https://papers.nips.cc/paper/2073-a-natural-policy-gradient.
-    Differs from the paper: damped and solved by conjugate gradients, as Schulman et al. 2015, appendix C,
-    https://arxiv.org/abs/1502.05477, and the damping is scaled with the Fisher matrix's trace.
+    Source: Nocedal & Wright 2006, Numerical Optimization, algorithms 5.2 and 5.3.
     """
-    gradient = scores.gradient(advantages)
-    sampled = scores if rows is None else scores.of(rows)
-    if estimate == "adaptive":
-        assert running is not None
-        w = running.solve(gradient)
-        solution = checked(w, lambda v: gradient, gradient)  # no product with G is at hand: no residual to measure
-    elif estimate in ("kfac", "ekfac", "diagonal"):
-        inverse = closed_form(estimate, sampled, relative_damping(sampled, damping))  # type: ignore[arg-type]
-        solution = checked(inverse.solve(gradient), inverse.matvec, gradient)
-    else:
-        fisher = _outer_products(estimate, sampled, advantages if rows is None else advantages[rows], roots)
-        solution = _solve(fisher, gradient, damping, solver, cg_iterations, cg_tolerance, cg_preconditioner, x0)
-    fitted = sampled.matvec(solution.direction)
-    wanted = advantages if rows is None else advantages[rows]
-    r2 = 1 - (wanted - fitted).square().sum() / wanted.square().sum()
-    return NaturalGradient(solution.direction, gradient, fitted @ fitted / sampled.n, solution, r2)
+    if max_iterations < 1:
+        raise ValueError(f"max_iterations is {max_iterations}; give at least 1.")
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance is {tolerance}; give 0 or more.")
+    x = torch.zeros_like(b) if x0 is None else x0.clone()
+    r = b.clone() if x0 is None else b - matvec(x0)
+    z = r if preconditioner is None else preconditioner(r)
+    d = z.clone()
+    inner = r @ z
+    size, rest, start = torch.stack((b @ b, r @ r, inner)).tolist()
+    if not (math.isfinite(size) and math.isfinite(rest) and math.isfinite(start)):
+        return Solution(x, 0, math.nan, "non_finite")
+    if size == 0:
+        return Solution(torch.zeros_like(b), 0, 0.0, "zero_rhs")
+    for iteration in range(max_iterations):
+        if rest <= tolerance**2 * size:
+            return Solution(x, iteration, math.sqrt(rest / size), "converged")
+        product = matvec(d)
+        curvature = d @ product
+        step = inner / curvature
+        r.addcmul_(product, -step)
+        z = r if preconditioner is None else preconditioner(r)
+        following = r @ z
+        # The only numbers that the host waits for, once per iteration.
+        bend, next_inner, next_rest = torch.stack((curvature, following, r @ r)).tolist()
+        if math.isfinite(bend) and bend <= 0:
+            return Solution(x, iteration, math.sqrt(rest / size), "indefinite")
+        if not (math.isfinite(bend) and math.isfinite(next_rest) and math.isfinite(next_inner)):
+            return Solution(x, iteration, math.sqrt(rest / size), "non_finite")
+        x.addcmul_(d, step)
+        d.mul_(following / inner).add_(z)
+        inner, rest = following, next_rest
+    status: Status = "converged" if rest <= tolerance**2 * size else "max_iterations"
+    return Solution(x, max_iterations, math.sqrt(rest / size), status)
 
 
-def _outer_products(estimate: str, scores: Scores, advantages: Tensor, roots: Scores | None) -> Scores:
-    """The scores whose Ψᵀ Ψ / n is the estimate."""
-    if estimate == "analytic":
-        assert roots is not None
-        return roots
-    if estimate == "empirical":
-        return scores.weighted(advantages)
-    if estimate != "compatible":
-        raise ValueError(f"there is no estimate {estimate!r}; give one of {', '.join(ESTIMATES)}.")
-    return scores
+def cholesky(matrix: Tensor, b: Tensor, *, tolerance: float = math.inf) -> Solution:
+    """Solve matrix x = b by a Cholesky factor.
+
+    Args:
+        matrix: [p, p], symmetric positive definite; otherwise x = 0 with the status "indefinite".
+        b: [p].
+        tolerance: the residual above which the status is "max_iterations", as of a solver that ran out of accuracy.
+    """
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    return checked(_cholesky_solve(factor, b), lambda v: matrix @ v, b, tolerance, definite=bool(info == 0))
 
 
-def _solve(
-    fisher: Scores,
-    b: Tensor,
-    damping: float,
-    solver: str,
-    iterations: int,
-    tolerance: float,
-    cg_preconditioner: str,
-    x0: Tensor | None,
-) -> Solution:
-    shift = relative_damping(fisher, damping)
-    if solver == "auto":
-        solver = choose_solver(fisher.n, fisher.p)
-    if solver == "cholesky":
-        matrix = fisher.fisher()
-        matrix.diagonal().add_(shift)
-        return cholesky(matrix, b)
-    if solver == "gram":
-        return gram(fisher, b, shift)
-    if solver != "cg":
-        raise ValueError(f"there is no solver {solver!r}; give auto, cholesky, gram or cg.")
-    product = damped(fisher, shift)
-    inverse = preconditioner(cg_preconditioner, fisher, shift)
-    start = None if x0 is None else _best_multiple(product, x0, b)
-    return conjugate_gradient(
-        product, b, max_iterations=iterations, tolerance=tolerance, x0=start, preconditioner=inverse
-    )
+def gram(scores: Scores, b: Tensor, shift: Tensor | float, *, tolerance: float = math.inf) -> Solution:
+    """Solve (Ψᵀ Ψ / n + λ I) x = b in the space of samples: x = (b - Ψᵀ u / n) / λ, (Ψ Ψᵀ / n + λ I) u = Ψ b.
 
-
-def _best_multiple(product: Product, x: Tensor, b: Tensor) -> Tensor:
-    """c x with the c that minimizes the error of A c x = b in A's norm: never farther off than zero."""
-    curvature = x @ product(x)
-    return torch.where(curvature > 0, (x @ b) / curvature, 0.0) * x
-
-
-def effective_dimension(scores: FactoredScores, damping: float) -> Tensor:
-    """tr(F (F + λ I)⁻¹), the number of directions that the damping leaves free, a scalar; estimated by E-KFAC.
+    The subtraction cancels digits where λ is small; one step of refinement gives them back.
 
     Args:
         scores: Ψ.
-        damping: λ / (tr F / p).
-    """
-    shift = relative_damping(scores, damping)
-    eigenvalues = torch.cat([x.flatten() for x in EigenKronecker(scores, shift).eigenvalues])
-    return (1 - shift / eigenvalues).sum()
-
-
-def step_size(quadratic: Tensor | float, target_kl: float) -> float:
-    """The β for which the step β w has the KL divergence target_kl to second order: √(2 target_kl / wᵀ F w).
-
-    Args:
-        quadratic: wᵀ F w with the undamped F.
-        target_kl: nats, not negative.
+        b: [p].
+        shift: λ, above 0: the matrix has no inverse without it.
+        tolerance: as of `cholesky`.
 
     Raises:
-        ValueError: the quadratic is not positive and finite (a zero direction has no length to choose), or target_kl is
-            negative.
+        ValueError: λ is 0 or below.
 
-    Source: Rajeswaran et al. 2017 (the normalized step size), https://arxiv.org/abs/1703.02660.
+    Source: Woodbury 1950; Golub & Van Loan 2013, Matrix Computations, sections 2.1.4 and 3.5.3.
     """
-    quadratic = float(quadratic)
-    if not 0 < quadratic < math.inf:
-        raise ValueError(f"quadratic is {quadratic}; it must be positive and finite. Look at the solution's status.")
-    if not target_kl >= 0:
-        raise ValueError(f"target_kl is {target_kl}; give 0 or more nats.")
-    return math.sqrt(2 * target_kl / quadratic)
+    inverse, definite = gram_inverse(scores, shift)
+
+    def product(v: Tensor) -> Tensor:
+        return scores.fisher_matvec(v).add_(v * shift)
+
+    x = inverse(b)
+    x += inverse(b - product(x))
+    return checked(x, product, b, tolerance, definite=definite)
+
+
+def gram_inverse(scores: Scores, shift: Tensor | float) -> tuple[Product, bool]:
+    """Give the product b -> (Ψᵀ Ψ / n + λ I)⁻¹ b by `gram`'s formula without refinement, and whether the factor exists.
+
+    Raises:
+        ValueError: λ is 0 or below.
+    """
+    if shift <= 0:
+        raise ValueError(f"the damping is {float(shift)}; the Gram matrix needs one above 0. Give cholesky or cg.")
+    matrix = scores.gram().div_(scores.n)
+    matrix.diagonal().add_(shift)
+    factor, info = torch.linalg.cholesky_ex(matrix)
+
+    def inverse(b: Tensor) -> Tensor:
+        u = _cholesky_solve(factor, scores.matvec(b))
+        return (b - scores.rmatvec(u).div_(scores.n)) / shift
+
+    return inverse, bool(info == 0)
+
+
+def checked(x: Tensor, matvec: Product, b: Tensor, tolerance: float = math.inf, *, definite: bool = True) -> Solution:
+    """Measure the residual of a direct solver's x for A x = b; zero where it is not finite or A not definite."""
+    size, rest = torch.stack((b @ b, (b - matvec(x)).square().sum())).tolist()
+    if size == 0:
+        return Solution(torch.zeros_like(b), 0, 0.0, "zero_rhs")
+    if not definite and math.isfinite(size):
+        return Solution(torch.zeros_like(b), 0, 1.0, "indefinite")
+    if not math.isfinite(rest) or not math.isfinite(size):
+        return Solution(torch.zeros_like(b), 0, math.nan, "non_finite")
+    residual = math.sqrt(rest / size)
+    return Solution(x, 0, residual, "converged" if residual <= tolerance else "max_iterations")
+
+
+def _cholesky_solve(factor: Tensor, b: Tensor) -> Tensor:
+    return torch.cholesky_solve(b[:, None], factor)[:, 0]
+
+
+def _best_multiple(product: Product, x: Tensor, b: Tensor) -> Tensor:
+    """Scale x by the c that minimizes the error of A c x = b in A's norm: never farther off than zero."""
+    curvature = x @ product(x)
+    return torch.where(curvature > 0, (x @ b) / curvature, 0.0) * x

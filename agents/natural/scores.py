@@ -12,10 +12,10 @@ https://arxiv.org/abs/1510.01799 (per-sample gradient norms).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -39,59 +39,51 @@ class Scores(ABC):
 
     Attributes:
         values: the outputs that were differentiated, [n] or [K, n], detached.
-        p: the number of parameters.
+        n, p: the numbers of samples and of parameters.
+        roots: gives the scores of the same samples, or of some rows of them, whose Ψᵀ Ψ / n is the Fisher matrix with
+            its expectation over actions taken exactly; None where the outputs are no policy's.
     """
 
-    values: Tensor
-    p: int
+    roots: Callable[..., FactoredScores] | None = None
 
-    @property
-    def n(self) -> int:
-        """The number of samples."""
-        return self.values.shape[-1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.values.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.values.device
+    def __init__(self, values: Tensor, p: int) -> None:
+        self.values, self.n, self.p = values, values.shape[-1], p
+        self.dtype, self.device = values.dtype, values.device
 
     @abstractmethod
     def matvec(self, v: Tensor) -> Tensor:
-        """Ψ v: [p] -> [K n]."""
+        """Multiply: v [p] to Ψ v [K n]."""
 
     @abstractmethod
     def rmatvec(self, u: Tensor) -> Tensor:
-        """Ψᵀ u: [K n] -> [p]."""
+        """Multiply: u [K n] to Ψᵀ u [p]."""
 
     def fisher_matvec(self, v: Tensor) -> Tensor:
-        """F v = Ψᵀ Ψ v / n: [p] -> [p]."""
+        """Multiply: v [p] to F v = Ψᵀ Ψ v / n [p]."""
         return self.rmatvec(self.matvec(v)).div_(self.n)
 
     def gradient(self, weights: Tensor) -> Tensor:
-        """Ψᵀ weights / n: [K n] -> [p]; the gradient of the mean of weights times outputs."""
+        """Give Ψᵀ weights / n: [K n] to [p]; the gradient of the mean of weights times outputs."""
         return self.rmatvec(weights).div_(self.n)
 
     @abstractmethod
     def diagonal(self) -> Tensor:
-        """The diagonal of F = Ψᵀ Ψ / n, [p]."""
+        """Give the diagonal of F = Ψᵀ Ψ / n, [p]."""
 
     @abstractmethod
     def trace(self) -> Tensor:
-        """tr F, a scalar tensor."""
+        """Give tr F, a scalar tensor."""
 
     @abstractmethod
     def gram(self) -> Tensor:
-        """Ψ Ψᵀ, [K n, K n]."""
+        """Give Ψ Ψᵀ, [K n, K n]."""
 
     @abstractmethod
     def dense(self) -> Tensor:
-        """Ψ itself, [K n, p]."""
+        """Give Ψ itself, [K n, p]."""
 
     def fisher(self) -> Tensor:
-        """F, [p, p], from a few rows of Ψ at a time."""
+        """Give F, [p, p], from a few rows of Ψ at a time."""
         total = self.values.new_zeros((self.p, self.p))
         for rows in torch.arange(self.n, device=self.device).split(max(1, BLOCK // self.p)):
             block = self.of(rows).dense()
@@ -100,11 +92,11 @@ class Scores(ABC):
 
     @abstractmethod
     def weighted(self, weights: Tensor) -> Self:
-        """The scores whose row i is weights[i] times row i of Ψ, for one output per sample; weights are [n]."""
+        """Give the scores whose row i is weights[i] times row i of Ψ, for one output per sample; weights are [n]."""
 
     @abstractmethod
     def of(self, rows: Tensor) -> Self:
-        """The scores of the samples rows alone, int64 [k]."""
+        """Give the scores of the samples rows alone, int64 [k]."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +111,7 @@ class Layout:
 
     @classmethod
     def of(cls, module: nn.Module, layers: Sequence[nn.Module]) -> Layout:
-        """Of layers that hold all of a module's parameters.
+        """Find it for layers that hold all of a module's parameters.
 
         Raises:
             UnfactoredModuleError: two layers share a parameter.
@@ -139,6 +131,23 @@ class Layout:
         return cls([(len(positions), positions.shape[1]) for positions in index], order, inverse)
 
 
+class LaidOut(NamedTuple):
+    """Layers' inputs and output gradients in memory such that one multiplication and one sum serve all layers."""
+
+    inputs: list[Tensor]
+    """Each layer's H, with a column of ones for a bias, [n, m]."""
+    delta: Tensor
+    """All layers' Δᵀ, samples contiguous, [rows, K, n]."""
+    layers: list[tuple[Tensor, Tensor]]
+    """Each layer's H [n, m] and Δᵀ [out, K, n]; views."""
+    work: Tensor
+    """Memory for products, [rows, n]."""
+    works: list[Tensor]
+    """Its layers, [out, n]; views."""
+    product: Tensor
+    """Where work times Δ goes, [rows, K, n]: into work itself, if a sample has one output."""
+
+
 class FactoredScores(Scores):
     """Ψ as the layers' inputs and output gradients; see `capture`.
 
@@ -150,54 +159,46 @@ class FactoredScores(Scores):
     """
 
     def __init__(self, values: Tensor, inputs: Sequence[Tensor], deltas: Sequence[Tensor], layout: Layout) -> None:
-        self.values = values
-        self._raw_inputs = list(inputs)
-        self._raw_deltas = list(deltas)
+        super().__init__(values, len(layout.order))
+        self._raw_inputs, self._raw_deltas, self._layout = list(inputs), list(deltas), layout
         self._outputs = 1 if values.ndim == 1 else len(values)
-        self._layout = layout
-        self._shapes = layout.shapes
-        self._rows = [rows for rows, _ in self._shapes]
-        self.p = len(layout.order)
-        self._packed = self.values.new_empty(self.p)
-
-    # For repeated products the layers are laid out anew, once: all Δᵀ as rows of one [rows, K, n], samples contiguous,
-    # so that one multiplication and one sum serve all layers, and H with a column of ones for the bias.
+        # A vector [p] in the layers' order, and its parts as one matrix [W, b], [out, m], per layer.
+        self._packed = values.new_empty(self.p)
+        parts = self._packed.split([rows * columns for rows, columns in layout.shapes])
+        self._matrices = [part.view(shape) for part, shape in zip(parts, layout.shapes, strict=True)]
 
     @cached_property
-    def _delta(self) -> Tensor:
+    def _laid_out(self) -> LaidOut:
+        """Lay the layers out anew for repeated products, once."""
+        n, rows = self.n, [rows for rows, _ in self._layout.shapes]
         if self._outputs == 1:
-            return torch.cat([delta.view(self.n, -1).T for delta in self._raw_deltas])[:, None]
-        return torch.cat([delta.permute(2, 0, 1) for delta in self._raw_deltas])
-
-    @cached_property
-    def _work(self) -> Tensor:
-        return self._delta.new_empty((len(self._delta), self.n))
-
-    @cached_property
-    def _product(self) -> Tensor:
-        """Where work times Δ goes: into work itself, if a sample has one output."""
-        return self._work[:, None] if self._outputs == 1 else torch.empty_like(self._delta)
-
-    @cached_property
-    def _inputs(self) -> list[Tensor]:
-        return [
-            h if h.shape[1] == columns else torch.cat((h, h.new_ones((self.n, 1))), dim=1)
-            for h, (_, columns) in zip(self._raw_inputs, self._shapes, strict=True)
+            delta = torch.cat([delta.view(n, -1).T for delta in self._raw_deltas])[:, None]
+        else:
+            delta = torch.cat([delta.permute(2, 0, 1) for delta in self._raw_deltas])
+        work = delta.new_empty((len(delta), n))
+        inputs = [
+            h if h.shape[1] == columns else torch.cat((h, h.new_ones((n, 1))), dim=1)
+            for h, (_, columns) in zip(self._raw_inputs, self._layout.shapes, strict=True)
         ]
+        product = work[:, None] if self._outputs == 1 else torch.empty_like(delta)
+        layers = list(zip(inputs, delta.split(rows), strict=True))
+        return LaidOut(inputs, delta, layers, work, list(work.split(rows)), product)
 
     def matvec(self, v: Tensor) -> Tensor:
         # Per layer the row sums of (V Hᵀ) * Δᵀ.
+        x = self._laid_out
         torch.index_select(v, 0, self._layout.order, out=self._packed)
-        for weight, h, rows in zip(self._matrices(), self._inputs, self._work.split(self._rows), strict=True):
+        for weight, h, rows in zip(self._matrices, x.inputs, x.works, strict=True):
             torch.mm(weight, h.T, out=rows)
-        return torch.mul(self._delta, self._work[:, None], out=self._product).sum(0).flatten()
+        return torch.mul(x.delta, x.work[:, None], out=x.product).sum(0).flatten()
 
     def rmatvec(self, u: Tensor) -> Tensor:
         # Per layer (u * Δᵀ) H.
-        torch.mul(self._delta, u.view(self._outputs, self.n), out=self._product)
+        x = self._laid_out
+        torch.mul(x.delta, u.view(self._outputs, self.n), out=x.product)
         if self._outputs > 1:
-            torch.sum(self._product, dim=1, out=self._work)
-        for total, h, rows in zip(self._matrices(), self._inputs, self._work.split(self._rows), strict=True):
+            torch.sum(x.product, dim=1, out=x.work)
+        for total, h, rows in zip(self._matrices, x.inputs, x.works, strict=True):
             torch.mm(rows, h, out=total)
         return self._packed[self._layout.inverse]
 
@@ -205,7 +206,7 @@ class FactoredScores(Scores):
         if self._outputs > 1:
             return super().gradient(weights)
         # One product from the layers as they were captured costs less than laying them out.
-        for total, h, delta in zip(self._matrices(), self._raw_inputs, self._raw_deltas, strict=True):
+        for total, h, delta in zip(self._matrices, self._raw_inputs, self._raw_deltas, strict=True):
             weighted = delta.view(self.n, -1) * weights[:, None]
             # Not (Hᵀ δ)ᵀ, which is quicker for narrow H, but rounds otherwise from one process to the next.
             total[:, : h.shape[1]] = weighted.T @ h
@@ -213,20 +214,21 @@ class FactoredScores(Scores):
         return self._packed[self._layout.inverse].div_(self.n)
 
     def diagonal(self) -> Tensor:
-        torch.sum(self._delta.square(), dim=1, out=self._work)
-        for total, h, rows in zip(self._matrices(), self._inputs, self._work.split(self._rows), strict=True):
+        x = self._laid_out
+        torch.sum(x.delta.square(), dim=1, out=x.work)
+        for total, h, rows in zip(self._matrices, x.inputs, x.works, strict=True):
             torch.mm(rows, h.square(), out=total)
         return self._packed[self._layout.inverse].div_(self.n)
 
     def trace(self) -> Tensor:
         # |gradient|² of one sample and layer is |δ|² |(h, 1)|².
-        norms = [delta.square().sum((0, 1)) @ h.square().sum(1) for h, delta in self._layers()]
+        norms = [delta.square().sum((0, 1)) @ h.square().sum(1) for h, delta in self._laid_out.layers]
         return torch.stack(norms).sum() / self.n
 
     def gram(self) -> Tensor:
         k, n = self._outputs, self.n
         total = self.values.new_zeros((k, n, k, n))
-        for h, delta in self._layers():
+        for h, delta in self._laid_out.layers:
             flat = delta.flatten(1)
             total.addcmul_((h @ h.T)[:, None], (flat.T @ flat).view(k, n, k, n))
         return total.view(k * n, k * n)
@@ -234,50 +236,42 @@ class FactoredScores(Scores):
     def dense(self) -> Tensor:
         rows = [
             (delta.permute(1, 2, 0)[..., None] * h[:, None]).reshape(self._outputs * self.n, -1)
-            for h, delta in self._layers()
+            for h, delta in self._laid_out.layers
         ]
         return torch.cat(rows, dim=1)[:, self._layout.inverse]
 
     def kfac(self) -> list[tuple[Tensor, Tensor]]:
-        """The layers' Kronecker factors A = Hᵀ H / n [m, m] and G = Δᵀ Δ / n [out, out].
+        """Give the layers' Kronecker factors A = Hᵀ H / n [m, m] and G = Δᵀ Δ / n [out, out].
 
         H ends with a column of ones where the layer has a bias. Source: Martens & Grosse 2015, section 3.
         """
-        return [(h.T @ h / self.n, delta.flatten(1) @ delta.flatten(1).T / self.n) for h, delta in self._layers()]
+        flat = [(h, delta.flatten(1)) for h, delta in self._laid_out.layers]
+        return [(h.T @ h / self.n, delta @ delta.T / self.n) for h, delta in flat]
 
     def second_moments(self, place: int, of_outputs: Tensor, of_inputs: Tensor) -> Tensor:
-        """The mean squares of a layer's gradients along uᵢ vⱼᵀ, [out, m], for the columns u and v of two bases."""
-        h, delta = self._inputs[place], self._delta.split(self._rows)[place]
+        """Give the mean squares of a layer's gradients along uᵢ vⱼᵀ, [out, m], for the columns u and v of two bases."""
+        h, delta = self._laid_out.layers[place]
         along = (of_outputs.T @ delta.flatten(1)).view(delta.shape).square().sum(1)
         return along @ (h @ of_inputs).square() / self.n
 
     def of(self, rows: Tensor) -> Self:
-        return type(self)(
-            self.values[..., rows],
-            [h[rows] for h in self._raw_inputs],
-            [delta[..., rows, :] for delta in self._raw_deltas],
-            self._layout,
-        )
+        inputs, deltas = [h[rows] for h in self._raw_inputs], [delta[..., rows, :] for delta in self._raw_deltas]
+        some = type(self)(self.values[..., rows], inputs, deltas, self._layout)
+        if self.roots is not None:
+            whole = self.roots
+            some.roots = lambda inner=None: whole(rows if inner is None else rows[inner])
+        return some
 
     def weighted(self, weights: Tensor) -> Self:
         deltas = [delta * weights[:, None] for delta in self._raw_deltas]
         return type(self)(self.values * weights, self._raw_inputs, deltas, self._layout)
 
     def by_layer(self, v: Tensor, function: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """v [p] with each layer's [W, b], [out, m], replaced by function(layer's place, [W, b])."""
+        """Give v [p] with each layer's [W, b], [out, m], replaced by function(layer's place, [W, b])."""
         torch.index_select(v, 0, self._layout.order, out=self._packed)
-        for place, matrix in enumerate(self._matrices()):
+        for place, matrix in enumerate(self._matrices):
             matrix.copy_(function(place, matrix))
         return self._packed[self._layout.inverse]
-
-    def _layers(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each layer's H [n, m] and Δᵀ [out, K, n]."""
-        return zip(self._inputs, self._delta.split(self._rows), strict=True)
-
-    def _matrices(self) -> list[Tensor]:
-        """The packed vector as one matrix [W, b] per layer, [out, m]; views."""
-        parts = self._packed.split([rows * columns for rows, columns in self._shapes])
-        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
 
 class DenseScores(Scores):
@@ -289,9 +283,8 @@ class DenseScores(Scores):
     """
 
     def __init__(self, values: Tensor, matrix: Tensor) -> None:
-        self.values = values
+        super().__init__(values, matrix.shape[1])
         self.matrix = matrix
-        self.p = matrix.shape[1]
 
     def matvec(self, v: Tensor) -> Tensor:
         return self.matrix @ v
@@ -318,8 +311,30 @@ class DenseScores(Scores):
         return type(self)(self.values * weights, self.matrix * weights[:, None])
 
 
+def scores(actor: Any, s: Tensor, a: Tensor) -> tuple[Scores, Any]:
+    """Give Ψ = ∇ log π(a|s), [n, p], and the policy's distributions, from one forward pass.
+
+    Args:
+        actor: a module from observations to distributions. Where its layers do not factor, Ψ is a matrix.
+        s: normalized observations, [n, O].
+        a: actions, [n, *A].
+    """
+    passes: list[Any] = []
+
+    def log_prob() -> Tensor:
+        passes.append(actor(s))
+        return passes[0].log_prob(a)
+
+    try:
+        Psi = capture(actor, log_prob)
+    except UnfactoredModuleError:
+        return dense_scores(actor, lambda actor, s, a: actor(s).log_prob(a), s, a), actor(s)
+    Psi.roots = lambda rows=None: capture(actor, lambda: actor(s if rows is None else s[rows]).fisher_roots())
+    return Psi, passes[0]
+
+
 def capture(module: nn.Module, forward: Callable[[], Tensor]) -> FactoredScores:
-    """The scores of a module of Linear and `Constant` layers, from one forward and one backward pass.
+    """Give the scores of a module of Linear and `Constant` layers, from one forward and one backward pass.
 
     Args:
         module: whose parameters count. Modules without parameters of their own (activations, containers) are free.
@@ -332,12 +347,14 @@ def capture(module: nn.Module, forward: Callable[[], Tensor]) -> FactoredScores:
             depend on it, or a later operation overwrites what it read or returned.
     """
     layers = _layers(module)
-    calls: dict[nn.Module, _Call] = {}
+    layout = Layout.of(module, layers)
+    calls: dict[nn.Module, tuple[Tensor, Tensor, tuple[int, int]]] = {}
 
-    def keep(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def keep(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if layer in calls:
             raise ValueError(f"{layer} is called twice in one forward pass; its score is then no outer product.")
-        calls[layer] = _Call(layer, args[0], output)
+        read = args[0].detach() if isinstance(args[0], Tensor) else output.new_empty((args[0], 0))
+        calls[layer] = read, output, (read._version, output._version)
 
     hooks = [layer.register_forward_hook(keep) for layer in layers]
     try:
@@ -351,25 +368,36 @@ def capture(module: nn.Module, forward: Callable[[], Tensor]) -> FactoredScores:
             f"the output has shape {tuple(values.shape)}; return one number per sample, [n], n at least 1, or K of "
             "them, [K, n]."
         )
+    n, unused = values.shape[-1], "takes no part in the output; pass only the module whose parameters do."
     for layer in layers:
         if layer not in calls:
-            raise ValueError(f"{layer} takes no part in the output; pass only the module whose parameters do.")
-        calls[layer].check(values.shape[-1])
-    used = [calls[layer] for layer in layers]
+            raise ValueError(f"{layer} {unused}")
+        read, output, versions = calls[layer]
+        if output.shape[:-1] != (n,):
+            raise ValueError(f"{layer} returned {tuple(output.shape)} for {n} outputs; call it on [n, in].")
+        if versions != (read._version, output._version):
+            raise ValueError(
+                f"what {layer} read or returned was overwritten in place; use operations that are not in place "
+                "(such as ReLU without inplace=True)."
+            )
+    returned = [calls[layer][1] for layer in layers]
     with torch.enable_grad():
         outputs = [values] if values.ndim == 1 else list(values)
-    passes = [_deltas(output, used) for output in outputs]
+    passes = [
+        torch.autograd.grad(output, returned, torch.ones_like(output), retain_graph=True, allow_unused=True)
+        for output in outputs
+    ]
     deltas: list[Tensor] = []
-    for layer, call, parts in zip(layers, used, zip(*passes, strict=True), strict=True):
+    for layer, output, parts in zip(layers, returned, zip(*passes, strict=True), strict=True):
         if all(part is None for part in parts):
-            raise ValueError(f"{layer} takes no part in the output; pass only the module whose parameters do.")
-        given = [torch.zeros_like(call.output) if part is None else part for part in parts]
+            raise ValueError(f"{layer} {unused}")
+        given = [torch.zeros_like(output) if part is None else part for part in parts]
         deltas.append(given[0] if values.ndim == 1 else torch.stack(given))
-    return FactoredScores(values.detach(), [call.input for call in used], deltas, Layout.of(module, layers))
+    return FactoredScores(values.detach(), [calls[layer][0] for layer in layers], deltas, layout)
 
 
 def is_factored(module: nn.Module) -> bool:
-    """Whether the module's layers are ones that `capture` takes."""
+    """Say whether the module's layers are ones that `capture` takes."""
     try:
         Layout.of(module, _layers(module))
     except UnfactoredModuleError:
@@ -378,7 +406,7 @@ def is_factored(module: nn.Module) -> bool:
 
 
 def dense_scores(module: nn.Module, output: Callable[..., Tensor], *batch: Tensor) -> DenseScores:
-    """The scores of any module by per-sample differentiation; n times p numbers.
+    """Give the scores of any module by per-sample differentiation; n times p numbers.
 
     Args:
         module: whose parameters count.
@@ -399,34 +427,6 @@ def dense_scores(module: nn.Module, output: Callable[..., Tensor], *batch: Tenso
     return DenseScores(values, torch.cat([row.flatten(1) for row in rows.values()], dim=1))
 
 
-class _Call:
-    """One layer's call: what it read and returned."""
-
-    def __init__(self, layer: nn.Module, read: Tensor | int, output: Tensor) -> None:
-        self.layer = layer
-        self.output = output
-        self.input = read.detach() if isinstance(read, Tensor) else output.new_empty((read, 0))
-        self._versions = self._current_versions()
-
-    def check(self, n: int) -> None:
-        if self.output.shape[:-1] != (n,):
-            raise ValueError(f"{self.layer} returned {tuple(self.output.shape)} for {n} outputs; call it on [n, in].")
-        if self._current_versions() != self._versions:
-            raise ValueError(
-                f"what {self.layer} read or returned was overwritten in place; use operations that are not in place "
-                "(such as ReLU without inplace=True)."
-            )
-
-    def _current_versions(self) -> tuple[int, int]:
-        return self.input._version, self.output._version
-
-
-def _deltas(output: Tensor, calls: Sequence[_Call]) -> tuple[Tensor | None, ...]:
-    """The derivatives of one output [n] with respect to what the layers returned, [n, out] each."""
-    returned = [call.output for call in calls]
-    return torch.autograd.grad(output, returned, torch.ones_like(output), retain_graph=True, allow_unused=True)
-
-
 class _Bound(nn.Module):
     """output(module, ...) as a module, so that functional_call can exchange the parameters."""
 
@@ -440,7 +440,7 @@ class _Bound(nn.Module):
 
 
 def _layers(module: nn.Module) -> list[nn.Module]:
-    """The module's Linear and Constant layers; others with parameters of their own are refused."""
+    """List the module's Linear and Constant layers; others with parameters of their own are refused."""
     layers: list[nn.Module] = []
     for part in module.modules():
         if isinstance(part, (nn.Linear, Constant)):

@@ -260,6 +260,18 @@ class Critic(nn.Module):
         output.bias.copy_((old_std * output.bias.double() + old_mean - new_mean) / new_std)
 
 
+def explained_variance(targets: Tensor, values: Tensor) -> Tensor:
+    """Give 1 - Var(targets - values) / Var(targets), a float64 scalar; not a number where the targets do not vary.
+
+    Args:
+        targets, values: [n].
+    """
+    targets = targets.double()
+    variance = targets.var(correction=0)
+    share = (targets - values).var(correction=0) / variance
+    return torch.where(variance > 0, 1 - share, torch.nan)
+
+
 def output_layer(network: nn.Module) -> nn.Linear:
     """Return the last module of a value network; ValueError if it is no Linear with one output and a bias."""
     *_, output = network.modules()

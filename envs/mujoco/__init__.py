@@ -1,7 +1,8 @@
 """Gymnasium's MuJoCo -v5 tasks, and families of tasks for meta-learning, on batched physics."""
 
-from envs.mujoco.batch import MujocoVectorEnv
-from envs.mujoco.families import FAMILIES, Family, FamilyVectorEnv
-from envs.mujoco.tasks import TASKS, Task
+from envs.mujoco.batch import TASKS, MujocoVectorEnv
+from envs.mujoco.families import FAMILIES, Family
+from envs.mujoco.family_env import FamilyVectorEnv
+from envs.mujoco.tasks import Task
 
 __all__ = ["FAMILIES", "TASKS", "Family", "FamilyVectorEnv", "MujocoVectorEnv", "Task"]

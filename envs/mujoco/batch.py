@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import gymnasium
@@ -12,14 +12,18 @@ import mujoco
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.envs.mujoco.mujoco_env import expand_model_path
 from gymnasium.vector import AutoresetMode
+from mujoco.batch import Batch
 from torch import Tensor
 
-from envs.mujoco.noise import ResetNoise
-from envs.mujoco.physics import BatchPhysics, Physics, ThreadedPhysics, skip_idle_work
-from envs.mujoco.tasks import TASKS, Task
-from envs.vector import Ids, Seeds, SnapshotError, VectorEnv, seeds_per_env
+from envs.mujoco.model import load_model
+from envs.mujoco.physics import DIVERGED, Physics, ThreadedPhysics
+from envs.mujoco.spatial import SPATIAL_TASKS
+from envs.mujoco.tasks import PLANAR_TASKS, RandomStreams, Task
+from envs.vector import Ids, SeededVectorEnv, SnapshotError
+
+TASKS: dict[str, Callable[..., Task]] = {task.env_id: task for task in (*PLANAR_TASKS, *SPATIAL_TASKS)}
+"""Gymnasium id -> the class of its task."""
 
 _RENDER_KWARGS = frozenset(
     {
@@ -35,7 +39,7 @@ _RENDER_KWARGS = frozenset(
 )
 
 
-class MujocoVectorEnv(VectorEnv):
+class MujocoVectorEnv(SeededVectorEnv):
     """One of Gymnasium's MuJoCo -v5 tasks, num_envs at a time.
 
     For the same reset states and actions it equals Gymnasium's own environment bit for bit.
@@ -51,6 +55,8 @@ class MujocoVectorEnv(VectorEnv):
     """
 
     task_types: ClassVar[Mapping[str, Callable[..., Task]]] = TASKS
+    _action_scale: float = 1.0
+    """Factor between actions, which are paid for, and controls."""
 
     def __init__(
         self,
@@ -69,28 +75,23 @@ class MujocoVectorEnv(VectorEnv):
         self.model = self._load_model()
         self._physics = self._make_physics(num_envs, num_threads)
         self._period = self.model.opt.timestep * self.task.frame_skip
-        self._init_qpos, self._init_qvel = self.model.qpos0.copy(), np.zeros(self.model.nv)
+        self._rest = self.model.qpos0.copy(), np.zeros(self.model.nv)
 
-        everyone = np.arange(num_envs)
-        self._physics.set_state(everyone, *(np.tile(x, (num_envs, 1)) for x in (self._init_qpos, self._init_qvel)))
-        self._observation = self.task.observe(np, self._state(), self.model)
-        self._position = self.task.position(np, self._state(), self.model)
+        self._physics.set_state(np.arange(num_envs), *(np.tile(x, (num_envs, 1)) for x in self._rest))
+        state = SimpleNamespace(**self._physics.fields)
+        observation = self.task.observe(np, state, self.model)
+        self._position = self.task.position(np, state, self.model)
         low, high = self.model.actuator_ctrlrange.astype(np.float32).T
         super().__init__(
             num_envs,
-            spaces.Box(-np.inf, np.inf, self._observation.shape[1:], np.float64),
+            spaces.Box(-np.inf, np.inf, observation.shape[1:], np.float64),
             spaces.Box(low, high, dtype=np.float32),
             autoreset=autoreset,
+            seed=seed,
         )
+        self._observation[:] = observation
         self.render_mode = self._render_kwargs.get("render_mode")
         self._renderer: gymnasium.Env | None = None
-
-        # Counters of each simulation. Episodes number from -1, so that the first reset begins episode 0.
-        entropy = np.random.SeedSequence(seed).generate_state(1, np.uint32)[0] if seed is None else seed
-        self._seed = int(entropy) + everyone.astype(np.int64)
-        self._episode = np.full(num_envs, -1, dtype=np.int64)
-        self._elapsed = np.zeros(num_envs, dtype=np.int64)
-        self._ended = np.ones(num_envs, dtype=bool)
 
     def _load_model(self) -> mujoco.MjModel:
         return load_model(self.task.xml_file)
@@ -100,30 +101,76 @@ class MujocoVectorEnv(VectorEnv):
         physics_type = ThreadedPhysics if "cfrc_ext" in fields else BatchPhysics
         return physics_type(self.model, num_envs, fields, num_threads)
 
-    def _state(self, ids: np.ndarray | None = None) -> Any:
-        """What the task reads of the simulations ids."""
-        return self._physics.read(ids)
-
-    def _controls(self, actions: np.ndarray) -> np.ndarray:
-        """Actions [n, A] as the physics takes them."""
-        return actions
-
     @property
     def dt(self) -> float:
-        """Seconds of simulated time per step."""
+        """Give the seconds of simulated time per step."""
         return float(self._period)
 
-    def reset(
-        self, *, seed: Seeds = None, ids: Ids = None, options: dict[str, Any] | None = None
-    ) -> tuple[Tensor, dict[str, Any]]:
-        index = self._reset_ids(ids, options)
-        rows = np.arange(self.num_envs) if index is None else index
-        seeds = seeds_per_env(seed, len(rows), self.num_envs, index)
-        if seeds is not None:
-            self._seed[rows] = seeds
-            self._episode[rows] = -1
-        self._begin_episodes(rows)
-        return torch.from_numpy(self._observation[rows]), {}
+    def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        index = None if ids is None else self._select(ids)
+        rows: Any = slice(None) if index is None else index
+        actions = actions.detach().cpu().numpy() if isinstance(actions, Tensor) else np.asarray(actions)
+        n = self.num_envs if index is None else len(index)
+        if actions.shape != (n, self.model.nu) or actions.dtype != np.float32 or not np.isfinite(actions).all():
+            actions = self._check_actions(actions, n)
+        if self._ended[rows].any():
+            raise ValueError(
+                f"environments {np.flatnonzero(self._ended).tolist()} have ended or never begun; reset them first."
+            )
+
+        controls = actions if self._action_scale == 1.0 else actions * np.float32(self._action_scale)
+        diverged = self._physics.step(controls, self.task.frame_skip, index)
+        state = SimpleNamespace(**{name: field[rows] for name, field in self._physics.fields.items()})
+        observation = self.task.observe(np, state, self.model)
+        velocity = None
+        if self._position is not None:
+            position = self.task.position(np, state, self.model)
+            velocity = (position - self._position[rows]) / self._period
+            self._position[rows] = position
+        reward, terminated, info = self.task.reward(np, state, self.model, actions, velocity)
+        if terminated is None:
+            terminated = np.zeros(n, dtype=bool)
+        if diverged is not None:
+            # MuJoCo has put a diverged simulation back to its default state, which is no successor of anything: the
+            # episode ends where it last stood, as a termination without reward.
+            self.blowups += int(diverged.sum())
+            observation[diverged] = self._observation[rows][diverged]
+            reward[diverged] = 0.0
+            terminated = terminated | diverged
+            info["diverged"] = diverged
+
+        self._elapsed[rows] += 1
+        truncated = self._elapsed[rows] >= self.max_episode_steps
+        ended = terminated | truncated
+        self._observation[rows] = observation
+        if ended.any():
+            self._ended[rows] = ended
+            if self.autoreset is AutoresetMode.SAME_STEP:
+                info["final_obs"], info["_final_obs"] = torch.from_numpy(observation), torch.from_numpy(ended)
+                self._begin_episodes(np.flatnonzero(ended) if index is None else index[ended])
+                observation = self._observation[rows].copy()
+        tensors = (torch.from_numpy(x) for x in (observation, reward, terminated, truncated))
+        return (*tensors, info)  # type: ignore[return-value]
+
+    def _begin_episodes(
+        self,
+        rows: np.ndarray,
+        options: dict[str, Any] | None = None,
+        start: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> dict[str, Any]:
+        """Begin the next episodes of the simulations rows, or episodes that start at qpos [n, nq] and qvel [n, nv]."""
+        if start is None:
+            self._episode[rows] += 1
+            random = RandomStreams(self._seed[rows], self._episode[rows])
+            start = self.task.initial_state(np, random, *self._rest)
+        self._physics.set_state(rows, *start)
+        state = SimpleNamespace(**{name: field[rows] for name, field in self._physics.fields.items()})
+        self._observation[rows] = self.task.observe(np, state, self.model)
+        if self._position is not None:
+            self._position[rows] = self.task.position(np, state, self.model)
+        self._elapsed[rows] = 0
+        self._ended[rows] = False
+        return {}
 
     def set_state(self, qpos: Any, qvel: Any, ids: Ids = None) -> Tensor:
         """Begin an episode of the environments ids at a given state, as Gymnasium's `set_state` after a reset.
@@ -144,63 +191,8 @@ class MujocoVectorEnv(VectorEnv):
             raise ValueError(
                 f"qpos and qvel have shapes {qpos.shape} and {qvel.shape}; give {expected[0]}, {expected[1]}."
             )
-        self._place(rows, qpos, qvel)
+        self._begin_episodes(rows, start=(qpos, qvel))
         return torch.from_numpy(self._observation[rows])
-
-    def _begin_episodes(self, rows: np.ndarray) -> None:
-        self._episode[rows] += 1
-        noise = ResetNoise(self._seed[rows], self._episode[rows])
-        self._place(rows, *self.task.initial_state(np, noise, self._init_qpos, self._init_qvel))
-
-    def _place(self, rows: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
-        self._physics.set_state(rows, qpos, qvel)
-        state = self._state(rows)
-        self._observation[rows] = self.task.observe(np, state, self.model)
-        if self._position is not None:
-            self._position[rows] = self.task.position(np, state, self.model)
-        self._elapsed[rows] = 0
-        self._ended[rows] = False
-
-    def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
-        index = self._select(ids)
-        rows = slice(None) if index is None else index
-        actions = self._check_actions(actions, self.num_envs if index is None else len(index))
-        if self._ended[rows].any():
-            raise ValueError(
-                f"environments {np.flatnonzero(self._ended).tolist()} have ended or never begun; reset them first."
-            )
-
-        diverged = self._physics.step(self._controls(actions), self.task.frame_skip, index)
-        state = self._state(index)
-        observation = self.task.observe(np, state, self.model)
-        velocity = None
-        if self._position is not None:
-            position = self.task.position(np, state, self.model)
-            velocity = (position - self._position[rows]) / self._period
-            self._position[rows] = position
-        reward, terminated, info = self.task.reward(np, state, self.model, actions, velocity)
-        if terminated is None:
-            terminated = np.zeros(len(reward), dtype=bool)
-        if diverged is not None:
-            # MuJoCo has put a diverged simulation back to its default state, which is no successor of anything: the
-            # episode ends where it last stood, as a termination without reward.
-            self.blowups += int(diverged.sum())
-            observation[diverged] = self._observation[rows][diverged]
-            reward[diverged] = 0.0
-            terminated = terminated | diverged
-            info["diverged"] = diverged
-        self._elapsed[rows] += 1
-        truncated = self._elapsed[rows] >= self.max_episode_steps
-        ended = terminated | truncated
-        self._observation[rows] = observation
-        if ended.any():
-            self._ended[rows] = ended
-            if self.autoreset is AutoresetMode.SAME_STEP:
-                info["final_obs"], info["_final_obs"] = torch.from_numpy(observation), torch.from_numpy(ended)
-                self._begin_episodes(np.flatnonzero(ended) if index is None else index[ended])
-                observation = self._observation[rows].copy()
-        tensors = (torch.from_numpy(x) for x in (observation, reward, terminated, truncated))
-        return (*tensors, info)  # type: ignore[return-value]
 
     def snapshot(self, ids: Ids = None) -> dict[str, Tensor]:
         index = self._select(ids)
@@ -224,7 +216,7 @@ class MujocoVectorEnv(VectorEnv):
         return torch.from_numpy(self._observation[rows])
 
     def _counters(self) -> dict[str, np.ndarray]:
-        """Everything that a snapshot holds beside the physics, as the live arrays [num_envs, ...]."""
+        """Name everything that a snapshot holds beside the physics: the live arrays [num_envs, ...]."""
         arrays = {
             "seed": self._seed,
             "episode": self._episode,
@@ -236,7 +228,7 @@ class MujocoVectorEnv(VectorEnv):
         return arrays if self._position is None else {**arrays, "position": self._position}
 
     def render(self) -> tuple[Any, ...] | None:
-        """One frame per environment, drawn by Gymnasium's own renderer."""
+        """Draw one frame per environment with Gymnasium's own renderer."""
         if self._renderer is None:
             self._renderer = gymnasium.make(
                 self.task.env_id, **dataclasses.asdict(self.task), **self._render_kwargs
@@ -256,8 +248,57 @@ class MujocoVectorEnv(VectorEnv):
             self._renderer.close()
 
 
+class BatchPhysics(Physics):
+    """Physics on mujoco.batch.Batch, which reaches the rate of a loop in C."""
+
+    def __init__(self, model: mujoco.MjModel, num: int, fields: Sequence[str], num_threads: int = 0) -> None:
+        super().__init__(model, num, fields, num_threads)
+        self.batch = Batch(model, num, self.num_threads)
+        self._default = self.batch.state[0].copy()
+        self.fields = {name: self.batch.bind(name) for name in fields}
+        self._qpos, self._qvel, self._ctrl = (self.batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
+        self._diverged = self.batch.warning[:, DIVERGED, 1]
+
+    def step(self, controls: np.ndarray, substeps: int, ids: np.ndarray | None = None) -> np.ndarray | None:
+        if ids is None:
+            self._ctrl[:] = controls
+            self.batch.step(nstep=substeps)
+        else:
+            self._ctrl[ids] = controls
+            self.batch.step(np.sort(ids), nstep=substeps)
+        if not self._diverged.any():
+            return None
+        diverged: np.ndarray = np.logical_or.reduce(self._diverged, axis=1)
+        self._diverged[:] = 0
+        return diverged if ids is None else diverged[ids]
+
+    def set_state(self, ids: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
+        # A row is all of a simulation's state: writing the default one is a reset, at a third of batch.reset's cost.
+        self.batch.state[ids] = self._default
+        self._qpos[ids] = qpos
+        self._qvel[ids] = qvel
+        self.batch.forward(np.sort(ids))  # mujoco.batch takes sorted ids only
+
+    def set_parameters(self, ids: np.ndarray, parameters: Mapping[str, np.ndarray]) -> None:
+        """Give the simulations ids their own model parameters, and the constants that mj_setConst derives from them.
+
+        Args:
+            ids: [k].
+            parameters: MjModel field -> values [k, ...].
+        """
+        for name, values in parameters.items():
+            self.batch.expand(name)[ids] = values
+        self.batch.set_const(np.sort(ids))
+
+    def integration_state(self, ids: np.ndarray) -> np.ndarray:
+        return self.batch.state[ids]
+
+    def set_integration_state(self, ids: np.ndarray, state: np.ndarray) -> None:
+        self.batch.state[ids] = state
+
+
 def make_task(task_type: Callable[..., Task], env_id: str, kwargs: dict[str, Any]) -> tuple[Task, dict[str, Any]]:
-    """The task and the keyword arguments that concern rendering only."""
+    """Make the task, and give the keyword arguments that concern rendering only."""
     names = {field.name for field in dataclasses.fields(task_type)}  # type: ignore[arg-type]
     unknown = kwargs.keys() - names - _RENDER_KWARGS
     if unknown:
@@ -267,21 +308,3 @@ def make_task(task_type: Callable[..., Task], env_id: str, kwargs: dict[str, Any
         )
     rendering = {name: value for name, value in kwargs.items() if name in _RENDER_KWARGS}
     return task_type(**{name: value for name, value in kwargs.items() if name in names}), rendering
-
-
-def load_model(xml_file: str) -> mujoco.MjModel:
-    with _silent_warnings():
-        model = mujoco.MjModel.from_xml_path(expand_model_path(xml_file))
-    skip_idle_work(model)
-    return model
-
-
-@contextmanager
-def _silent_warnings() -> Iterator[None]:
-    """Keeps MuJoCo from writing a log file into the working directory for its remarks on Gymnasium's models."""
-    previous = mujoco.get_mju_user_warning()
-    mujoco.set_mju_user_warning(lambda message: None)
-    try:
-        yield
-    finally:
-        mujoco.set_mju_user_warning(previous)

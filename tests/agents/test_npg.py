@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from agents import NPG, TRPO
-from agents.natural.curvature import ESTIMATES
+from agents.natural import CURVATURES
 from agents.natural.scores import dense_scores
 from agents.natural.step import KL_TOLERANCE
 from agents.npg import NPGConfig
@@ -63,15 +63,12 @@ def test_the_update_is_the_damped_natural_gradient_of_the_definition(env_id: str
 
 
 def test_curvature_samples_are_drawn_anew_for_each_update_and_none_means_all() -> None:
-    agent = make(curvature_samples=32)
-    collect(agent)
-    first = agent._curvature_rows(128)
-    assert first is not None
-    assert len(set(first.tolist())) == 32
-    agent.counter += 1
-    assert not torch.equal(first, agent._curvature_rows(128))
-    assert agent._curvature_rows(32) is None
-    assert make()._curvature_rows(128) is None
+    agent, drawn = make(curvature_samples=32), []
+    direction = agent.curvature.direction
+    agent.curvature.direction = lambda Psi, A, rows: drawn.append(rows) or direction(Psi, A, rows)  # type: ignore
+    agent.learn(256)
+    assert [len(set(rows.tolist())) for rows in drawn] == [32, 32]
+    assert not torch.equal(*drawn)
     whole, sampled = make().learn(512), make(curvature_samples=64).learn(512)
     assert not torch.equal(parameter_vector(whole.policy.actor), parameter_vector(sampled.policy.actor))
     everything = make(curvature_samples=128).learn(512)
@@ -196,8 +193,7 @@ def test_integers_and_lists_are_taken_where_numbers_and_tuples_are_declared() ->
 
 
 CHOICES: list[dict[str, Any]] = [
-    *({"fisher": name} for name in ESTIMATES),
-    {"fisher": "adaptive", "fisher_first_order": True, "fisher_rate": 1e-3},
+    *({"fisher": name} for name in CURVATURES),
     *({"solver": name} for name in ("cholesky", "gram", "cg")),
     {"solver": "cg", "cg_preconditioner": "ekfac", "cg_warm_start": True},
     {"line_search": True},
@@ -248,17 +244,33 @@ def test_a_line_search_that_finds_nothing_is_counted_and_leaves_the_policy(monke
     assert torch.equal(parameter_vector(agent.policy.actor), before)
 
 
-def test_updates_without_a_direction_stop_the_run_after_a_few(tmp_path: Path) -> None:
-    # First order with a rate beyond its bound: every update of the inverse would make it indefinite.
-    settings = {"fisher": "adaptive", "fisher_first_order": True, "fisher_rate": 0.9, "max_rejected_updates": 3}
-    agent = make(**settings)
+def test_updates_without_a_direction_stop_the_run_after_a_few(tmp_path: Path, monkeypatch: Any) -> None:
+    agent = make(fisher="adaptive", max_rejected_updates=3)
     before = parameter_vector(agent.policy.actor)
-    with pytest.raises(FloatingPointError, match=r"3 updates in a row had no usable direction.*fisher_rate"):
+    # Every update of the inverse goes indefinite.
+    monkeypatch.setattr("agents.natural.adaptive.AdaptiveInverse.update", lambda self, rows, rate: False)
+    with pytest.raises(FloatingPointError, match=r"In 3 updates in a row no direction was usable"):
         agent.learn(128 * 10)
     assert (agent.iteration, agent.rejected_updates) == (3, 3)
     assert torch.equal(parameter_vector(agent.policy.actor), before)
     agent.save(tmp_path / "kept")
     assert NPG.load(tmp_path / "kept.zip").rejected_updates == 3
+    monkeypatch.undo()
+    assert agent.learn(256, reset_num_timesteps=False).stop_reason is None
+    assert agent.iteration == 5
+
+
+def test_line_searches_that_find_nothing_stop_the_run_after_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make(line_search=True, max_rejected_updates=3)
+    monkeypatch.setattr("agents.npg.line_search", lambda try_step, beta, target: (try_step(beta)[0] * 0, 0.0))
+    with pytest.raises(FloatingPointError, match=r"In 3 updates in a row no step within target_kl gained anything"):
+        agent.learn(128 * 10)
+    assert (agent.iteration, agent.rejected_steps, agent.rejected_updates) == (3, 3, 0)
+
+
+def test_the_adaptive_estimate_reports_no_residual_that_nobody_measured() -> None:
+    assert "train/cg_residual" not in make(fisher="adaptive").learn(128).last_metrics
+    assert "train/cg_residual" in make(fisher="kfac").learn(128).last_metrics
 
 
 def test_the_health_curves_are_those_of_the_update() -> None:
@@ -272,8 +284,6 @@ def test_the_health_curves_are_those_of_the_update() -> None:
     assert 0 < m["train/compatible_r2"] < 1
     p = len(parameter_vector(agent.policy.actor))
     assert 1 < m["train/effective_dimension"] < p
-    stages = ("advantages", "scores", "direction", "step", "critic")
-    assert sum(m[f"time/{stage}_seconds"] for stage in stages) <= m["time/train_seconds"]
 
 
 class NormPolicy(ActorCriticPolicy):
@@ -308,9 +318,12 @@ def test_what_does_not_fit_is_refused_at_construction_with_what_does(monkeypatch
     for fisher in ("compatible", "diagonal", "empirical", "adaptive"):
         agent = npg(NormPolicy, fisher=fisher, cg_preconditioner="none").learn(16 * 3)
         assert agent.rejected_updates == 0
-    monkeypatch.setattr("agents.natural.solvers.MATRIX_BYTES", 4 * 49**2)
+    monkeypatch.setattr("agents.natural.curvature.MATRIX_BYTES", 4 * 49**2)
     with pytest.raises(ValueError, match=r"solver is 'cholesky'.*give auto or gram or cg"):
         npg(solver="cholesky")
+    few = npg(solver="gram")  # 16 samples
+    with pytest.raises(ValueError, match=r"solver is 'gram'.*n = 64 samples"):
+        few.set_env(make_vec("InvertedPendulum-v5", 8))
     monkeypatch.setattr("agents.npg.MATRIX_BYTES", 4 * 49**2)
     with pytest.raises(ValueError, match=r"fisher is 'adaptive'.*give one of compatible, analytic"):
         npg(fisher="adaptive")

@@ -135,6 +135,15 @@ def test_environment_i_gets_seed_plus_i(make: Factory) -> None:
 
 
 @ours
+@pytest.mark.parametrize("seed", [-1, [0, 1], [0, 1, -1], [[0, 1, 2]]])
+def test_bad_seeds_are_refused_and_change_nothing(make: Factory, seed: Any) -> None:
+    env, twin = make(N, seed=5), make(N, seed=5)
+    with pytest.raises(ValueError, match="seed is"):
+        env.reset(seed=seed)
+    assert torch.equal(env.reset()[0], twin.reset()[0])
+
+
+@ours
 def test_seed_of_the_constructor_fixes_unseeded_resets(make: Factory) -> None:
     seeded = make(N, seed=5)
     assert torch.equal(seeded.reset()[0], make(N).reset(seed=5)[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import gymnasium
 import mujoco
 import numpy as np
@@ -72,13 +74,13 @@ def test_rewards_are_those_of_the_text(name: str, variant: str) -> None:
     point, ant = name == "Point", name.startswith("Ant")
 
     def place(i: int) -> list[float]:
-        state = env._physics.read()
+        state = SimpleNamespace(**env._physics.fields)
         return [*(state.xpos[i, 1, :2] if ant else state.qpos[i, :2])]
 
     for action in some_actions(env, 6, 3):
         before = [place(i) for i in range(3)]
         _, reward, terminated, _, _ = env.step(action)
-        state = env._physics.read()
+        state = SimpleNamespace(**env._physics.fields)
         for i in range(3):
             if terminated[i]:
                 continue  # without the reward of health
@@ -181,13 +183,13 @@ def test_random_parameters_are_those_of_a_model_edited_by_hand(name: str, body: 
         data = mujoco.MjData(model)
         mujoco.mj_setConst(model, data)
         mujoco.mj_resetData(model, data)
-        data.qpos[:], data.qvel[:] = env._physics.read().qpos[i], env._physics.read().qvel[i]
+        data.qpos[:], data.qvel[:] = env._physics.fields["qpos"][i], env._physics.fields["qvel"][i]
         mujoco.mj_forward(model, data)
         models.append(model)
         datas.append(data)
     for action in some_actions(env, 30, 2):
         env.step(action)
-        state = env._physics.read()
+        state = SimpleNamespace(**env._physics.fields)
         for i in range(2):
             datas[i].ctrl[:] = action[i]
             mujoco.mj_step(models[i], datas[i], 4)
@@ -202,6 +204,14 @@ def test_the_point_moves_by_a_tenth_of_bounded_actions() -> None:
     np.testing.assert_allclose(observation[0], [0.1, 0.1])
     observation, *_ = env.step(np.array([[-0.5, 0.0]], dtype=np.float32))
     np.testing.assert_allclose(observation[0], [0.05, 0.1])
+
+
+def test_an_episode_at_a_given_state_keeps_the_task() -> None:
+    env = make("HalfCheetahVel", 2, redraw=True)
+    env.reset(seed=0)
+    tasks = env.tasks
+    env.set_state(np.tile(env.model.qpos0, (2, 1)), np.zeros((2, env.model.nv)))
+    assert np.array_equal(env.tasks, tasks)
 
 
 def test_horizon_ends_and_redraw_changes_the_task() -> None:

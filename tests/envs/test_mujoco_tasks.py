@@ -13,8 +13,8 @@ import torch
 
 from envs import make_vec
 from envs.mujoco import TASKS, MujocoVectorEnv
-from envs.mujoco.noise import ResetNoise
-from envs.mujoco.physics import skip_idle_work
+from envs.mujoco.model import skip_idle_work
+from envs.mujoco.tasks import RandomStreams
 
 COMMON = {"exclude_current_positions_from_observation": False, "frame_skip": 3}
 HUMANOID = {
@@ -187,6 +187,30 @@ def test_bad_input_is_named() -> None:
         make_vec("Hopper-v5", 2, reset_noise=0.1)
 
 
+def test_actions_of_another_kind_are_cast_once() -> None:
+    rows = np.random.default_rng(0).uniform(-1, 1, (2, 3))
+    outcomes = []
+    for actions in (
+        rows.astype(np.float32),
+        rows,
+        rows.tolist(),
+        torch.tensor(rows),
+        torch.tensor(rows, dtype=torch.float32, requires_grad=True),
+    ):
+        env = make_vec("Hopper-v5", 2)
+        env.reset(seed=0)
+        outcomes.append(torch.cat((env.step(actions)[0].flatten(), env.step(actions, ids=[0, 1])[1])))
+    assert all(torch.equal(outcome, outcomes[0]) for outcome in outcomes)
+
+
+def test_an_episode_at_a_given_state_leaves_the_streams_where_they_were() -> None:
+    env, twin = make_vec("Hopper-v5", 2, seed=0), make_vec("Hopper-v5", 2, seed=0)
+    env.reset()
+    twin.reset()
+    env.set_state(env.model.qpos0[None], np.ones((1, env.model.nv)), ids=[1])
+    assert torch.equal(env.reset()[0], twin.reset()[0])
+
+
 def test_time_limit_can_be_changed() -> None:
     env = make_vec("Swimmer-v5", 1, max_episode_steps=3)
     env.reset(seed=0)
@@ -214,9 +238,9 @@ def test_reset_states_have_gymnasiums_distribution(env_id: str) -> None:
     np.testing.assert_allclose(ours.std(0), spread, rtol=6 / math.sqrt(n), atol=1e-12)
 
 
-def test_reset_noise_is_uniform_normal_and_independent() -> None:
+def test_random_streams_are_uniform_normal_and_independent() -> None:
     n = 20_000
-    noise = ResetNoise(np.arange(n), np.zeros(n, dtype=np.int64))
+    noise = RandomStreams(np.arange(n), np.zeros(n, dtype=np.int64))
     uniform, normal = noise.uniform(-1.0, 3.0, 4), noise.normal(4)
     assert uniform.min() >= -1
     assert uniform.max() < 3
@@ -226,9 +250,9 @@ def test_reset_noise_is_uniform_normal_and_independent() -> None:
     np.testing.assert_allclose(normal.var(0), 1.0, rtol=0.05)
     columns = np.corrcoef(np.hstack((uniform, normal)).T)
     np.testing.assert_allclose(columns, np.eye(8), atol=0.05)
-    neighbours = np.corrcoef(uniform[:-1, 0], uniform[1:, 0])[0, 1]
-    assert abs(neighbours) < 0.05
-    next_episode = ResetNoise(np.arange(n), np.ones(n, dtype=np.int64)).uniform(-1.0, 3.0, 4)
+    neighbors = np.corrcoef(uniform[:-1, 0], uniform[1:, 0])[0, 1]
+    assert abs(neighbors) < 0.05
+    next_episode = RandomStreams(np.arange(n), np.ones(n, dtype=np.int64)).uniform(-1.0, 3.0, 4)
     assert abs(np.corrcoef(uniform[:, 0], next_episode[:, 0])[0, 1]) < 0.05
 
 

@@ -410,6 +410,14 @@ def test_sb3_takes_one_seed() -> None:
         as_vector(sb3()).reset(seed=[1, 2, 3])
 
 
+def test_gymnasium_takes_one_seed_or_one_for_each() -> None:
+    vector = as_vector(same_step(AutoresetMode.SAME_STEP))
+    seeds = np.arange(vector.num_envs) + 5
+    assert torch.equal(vector.reset(seed=seeds)[0].clone(), vector.reset(seed=np.int64(5))[0])
+    with pytest.raises(ValueError, match="one for each"):
+        vector.reset(seed=[*seeds, 1])
+
+
 def test_a_view_of_a_foreign_environment_can_be_seeded() -> None:
     for vector in (as_vector(sb3()), as_vector(same_step(AutoresetMode.SAME_STEP))):
         assert isinstance(vector, VectorEnv)

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from directions import gauss_newton
 from torch import nn
 
 from agents.natural import critic_fits as critics
-from agents.natural.critic_fits import explained_variance, gauss_newton
-from agents.policy.networks import Critic, ReturnScale, parameter_vector
+from agents.policy.networks import Critic, ReturnScale, explained_variance, parameter_vector
 
 
 def critic(seed=0, hidden=16, dtype=torch.float32, scale=None):

@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from directions import natural_gradient
 from torch import nn
 
-from agents.natural.curvature import conjugate_gradient, natural_gradient, step_size
+from agents.natural.curvature import conjugate_gradient
 from agents.natural.scores import DenseScores, capture
+from agents.natural.step import step_size
 from agents.policy.networks import Constant, assign_parameters, parameter_vector
 
 

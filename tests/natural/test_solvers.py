@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from agents.natural import solvers
+from agents.natural import curvature
+from agents.natural.curvature import check_solver, cholesky, choose_solver, conjugate_gradient, gram
 from agents.natural.scores import DenseScores
-from agents.natural.solvers import check_solver, cholesky, choose_solver, conjugate_gradient, gram
 
 
 def problem(n: int = 12, p: int = 20, dtype: torch.dtype = torch.float64) -> tuple[DenseScores, torch.Tensor]:
@@ -103,13 +103,13 @@ def test_preconditioned_cg_reports_the_residual_of_the_system_itself() -> None:
 
 
 def test_auto_chooses_by_size() -> None:
-    assert choose_solver(10_000, solvers.CHOLESKY_PARAMETERS) == "cholesky"
-    assert choose_solver(solvers.GRAM_SAMPLES, 5000) == "gram"
+    assert choose_solver(10_000, curvature.CHOLESKY_PARAMETERS) == "cholesky"
+    assert choose_solver(curvature.GRAM_SAMPLES, 5000) == "gram"
     assert choose_solver(2048, 5000) == "cg"
 
 
 def test_a_matrix_that_does_not_fit_is_refused_with_those_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(solvers, "MATRIX_BYTES", 4 * 1000**2)
+    monkeypatch.setattr(curvature, "MATRIX_BYTES", 4 * 1000**2)
     check_solver("cholesky", 50_000, 1000)
     check_solver("gram", 1000, 50_000)
     check_solver("cg", 10**6, 10**6)
