@@ -26,7 +26,7 @@ from agents.checkpoint import with_prefix
 from agents.config import CommonConfig, near, preset_values
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.distributions import Head
-from agents.rollout.buffer import FieldSpec, Rollout
+from agents.rollout.buffer import FieldSpec
 from agents.rollout.collector import Collector, buffer_fields, single_thread
 from agents.saving import Saved
 from envs import make_vec
@@ -271,8 +271,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         finally:
             listener.on_training_end()
 
-    def collect(self) -> Rollout | None:
-        """Fill this iteration's rollout, where the policy trains; None if a callback asked to stop."""
+    def collect(self) -> Any:
+        """Give what `train` takes, a rollout where the policy trains; None if a callback asked to stop."""
         return self.collector.fill(self.collector.policy.sampler(), self.counter)
 
     @abstractmethod

@@ -124,9 +124,10 @@ class Saved:
     @classmethod
     def _policy_class(cls, manifest: dict[str, Any]) -> type[BasePolicy]:
         """Find the policy class that a checkpoint names; CheckpointError if it is not one of the algorithm's own."""
-        for known in cls.policy_aliases.values():
-            if known.__name__ == manifest["policy_class"]:
-                return known
+        # The first checkpoints name the class, later ones the alias.
+        named = {known.__name__: known for known in cls.policy_aliases.values()} | cls.policy_aliases
+        if manifest["policy_class"] in named:
+            return named[manifest["policy_class"]]
         raise CheckpointError(
             f"This agent was made with the policy class {manifest['policy_class']}; "
             "give it again: load(path, custom_objects={'policy_class': ...})."
@@ -139,10 +140,11 @@ class Saved:
         policy_kwargs = dict(self.policy_kwargs)
         if "activation_fn" in policy_kwargs:
             policy_kwargs["activation_fn"] = activation_key(policy_kwargs["activation_fn"])
+        kind, aliases = self.policy_class, {known: alias for alias, known in self.policy_aliases.items()}
         snapshot, tensors_of_envs = self._packed_environments()
         manifest = {
             "algorithm": self.name,
-            "policy_class": self.policy_class.__name__,
+            "policy_class": aliases.get(kind, f"{kind.__module__}.{kind.__qualname__}"),
             "policy_kwargs": policy_kwargs,
             "config": dataclasses.asdict(self.config),
             "observation_space": encode_space(self.observation_space),

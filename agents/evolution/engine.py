@@ -27,9 +27,8 @@ https://proceedings.mlr.press/v202/vicol23a.html; Li et al. 2023 (NRES, GPES), h
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -37,7 +36,8 @@ import torch
 from torch import Tensor
 
 from agents import noise
-from agents.evolution.unroll import State, Unroll
+from agents.checkpoint import with_prefix
+from agents.evolution.unroll import ParticleState, Unroll
 
 METHODS: dict[str, dict[str, Any]] = {
     "es": {"resample_every": None},
@@ -101,7 +101,7 @@ class Scheme:
         resample_every: int | None = None,
         staggered: bool = True,
     ) -> Scheme:
-        """The scheme of a method in `METHODS`.
+        """Make the scheme of a method in `METHODS`.
 
         Args:
             window: K; for "es" it is the horizon, and need not be given.
@@ -111,8 +111,7 @@ class Scheme:
             ValueError: the method is unknown, what it needs is missing, or a value does not suit it.
         """
         if method not in METHODS:
-            near = difflib.get_close_matches(method, METHODS) or METHODS
-            raise ValueError(f"method is {method!r}; give one of {', '.join(near)}.")
+            raise ValueError(f"method is {method!r}; give one of {', '.join(METHODS)}.")
         if (method == "gpes") != (resample_every is not None):
             raise ValueError(f"resample_every is {resample_every} for {method}; gpes needs it, and gpes alone.")
         if method == "es" and (horizon is None or window not in (None, horizon)):
@@ -133,13 +132,19 @@ class Scheme:
         """States that are carried for a pair."""
         return 1 if self.shared else len(self.signs)
 
+    @property
+    def windows(self) -> float:
+        """Windows of an episode, T/K; 1 where episodes have no limit."""
+        return 1.0 if self.horizon is None else self.horizon / self.window
+
 
 @dataclass(frozen=True)
 class Particles:
     """Everything that passes from one window to the next, for n pairs from `first_pair` on; s states to a pair."""
 
     seed: int
-    iteration: int
+    counter: int
+    """Windows before the next one, which keys the noise."""
     first_pair: int
     epsilon: Tensor
     """The perturbation ε in force, [n, P]."""
@@ -153,8 +158,30 @@ class Particles:
     """Whether the pair resets before the next window, boolean [n]."""
     ended: Tensor
     """Whether the episodes ended, boolean [n, s]."""
-    state: State
+    state: ParticleState
     """The task's state of n s rows; empty before the first window."""
+
+    def weighted(self, utilities: Tensor) -> Tensor:
+        """Return the last window's estimates with utilities [2n] for scores: sums like `Estimate.sums`, [shards, P].
+
+        With the scores themselves they are those of the estimate, unless that was analytic. The caller finds the
+        utilities, what each twin's score counts, from all pairs' scores; each worker sums its own.
+        """
+        plus, minus = utilities.view(-1, 2).T
+        estimates = self.xi * ((plus - minus).to(self.xi.dtype) / 2)[:, None]
+        return torch.stack([shard.sum(0) for shard in estimates.split(noise.SHARD)])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all but the seed, the counter and the first pair, for a file."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        own = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        return own | {f"state.{name}": value for name, value in self.state.items()}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], seed: int, counter: int, first_pair: int = 0) -> Particles:
+        """Take back what `tensors` gave."""
+        own = {name: value for name, value in tensors.items() if not name.startswith("state.")}
+        return cls(seed, counter, first_pair, state=with_prefix(tensors, "state."), **own)
 
 
 @dataclass(frozen=True)
@@ -202,13 +229,29 @@ class Estimate:
         """The mean of |ξ| over the pairs in the w-th window of their episode, [oldest + 1]; NaN where there is none."""
         return self.phase.bincount(self.xi_norm) / self.phases
 
+    def metrics(self) -> dict[str, float | Tensor]:
+        """Say how the search went; tensors are for histograms."""
+        ages = {f"search/xi_norm_at_age_{age:02}": norm for age, norm in enumerate(self.xi_by_phase.tolist())}
+        return {
+            "train/gradient_signal_to_noise": self.signal_to_noise.item(),
+            "train/score_mean": self.scores.mean().item(),
+            "train/score_std": self.scores.std(correction=0).item(),
+            "search/live_twins": int((self.steps > 0).sum()),
+            "search/xi_norm": self.xi_norm.mean().item(),
+            "search/phases": self.phase.cpu(),
+            **{name: norm for name, norm in ages.items() if not math.isnan(norm)},
+        }
 
-def start(scheme: Scheme, theta: Tensor, seed: int, *, first_pair: int = 0, pairs: int | None = None) -> Particles:
-    """Particles before their first window.
+
+def start(
+    scheme: Scheme, theta: Tensor, seed: int, *, counter: int = 0, first_pair: int = 0, pairs: int | None = None
+) -> Particles:
+    """Make particles before their first window.
 
     Args:
         theta: parameters [P]; their dtype (float32 or float64) and device are the particles'.
         seed: the run's seed.
+        counter: windows that the run has made before, with other particles.
         first_pair, pairs: the range that this worker computes (all: None). It begins at a multiple of `noise.SHARD`,
             and so does the next worker's.
 
@@ -233,7 +276,7 @@ def start(scheme: Scheme, theta: Tensor, seed: int, *, first_pair: int = 0, pair
         limit = windows - (share * windows).long()
     return Particles(
         seed=seed,
-        iteration=0,
+        counter=counter,
         first_pair=first_pair,
         epsilon=theta.new_zeros(n, len(theta)),
         xi=theta.new_zeros(n, len(theta)),
@@ -256,7 +299,7 @@ def estimate(
 ) -> tuple[Estimate, Particles]:
     """Unroll every pair by one window and estimate the gradient of the score at theta.
 
-    The noise is keyed by (seed, iteration, shard), and sums over pairs are taken shard by shard: if the task's rows do
+    The noise is keyed by (seed, counter, shard), and sums over pairs are taken shard by shard: if the task's rows do
     not influence each other, neither does how the shards are spread over workers, to the last bit.
 
     Args:
@@ -281,28 +324,26 @@ def estimate(
         )
     if shape is not None and scheme.analytic:
         raise ValueError("pes_analytic adds a gradient that is not shaped; give shape=None, or use pes.")
-    particles = _perturb(scheme, sigma, _restart(task, scheme, particles), shape)
+    width, carried = len(scheme.signs), scheme.states
+    particles = _renew(task, scheme, sigma, particles, shape)
     epsilon, xi = particles.epsilon, particles.xi
-    n, width = len(xi), len(scheme.signs)
 
+    # A shared state is unrolled in every row of its pair.
+    before = {name: value.repeat_interleave(width // carried, 0) for name, value in particles.state.items()}
+    ended_before = particles.ended.repeat_interleave(width // carried, 1)
     signs = torch.tensor(scheme.signs, dtype=theta.dtype, device=theta.device)
     with torch.set_grad_enabled(scheme.analytic):
         rows = (theta.detach() + signs[:, None] * epsilon[:, None]).flatten(0, 1).requires_grad_(scheme.analytic)
-        repeats = width // scheme.states
-        before = {name: value.repeat_interleave(repeats, 0) for name, value in particles.state.items()}
-        ended_before = particles.ended.repeat_interleave(repeats, 1)
         state, scores, ended = _advance(task, rows, before, ended_before.flatten(), scheme.window)
-        scores = scores.view(n, width)
-        if scheme.analytic:
-            own = _own_effect(scores, rows)
-    scores, ended = scores.detach(), ended.view(n, width)
+        scores, ended = scores.view(-1, width), ended.view(-1, width)
+        own = _own_effect(scores, rows) if scheme.analytic else None
 
+    scores = scores.detach()
     difference = (scores[:, 0] - scores[:, 1]).to(xi.dtype) / 2
-    if scheme.analytic:
-        estimates = own + (xi - epsilon / sigma**2) * (difference - (epsilon * own).sum(1))[:, None]
-    else:
+    if own is None:
         estimates = xi * difference[:, None]
-    made = (state["steps"] - before["steps"]).view(n, width)
+    else:
+        estimates = own + (xi - epsilon / sigma**2) * (difference - (epsilon * own).sum(1))[:, None]
     result = Estimate(
         sums=torch.stack([shard.sum(0) for shard in estimates.split(noise.SHARD)]),
         squares=estimates.square().sum(1),
@@ -310,150 +351,87 @@ def estimate(
         phase=particles.phase,
         xi_norm=xi.norm(dim=1),
         deaths=(ended & ~ended_before)[:, :2].sum(1),
-        steps=made.sum(1),
+        steps=(state["steps"] - before["steps"]).view(-1, width).sum(1),
     )
 
     # A shared state is the last row's; own states are all rows.
-    ended = ended[:, width - scheme.states :]
-    state = {
-        name: value.detach().unflatten(0, (n, width))[:, width - scheme.states :].flatten(0, 1)
-        for name, value in state.items()
-    }
-    phase = particles.phase + 1
-    due = ended[:, :2].all(1) | (phase >= particles.limit)
-    limit = particles.limit
+    kept = slice(width - carried, None)
+    state = {name: value.detach().unflatten(0, (-1, width))[:, kept].flatten(0, 1) for name, value in state.items()}
+    ended, phase, limit = ended[:, kept], particles.phase + 1, particles.limit
+    due = ended[:, :2].all(1) | (phase >= limit)
     if scheme.horizon is not None:
         limit = limit.masked_fill(due, scheme.horizon // scheme.window)
     after = replace(
-        particles, iteration=particles.iteration + 1, phase=phase, limit=limit, due=due, ended=ended, state=state
+        particles, counter=particles.counter + 1, phase=phase, limit=limit, due=due, ended=ended, state=state
     )
     return result, after
 
 
-def weighted(particles: Particles, utilities: Tensor) -> Tensor:
-    """The last window's estimates with utilities in place of scores: sums like `Estimate.sums`, [shards, P].
-
-    With the scores themselves they are those of the estimate, unless that was analytic. The caller finds the utilities
-    from all pairs' scores; each worker sums its own.
-
-    Args:
-        particles: what `estimate` returned.
-        utilities: what each twin's score counts, in the order of the rows, [2n].
-    """
-    plus, minus = utilities.view(-1, 2).T
-    estimates = particles.xi * ((plus - minus).to(particles.xi.dtype) / 2)[:, None]
-    return torch.stack([shard.sum(0) for shard in estimates.split(noise.SHARD)])
-
-
-def centered_ranks(scores: Tensor) -> Tensor:
-    """Ranks of scores [n], from -1/2 for the lowest to 1/2 for the highest; equal scores share their mean rank.
-
-    Source: Salimans et al. 2017, section 2, https://arxiv.org/abs/1703.03864. A monotone rescaling of scores changes
-    nothing; what is maximized is not the mean score.
-    """
-    below = (scores[:, None] > scores).sum(1) - (scores[:, None] < scores).sum(1)
-    return below.double() / max(2 * (len(scores) - 1), 1)
-
-
-def log_ranks(scores: Tensor) -> Tensor:
-    """Utilities of scores [n] that fall with the logarithm of the rank, alike for the lower half; their sum is 0.
-
-    Source: Wierstra et al. 2014, section 3.1, https://jmlr.org/papers/v15/wierstra14a.html; the weights are those of
-    Hansen & Ostermeier 2001. Of equal scores the first ranks highest.
-    """
-    n = len(scores)
-    ranks = torch.empty_like(scores, dtype=torch.float64)
-    order = scores.argsort(descending=True, stable=True)
-    ranks[order] = torch.arange(1, n + 1, dtype=torch.float64, device=scores.device)
-    weights = (math.log(n / 2 + 1) - ranks.log()).clamp(min=0)
-    return weights / weights.sum() - 1 / n
-
-
-def top_pairs(scores: Tensor, count: int) -> Tensor:
-    """Which of n pairs are the count with the highest better twin, of their scores [2n]: boolean [n].
-
-    Source: Mania et al. 2018, algorithm 2, line 7, https://arxiv.org/abs/1803.07055. Of equal pairs the first are kept.
-    """
-    best = scores.view(-1, 2).amax(1)
-    order = best.argsort(descending=True, stable=True)
-    return torch.zeros_like(best, dtype=torch.bool).index_fill(0, order[:count], True)
-
-
 def join(estimates: Sequence[Estimate]) -> Estimate:
-    """The estimate of all pairs from those of consecutive ranges, in order: equal to one that was computed at once."""
+    """Put the estimates of consecutive ranges together, in order: to the bits of one that was computed at once."""
     return Estimate(*(torch.cat([getattr(part, field.name) for part in estimates]) for field in fields(Estimate)))
 
 
-def _restart(task: Unroll, scheme: Scheme, particles: Particles) -> Particles:
-    """Begin new episodes in the pairs that are due; all of a pair's rows get the same key."""
-    pairs = particles.due.nonzero().squeeze(1)
-    if not len(pairs):
-        return particles
-    shape = (1, len(particles.due))
-    uniform = noise.uniform(
-        particles.seed, "episode", particles.iteration, shape, torch.float64, start=particles.first_pair
-    )
-    keys = (uniform[0] * 2**31).long().to(pairs.device)[pairs].repeat_interleave(scheme.states)
-    slots = (pairs[:, None] * scheme.states + torch.arange(scheme.states, device=pairs.device)).flatten()
-    fresh = task.init(keys, slots)
-    if "steps" not in fresh:
-        raise ValueError(f'the task\'s state holds {", ".join(fresh)}; it needs "steps", the steps made since init.')
-    return replace(
-        particles,
-        xi=particles.xi.masked_fill(particles.due[:, None], 0),
-        phase=particles.phase.masked_fill(particles.due, 0),
-        ended=particles.ended.masked_fill(particles.due[:, None], False),
-        state=_put(particles.state, slots, fresh) if particles.state else fresh,
-    )
+def _renew(task: Unroll, scheme: Scheme, sigma: float, particles: Particles, shape: Shape | None) -> Particles:
+    """Begin new episodes in the pairs that are due, draw ε anew where it is time, and add ε/σ² to ξ.
+
+    All rows of a pair begin with the same key. With a shared state only this window's ε has an effect.
+    """
+    old, due, every = particles, particles.due[:, None], scheme.resample_every
+    phase = old.phase.masked_fill(old.due, 0)
+    epsilon, xi = old.epsilon, old.xi.masked_fill(due, 0)
+    renewed = phase == 0 if every is None else phase % every == 0
+    if renewed.any():
+        size = (1, *xi.shape)
+        z = noise.normal(old.seed, "perturbation", old.counter, size, xi.dtype, start=old.first_pair)[0].to(xi.device)
+        if shape is not None:
+            # By shard, since a product's rounding may depend on how many rows it has.
+            z = torch.cat([shape(shard) for shard in z.split(noise.SHARD)])
+        past = torch.zeros_like(xi) if scheme.shared else xi
+        epsilon = torch.where(renewed[:, None], sigma * z, epsilon)
+        xi = torch.where(renewed[:, None], past + z / sigma, xi)
+
+    state, pairs = old.state, old.due.nonzero().squeeze(1)
+    if len(pairs):
+        size = (1, len(old.due))
+        uniform = noise.uniform(old.seed, "episode", old.counter, size, torch.float64, start=old.first_pair)[0]
+        keys = (uniform * 2**31).long().to(pairs.device)[pairs].repeat_interleave(scheme.states)
+        slots = (pairs[:, None] * scheme.states + torch.arange(scheme.states, device=pairs.device)).flatten()
+        fresh = task.init(keys, slots)
+        if "steps" not in fresh:
+            raise ValueError(
+                f'the task\'s state holds {", ".join(fresh)}; it needs "steps", the steps made since init.'
+            )
+        state = _put(state, slots, fresh) if state else fresh
+    ended = old.ended.masked_fill(due, False)
+    return replace(old, epsilon=epsilon, xi=xi, phase=phase, ended=ended, state=state)
 
 
-def _perturb(scheme: Scheme, sigma: float, particles: Particles, shape: Shape | None) -> Particles:
-    """Draw ε anew where it is time, and add ε/σ² to ξ; with a shared state only this window's ε has an effect."""
-    every = scheme.resample_every
-    renewed = particles.phase == 0 if every is None else particles.phase % every == 0
-    if not renewed.any():
-        return particles
-    epsilon, xi = particles.epsilon, particles.xi
-    drawn = noise.normal(
-        particles.seed, "perturbation", particles.iteration, (1, *xi.shape), xi.dtype, start=particles.first_pair
-    )[0].to(xi.device)
-    if shape is not None:
-        # By shard, since a product's rounding may depend on how many rows it has.
-        drawn = torch.cat([shape(shard) for shard in drawn.split(noise.SHARD)])
-    past = torch.zeros_like(xi) if scheme.shared else xi
-    return replace(
-        particles,
-        epsilon=torch.where(renewed[:, None], sigma * drawn, epsilon),
-        xi=torch.where(renewed[:, None], past + drawn / sigma, xi),
-    )
-
-
-def _advance(task: Unroll, theta: Tensor, state: State, ended: Tensor, window: int) -> tuple[State, Tensor, Tensor]:
-    """task.unroll of the rows that have not ended; the others stay as they are and score 0."""
-    if not ended.any():
-        return _unroll(task, theta, state, window)
-    rows = (~ended).nonzero().squeeze(1)
-    after, score, over = _unroll(task, theta[rows], {name: value[rows] for name, value in state.items()}, window)
+def _advance(
+    task: Unroll, theta: Tensor, state: ParticleState, ended: Tensor, window: int
+) -> tuple[ParticleState, Tensor, Tensor]:
+    """Unroll the rows that have not ended; the others stay as they are and score 0."""
+    rows = None if not ended.any() else (~ended).nonzero().squeeze(1)
+    going = state if rows is None else {name: value[rows] for name, value in state.items()}
+    theta = theta if rows is None else theta[rows]
+    after, score, over = task.unroll(theta, going, window)
+    if score.shape != (len(theta),) or over.shape != (len(theta),) or over.dtype != torch.bool:
+        raise ValueError(
+            f"the task gave scores {tuple(score.shape)} and ended {over.dtype} {tuple(over.shape)}; "
+            f"both have the shape ({len(theta)},), and ended is boolean."
+        )
+    if rows is None:
+        return after, score, over
     scores = score.new_zeros(len(ended)).index_copy(0, rows, score)
     return _put(state, rows, after), scores, ended.index_copy(0, rows, over)
 
 
-def _unroll(task: Unroll, theta: Tensor, state: State, window: int) -> tuple[State, Tensor, Tensor]:
-    after, score, ended = task.unroll(theta, state, window)
-    if score.shape != (len(theta),) or ended.shape != (len(theta),) or ended.dtype != torch.bool:
-        raise ValueError(
-            f"the task gave scores {tuple(score.shape)} and ended {ended.dtype} {tuple(ended.shape)}; "
-            f"both have the shape ({len(theta)},), and ended is boolean."
-        )
-    return after, score, ended
-
-
-def _put(state: State, rows: Tensor, values: State) -> State:
+def _put(state: ParticleState, rows: Tensor, values: ParticleState) -> ParticleState:
     return {name: value.index_copy(0, rows, values[name]) for name, value in state.items()}
 
 
 def _own_effect(scores: Tensor, rows: Tensor) -> Tensor:
-    """The gradients [n, P] of the windows' scores [n, 3] in the mean parameters, the last of each three rows."""
+    """Return the gradients [n, P] of the windows' scores [n, 3] in the mean parameters, the last of each three rows."""
     if not scores.requires_grad:
         raise ValueError("the task's scores cannot be differentiated; use pes instead of pes_analytic.")
     (gradient,) = torch.autograd.grad(scores[:, 2].sum(), rows)

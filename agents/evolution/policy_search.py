@@ -3,21 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from agents import noise
-from agents.evolution.policies import DeterministicPolicy
-from agents.evolution.unroll import State
+from agents.config import CommonConfig, at_least
+from agents.evolution.engine import Scheme
+from agents.evolution.unroll import ParticleState
+from agents.evolution.whitening import Products
 from agents.policy.normalizer import Moments
-from agents.rollout.buffer import FieldSpec, Rollout
-from agents.rollout.collector import Step, collect_some
-from envs.vector import VectorEnv
+from agents.rollout.buffer import FieldSpec
+from agents.rollout.collector import Collector
+from envs.vector import SnapshotError, VectorEnv
 
 
-class StopAsked(Exception):  # noqa: N818, as Python's StopIteration
-    """A callback asked to stop within a window."""
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(CommonConfig):
+    """How pairs of policies play. An episode is the horizon T, in environment steps."""
+
+    estimator: Literal["pes", "nres", "gpes", "es", "truncated_es"] = "pes"
+    """pes, nres, gpes, es (whole episodes: n_steps is the horizon) or truncated_es (biased, for comparison)."""
+    horizon: Annotated[int, at_least(1)] | None = None
+    """T, environment steps after which a pair begins anew, a multiple of n_steps; None: the environment's time limit,
+    or no limit where it has none."""
+    resample_every: Annotated[int, at_least(1)] | None = None
+    """M, windows between new perturbations; for gpes only (Li et al. 2023)."""
+    staggered: bool = True
+    """Whether the pairs' first episodes are cut short, so that their phases spread evenly over the horizon."""
+    alive_bonus_offset: float = 0.0
+    """Added to the reward of every step when scores are summed: -1 takes away what survival alone is worth in Hopper-v5
+    and Walker2d-v5 (Mania et al. 2018, section 4.3)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.horizon is not None and self.horizon % self.n_steps:
+            raise ValueError(
+                f"n_steps is {self.n_steps}, which does not divide the horizon, {self.horizon}; give a divisor."
+            )
+        if (self.estimator == "gpes") != (self.resample_every is not None):
+            raise ValueError(
+                f"resample_every is {self.resample_every} for {self.estimator}; gpes needs it, and gpes alone."
+            )
+
+    def scheme(self, vector: VectorEnv) -> Scheme:
+        """Say how pairs are perturbed and unrolled in these environments; ValueError if they cannot be."""
+        n = vector.num_envs
+        width = 3 if self.estimator == "truncated_es" else 2
+        if n % width:
+            third = " and a third one for truncated_es, with the mean parameters" if width == 3 else ""
+            raise ValueError(f"num_envs is {n}; give a multiple of {width}: particles come in antithetic pairs{third}.")
+        limit, horizon = _time_limit(vector), self.horizon
+        if horizon is None and limit is not None:
+            horizon = -(-limit // self.n_steps) * self.n_steps
+        elif horizon is not None and limit is not None and horizon > limit:
+            raise ValueError(
+                f"horizon is {horizon}, but the environment's episodes end after {limit} steps; give None."
+            )
+        if self.estimator == "es" and horizon != self.n_steps:
+            whole = "which have no limit: give horizon too" if horizon is None else f"give n_steps={limit or horizon}"
+            raise ValueError(f"es unrolls whole episodes, but n_steps is {self.n_steps}; {whole}.")
+        scheme = Scheme.of(
+            self.estimator,
+            particles=n // width * 2,
+            window=self.n_steps,
+            horizon=horizon,
+            resample_every=self.resample_every,
+            staggered=self.staggered,
+        )
+        if scheme.shared:
+            _require_snapshots(vector)
+        return scheme
 
 
 class PolicySearch:
@@ -31,33 +89,16 @@ class PolicySearch:
     have been put into the state of the third, which the particle lives in.
 
     Args:
-        vector: with autoreset disabled.
-        policy: what the parameters are those of; lives where the environments do.
-        buffer: for windows of all environments, with `fields`.
-        shared: whether rows share states.
+        collector: of environments with autoreset disabled; keeps `fields`. Its policy is what the parameters are of.
+        config: says whether rows share states, and what counts of the rewards.
         products: whether moments hold products of different observations.
-        gamma: discount per environment step.
-        offset: added to the reward of every step.
     """
 
-    observations: Tensor
-    """Current in the environments, [N, *O]."""
-    on_step: Callable[[Step], bool] | None = None
-    """Called after each step; False stops the window, which raises `StopAsked`."""
-
-    def __init__(
-        self,
-        vector: VectorEnv,
-        policy: DeterministicPolicy,
-        buffer: Rollout,
-        *,
-        shared: bool = False,
-        products: bool = False,
-        gamma: float = 1.0,
-        offset: float = 0.0,
-    ) -> None:
-        self.vector, self.policy, self.buffer = vector, policy, buffer
-        self.shared, self.products, self.gamma, self.offset = shared, products, gamma, offset
+    def __init__(self, collector: Collector, config: SearchConfig, *, products: bool = False) -> None:
+        self.collector, self.products = collector, products
+        self.shared = config.estimator == "truncated_es"
+        self.gamma, self.offset = config.gamma, config.alive_bonus_offset
+        vector, policy = collector.vector, collector.policy
         n, size = vector.num_envs, len(policy.normalizer.mean)
         parameters = sum(parameter.numel() for parameter in policy.actor.parameters())
         self._theta = torch.zeros(n, parameters, device=vector.device)
@@ -66,7 +107,7 @@ class PolicySearch:
 
     @staticmethod
     def fields(observation_shape: tuple[int, ...], normalize: bool) -> dict[str, FieldSpec]:
-        """What the buffer keeps of each step."""
+        """Declare what is kept of each step."""
         kept = {
             "rewards": FieldSpec(dtype=torch.float64),
             "terminated": FieldSpec(dtype=torch.bool),
@@ -75,12 +116,12 @@ class PolicySearch:
         }
         return {**kept, "observations": FieldSpec(observation_shape)} if normalize else kept
 
-    def init(self, keys: Tensor, slots: Tensor) -> State:
+    def init(self, keys: Tensor, slots: Tensor) -> ParticleState:
+        collector, normalizer, n = self.collector, self.collector.policy.normalizer, len(slots)
         ids = 3 * slots + 2 if self.shared else slots
-        first, _ = self.vector.reset(seed=keys.cpu().numpy(), ids=ids)
-        self.observations[ids] = first
-        self.began(ids)
-        normalizer, n = self.policy.normalizer, len(slots)
+        assert collector.observations is not None
+        collector.observations[ids], _ = collector.vector.reset(seed=keys.cpu().numpy(), ids=ids)
+        collector.episodes.restart(ids)
         return {
             "steps": torch.zeros_like(slots),
             "slots": slots,
@@ -88,13 +129,7 @@ class PolicySearch:
             "scale": normalizer.scale.expand(n, -1).clone(),
         }
 
-    def began(self, ids: Tensor) -> None:
-        """Called where environments begin an episode."""
-
-    def branched(self, source: Tensor, target: Tensor) -> None:
-        """Called where environments go on with other ones' episodes."""
-
-    def unroll(self, theta: Tensor, state: State, window: int) -> tuple[State, Tensor, Tensor]:
+    def unroll(self, theta: Tensor, state: ParticleState, window: int) -> tuple[ParticleState, Tensor, Tensor]:
         ids = self._share(state["slots"]) if self.shared else state["slots"]
         self._theta[ids], self._shift[ids], self._scale[ids] = theta, state["shift"], state["scale"]
         going: Tensor | None = None
@@ -104,52 +139,70 @@ class PolicySearch:
             nonlocal going, choose
             if rows is not going:
                 chosen = (x.index_select(0, rows) for x in (self._theta, self._shift, self._scale))
-                choose = self.policy.particles(*chosen)
+                choose = self.collector.policy.particles(*chosen)
                 going = rows
             actions = choose(observations)
             return actions, actions
 
-        # Callbacks, where there are any, see ordinary tensors.
-        with torch.inference_mode(self.on_step is None):
-            observations = collect_some(self.vector, act, self.buffer, self.observations, ids, self.on_step)
-        if observations is None:
+        if not self.collector.fill_some(act, ids):
             raise StopAsked
-        self.observations = observations.clone()
-
-        stepped, rewards = self.buffer["stepped"][:, ids], self.buffer["rewards"][:, ids]
+        rollout = self.collector.rollout
+        stepped, rewards = rollout["stepped"][:, ids], rollout["rewards"][:, ids]
         if self.offset:
             rewards = rewards + self.offset * stepped
         if self.gamma != 1.0:
             age = state["steps"] + torch.arange(window, device=ids.device)[:, None]
             rewards = rewards * self.gamma ** age.double()
-        ended = (self.buffer["terminated"] | self.buffer["truncated"])[:, ids].any(0)
+        ended = (rollout["terminated"] | rollout["truncated"])[:, ids].any(0)
         # A running sum: sum adds up in an order that depends on the number of columns.
         scores = rewards.cumsum(0)[-1]
         return {**state, "steps": state["steps"] + stepped.sum(0)}, scores, ended
 
-    def moments(self) -> list[Moments]:
-        """Of the last window's observations, for each shard of `noise.SHARD` pairs; to be merged in this order."""
+    def moments(self) -> list[Any]:
+        """Sum up the last window's observations, for each shard of `noise.SHARD` pairs; to be merged in this order.
+
+        They are `Products` if these were asked for, else `Moments`.
+        """
         width = noise.SHARD * (3 if self.shared else 2)
-        observations, stepped = self.buffer["observations"], self.buffer["stepped"]
+        observations, stepped = self.collector.rollout["observations"], self.collector.rollout["stepped"]
+        kind: type[Moments] = Products if self.products else Moments
         # Chosen rows: most rows of a window hold nothing where episodes end early.
         return [
-            Moments.of(observations[:, shard][stepped[:, shard]].flatten(1), self.products)
-            for shard in (slice(first, first + width) for first in range(0, self.buffer.num_envs, width))
+            kind.of(observations[:, shard][stepped[:, shard]].flatten(1))
+            for shard in (slice(first, first + width) for first in range(0, stepped.shape[1], width))
         ]
 
-    @property
-    def terminations(self) -> int:
-        """Episodes that ended in the last window, other than by a time limit."""
-        return int(self.buffer["terminated"].sum())
-
     def _share(self, slots: Tensor) -> Tensor:
-        """The environments of triples of rows, each put into the state of its third."""
+        """Put each triple of rows into the state of its third, and return their environments."""
+        collector = self.collector
         ids = 3 * slots + torch.arange(3, device=slots.device).repeat(len(slots) // 3)
         source = ids[2::3]
-        snapshot = self.vector.snapshot(source)
+        snapshot = collector.vector.snapshot(source)
+        assert collector.observations is not None
         for twin in (0, 1):
             target = ids[twin::3]
-            self.vector.restore(snapshot, target)
-            self.observations[target] = self.observations[source]
-            self.branched(source, target)
+            collector.vector.restore(snapshot, target)
+            for values in (collector.observations, collector.episodes.returns, collector.episodes.lengths):
+                values[target] = values[source]
         return ids
+
+
+class StopAsked(Exception):  # noqa: N818, as Python's StopIteration
+    """A callback asked to stop within a window."""
+
+
+def _time_limit(vector: VectorEnv) -> int | None:
+    """Find the environment steps after which episodes are truncated, where that is known."""
+    limit = getattr(vector, "max_episode_steps", None)
+    return limit if limit is not None else getattr(vector.spec, "max_episode_steps", None)
+
+
+def _require_snapshots(vector: VectorEnv) -> None:
+    """Raise ValueError unless the environments can be put into each other's state."""
+    vector.reset()
+    try:
+        vector.restore(vector.snapshot())
+    except SnapshotError as error:
+        raise ValueError(
+            f"estimator is 'truncated_es', which puts environments into one state, but {error} Give another estimator."
+        ) from error

@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from agents.config import CommonConfig, at_least
+
 SearchState = dict[str, Tensor]
 """What a search goes on from: parameters, statistics, the optimizer's state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialsConfig(CommonConfig):
+    """Which searches are compared before one goes on."""
+
+    trials: tuple[Annotated[int, at_least(1)], ...] = ()
+    """Searches that are compared first, in each round of successive halving: 8 3 makes eight from the beginning, then
+    goes on with the three best of them, then with the best. They are scored by the better half of their last window."""
+    trial_steps: tuple[Annotated[int, at_least(1)], ...] = ()
+    """Environment steps of a search in each round; schedules begin after the last one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        falling = all(more > fewer for more, fewer in pairwise(self.trials))
+        self.require("trials", falling, "ever fewer searches, or nothing")
+        if len(self.trials) != len(self.trial_steps):
+            raise ValueError(
+                f"trials has {len(self.trials)} rounds and trial_steps {len(self.trial_steps)}; give as many of each."
+            )
 
 
 class Trials:
@@ -39,13 +65,22 @@ class Trials:
 
     @property
     def pending(self) -> bool:
-        """Whether searches are still compared."""
+        """Say whether searches are still compared."""
         return self.round < len(self.counts)
 
     @property
     def total_steps(self) -> int:
-        """Environment steps of all rounds."""
+        """Count the environment steps of all rounds."""
         return self._steps_before(len(self.counts))
+
+    def expect(self, total: int) -> None:
+        """Warn if training ends among the trials, after total environment steps of the run."""
+        if self.pending and total < self.total_steps:
+            warnings.warn(
+                f"The trials take {self.total_steps:,} environment steps and training ends after {total:,}, with the "
+                "policy of an unfinished comparison; give more steps, or trials=().",
+                stacklevel=4,
+            )
 
     def compare(self, steps: int, score: float, current: Callable[[], SearchState]) -> SearchState | None:
         """Take the search that runs into the comparison, if its steps have been made.
@@ -75,7 +110,7 @@ class Trials:
         return sum(count * steps for count, steps in zip(self.counts[:round_], self.steps, strict=False))
 
     def tensors(self) -> SearchState:
-        """What a resumed run needs of it; once nothing is compared any more, that nothing is."""
+        """Return what a resumed run needs; once nothing is compared any more, that nothing is."""
         held = {"progress": torch.tensor([self.round, self.made])}
         if not self.pending:
             return held
@@ -94,7 +129,7 @@ class Trials:
 
 
 def copied(state: Mapping[str, Tensor]) -> SearchState:
-    """A state of one's own, which later updates leave as it is."""
+    """Copy a state, which later updates leave as it is."""
     return {name: value.clone() for name, value in state.items()}
 
 

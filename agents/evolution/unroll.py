@@ -6,8 +6,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-State = dict[str, Tensor]
-"""The state of n particles: tensors whose first dimension is n. "steps", int64 [n], counts the steps since init."""
+ParticleState = dict[str, Tensor]
+"""Of n particles: tensors whose first dimension is n. "steps", int64 [n], counts the steps since init."""
+
+State = ParticleState
 
 
 class Unroll(Protocol):
@@ -17,8 +19,8 @@ class Unroll(Protocol):
     computation keeps elsewhere (a simulator, stepped by ids) it finds again by the slots that it stored in the state.
     """
 
-    def init(self, keys: Tensor, slots: Tensor) -> State:
-        """The first state of n new episodes.
+    def init(self, keys: Tensor, slots: Tensor) -> ParticleState:
+        """Begin n new episodes and return their first state.
 
         Args:
             keys: int64 [n] in [0, 2^31), the seeds of the episodes; equal keys give equal episodes.
@@ -26,7 +28,7 @@ class Unroll(Protocol):
         """
         ...
 
-    def unroll(self, theta: Tensor, state: State, window: int) -> tuple[State, Tensor, Tensor]:
+    def unroll(self, theta: Tensor, state: ParticleState, window: int) -> tuple[ParticleState, Tensor, Tensor]:
         """Advance n particles by up to window steps.
 
         Args:

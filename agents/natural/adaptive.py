@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agents import noise
-from agents.natural.curvature import Curvature, Precondition, Solution, Status, relative_damping
+from agents.natural.curvature import Curvature, Precondition, Solution, Status
 from agents.natural.scores import Scores
 
 RATE = 0.1
@@ -79,8 +79,8 @@ class AdaptiveCurvature(Curvature):
         self.running: AdaptiveInverse | None = None
         self.updates = 0
 
-    def solve(self, sampled: Scores, A: Tensor, gradient: Tensor) -> Solution:
-        taken = self._take_in(sampled)
+    def solve(self, fisher: Scores, shift: Tensor, gradient: Tensor) -> Solution:
+        taken = self._take_in(fisher, shift.item())
         self.updates += 1
         if not taken or self.running is None:
             return Solution(torch.zeros_like(gradient), 0, math.nan, "indefinite")
@@ -90,11 +90,10 @@ class AdaptiveCurvature(Curvature):
         status: Status = "zero_rhs" if size == 0 else "converged" if finite and math.isfinite(size) else "non_finite"
         return Solution(w if status == "converged" else torch.zeros_like(w), 0, math.nan, status)
 
-    def _take_in(self, Psi: Scores) -> bool:
+    def _take_in(self, Psi: Scores, shift: float) -> bool:
         """Update the inverse by some of Ψ's rows and of the damping's; False if that would go indefinite."""
         p, key = Psi.p, (self.seed, "fisher", self.updates)
         some = Psi.of(noise.permutation(*key, Psi.n)[:ROWS].to(Psi.device))
-        shift = relative_damping(Psi, self.damping).item()
         if not math.isfinite(shift):
             return False
         if self.running is None:

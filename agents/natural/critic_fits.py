@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from agents import noise
-from agents.natural.curvature import Precondition, Status, cholesky, conjugate_gradient, damped, relative_damping
+from agents.natural.curvature import Precondition, Status, cholesky, conjugate_gradient, damped
 from agents.natural.scores import capture
 from agents.optim.registry import load_optimizer_tensors, make_optimizer, optimizer_tensors
 from agents.policy.networks import Critic, assign_parameters, explained_variance, output_layer, parameter_vector
@@ -87,18 +87,20 @@ class GaussNewton(CriticFit):
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; give at least 1.")
+        if not self.damping >= 0:
+            raise ValueError(f"damping is {self.damping}; give 0 or more.")
 
     @torch.no_grad()
     def fit(self, critic: Critic, s: Tensor, targets: Tensor, rows: Tensor | None = None) -> FitStatistics:
         z = critic.scale.normalize(targets)
-        explained: list[Tensor] = []
+        outputs: list[Tensor] = []
         iterations = 0
         for _ in range(self.steps):
             jacobian = capture(critic.network, lambda: critic.normalized(s))
+            outputs.append(jacobian.values)
             error = z - jacobian.values
-            explained.append(explained_variance(z, jacobian.values))
             curvature = jacobian if rows is None else jacobian.of(rows)
-            shift = relative_damping(curvature, self.damping)
+            shift = self.damping * curvature.trace() / curvature.p
             solution = conjugate_gradient(
                 damped(curvature, shift),
                 jacobian.gradient(error),
@@ -107,10 +109,19 @@ class GaussNewton(CriticFit):
                 preconditioner=None if self.precondition is None else self.precondition(curvature, shift),
             )
             iterations += solution.iterations
-            step, outputs = _descend(critic, s, z, error.square().mean(), solution.direction)
-        explained.append(explained_variance(z, outputs))
-        before, after = explained[0].item(), explained[-1].item()
-        return FitStatistics(before, after, iterations, solution.residual, solution.status, step)
+            # The longest of the steps 1, 1/2, 1/4, ... that does not raise the loss.
+            origin, loss, step = parameter_vector(critic.network), error.square().mean(), 1.0
+            for _ in range(HALVINGS + 1):
+                assign_parameters(critic.network, origin + step * solution.direction)
+                after = critic.normalized(s)
+                if (after - z).square().mean() <= loss:
+                    break
+                step /= 2
+            else:
+                assign_parameters(critic.network, origin)
+                after, step = critic.normalized(s), 0.0
+        before, now = (explained_variance(z, y).item() for y in (outputs[0], after))
+        return FitStatistics(before, now, iterations, solution.residual, solution.status, step)
 
 
 @dataclass(frozen=True)
@@ -212,21 +223,3 @@ CRITIC_FITS: dict[str, Callable[[Any, Critic, Precondition | None, int], CriticF
     },
 }
 """Name -> what makes a fit from a configuration, the critic, a preconditioner and the run's seed."""
-
-
-def _descend(critic: Critic, observations: Tensor, z: Tensor, loss: Tensor, direction: Tensor) -> tuple[float, Tensor]:
-    """Take the longest of the steps 1, 1/2, 1/4, ... that does not raise the loss; 0 leaves the network as it was.
-
-    Returns:
-        The step and the outputs [n] after it.
-    """
-    origin = parameter_vector(critic.network)
-    step = 1.0
-    for _ in range(HALVINGS + 1):
-        assign_parameters(critic.network, origin + step * direction)
-        outputs = critic.normalized(observations)
-        if (outputs - z).square().mean() <= loss:
-            return step, outputs
-        step /= 2
-    assign_parameters(critic.network, origin)
-    return 0.0, critic.normalized(observations)

@@ -65,6 +65,8 @@ class Curvature(ABC):
     """
 
     def __init__(self, c: Any, precondition: Precondition | None = None, seed: int = 0) -> None:
+        if not c.cg_damping >= 0:
+            raise ValueError(f"damping is {c.cg_damping}; give 0 or more.")
         self.damping: float = c.cg_damping
         self.precondition, self.seed = precondition, seed
 
@@ -81,16 +83,21 @@ class Curvature(ABC):
         Source: Kakade 2001, theorem 1, https://papers.nips.cc/paper/2073-a-natural-policy-gradient.
         Differs from the paper: damped, and the damping is scaled with the Fisher matrix's trace.
         """
-        gradient = Psi.gradient(A)
         sampled, wanted = (Psi, A) if rows is None else (Psi.of(rows), A[rows])
-        solution = self.solve(sampled, wanted, gradient)
+        fisher = self.outer_products(sampled, wanted)
+        gradient = Psi.gradient(A)
+        solution = self.solve(fisher, self.damping * fisher.trace() / fisher.p, gradient)
         fitted = sampled.matvec(solution.direction)
         r2 = 1 - (wanted - fitted).square().sum() / wanted.square().sum()
         return NaturalGradient(solution.direction, gradient, fitted @ fitted / sampled.n, solution, r2)
 
+    def outer_products(self, sampled: Scores, A: Tensor) -> Scores:
+        """Give the scores whose Ψᵀ Ψ / n the estimate begins with, from some samples' and their advantages."""
+        return sampled
+
     @abstractmethod
-    def solve(self, sampled: Scores, A: Tensor, gradient: Tensor) -> Solution:
-        """Solve for the direction, from the samples that F is estimated from and their advantages."""
+    def solve(self, fisher: Scores, shift: Tensor, gradient: Tensor) -> Solution:
+        """Solve (F + λ I) w = g for `outer_products`, λ = shift, a scalar, and g, [p]."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Give what it keeps between updates."""
@@ -113,13 +120,7 @@ class Sampled(Curvature):
         self.max_steps, self.tolerance, self.warm_start = c.cg_max_steps, c.cg_tolerance, c.cg_warm_start
         self.last: Tensor | None = None
 
-    def outer_products(self, sampled: Scores, A: Tensor) -> Scores:
-        """Give the scores whose Ψᵀ Ψ / n is the estimate."""
-        return sampled
-
-    def solve(self, sampled: Scores, A: Tensor, gradient: Tensor) -> Solution:
-        fisher = self.outer_products(sampled, A)
-        shift = relative_damping(fisher, self.damping)
+    def solve(self, fisher: Scores, shift: Tensor, gradient: Tensor) -> Solution:
         solver = choose_solver(fisher.n, fisher.p) if self.solver == "auto" else self.solver
         if solver == "cholesky":
             matrix = fisher.fisher()

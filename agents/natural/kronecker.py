@@ -106,8 +106,8 @@ class ClosedForm(Curvature):
 
     form: type[Diagonal] | type[Kronecker]
 
-    def solve(self, sampled: Scores, A: Tensor, gradient: Tensor) -> Solution:
-        M = self.form(sampled, relative_damping(sampled, self.damping))  # type: ignore[arg-type]
+    def solve(self, fisher: Scores, shift: Tensor, gradient: Tensor) -> Solution:
+        M = self.form(fisher, shift)  # type: ignore[arg-type]
         return checked(M.solve(gradient), M.matvec, gradient)
 
 

@@ -348,15 +348,15 @@ def capture(module: nn.Module, forward: Callable[[], Tensor]) -> FactoredScores:
     """
     layers = _layers(module)
     layout = Layout.of(module, layers)
-    calls: dict[nn.Module, tuple[Tensor, Tensor, tuple[int, int]]] = {}
-
-    def keep(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        if layer in calls:
-            raise ValueError(f"{layer} is called twice in one forward pass; its score is then no outer product.")
-        read = args[0].detach() if isinstance(args[0], Tensor) else output.new_empty((args[0], 0))
-        calls[layer] = read, output, (read._version, output._version)
-
-    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    calls: dict[nn.Module, list[tuple[Any, Tensor, int, int]]] = {layer: [] for layer in layers}
+    hooks = [
+        layer.register_forward_hook(
+            lambda layer, read, output: calls[layer].append(
+                (*read, output, getattr(read[0], "_version", 0), output._version)
+            )
+        )
+        for layer in layers
+    ]
     try:
         with torch.enable_grad():
             values = forward()
@@ -369,18 +369,23 @@ def capture(module: nn.Module, forward: Callable[[], Tensor]) -> FactoredScores:
             "them, [K, n]."
         )
     n, unused = values.shape[-1], "takes no part in the output; pass only the module whose parameters do."
+    inputs: list[Tensor] = []
+    returned: list[Tensor] = []
     for layer in layers:
-        if layer not in calls:
+        if not calls[layer]:
             raise ValueError(f"{layer} {unused}")
-        read, output, versions = calls[layer]
+        if len(calls[layer]) > 1:
+            raise ValueError(f"{layer} is called twice in one forward pass; its score is then no outer product.")
+        read, output, *versions = calls[layer][0]
         if output.shape[:-1] != (n,):
             raise ValueError(f"{layer} returned {tuple(output.shape)} for {n} outputs; call it on [n, in].")
-        if versions != (read._version, output._version):
+        if versions != [getattr(read, "_version", 0), output._version]:
             raise ValueError(
                 f"what {layer} read or returned was overwritten in place; use operations that are not in place "
                 "(such as ReLU without inplace=True)."
             )
-    returned = [calls[layer][1] for layer in layers]
+        inputs.append(read.detach() if isinstance(read, Tensor) else output.new_empty((read, 0)))
+        returned.append(output)
     with torch.enable_grad():
         outputs = [values] if values.ndim == 1 else list(values)
     passes = [
@@ -393,7 +398,7 @@ def capture(module: nn.Module, forward: Callable[[], Tensor]) -> FactoredScores:
             raise ValueError(f"{layer} {unused}")
         given = [torch.zeros_like(output) if part is None else part for part in parts]
         deltas.append(given[0] if values.ndim == 1 else torch.stack(given))
-    return FactoredScores(values.detach(), [calls[layer][0] for layer in layers], deltas, layout)
+    return FactoredScores(values.detach(), inputs, deltas, layout)
 
 
 def is_factored(module: nn.Module) -> bool:

@@ -104,21 +104,16 @@ def match_kl(kl_at: Callable[[float], float], beta: float, target: float) -> tup
         if abs(kl / target - 1) <= KL_TOLERANCE or (near and correction >= MAX_CORRECTIONS):
             break
         if 0 < kl < math.inf:
-            factor = min((target / kl) ** (1 / _power(last, (taken, kl))), 2.0)
+            power = 2.0
+            if 0 < last[1] < math.inf:  # KL ∝ β^power through the last two steps
+                power = min(max(math.log(kl / last[1]) / math.log(taken / last[0]), 1.0), 4.0)
+            factor = min((target / kl) ** (1 / power), 2.0)
         else:
             factor = 2.0 if kl == 0 else 0.5
         beta = min(beta * factor, longest)
         if beta == taken:
             break
     return (taken, kl) if 0 < kl <= 2 * target else (0.0, 0.0)
-
-
-def _power(first: tuple[float, float], second: tuple[float, float]) -> float:
-    """Give x between 1 and 4 with KL ∝ βˣ through two pairs of β and KL; 2 where they do not say."""
-    (beta, kl), (other_beta, other_kl) = first, second
-    if beta in (0.0, other_beta) or not (0 < kl < math.inf and 0 < other_kl < math.inf):
-        return 2.0
-    return min(max(math.log(other_kl / kl) / math.log(other_beta / beta), 1.0), 4.0)
 
 
 def line_search(try_step: Callable[[float], tuple[float, float]], beta: float, target: float) -> tuple[float, float]:

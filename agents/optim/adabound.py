@@ -5,7 +5,7 @@ from __future__ import annotations
 import cmath
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -20,11 +20,7 @@ from torch.optim.optimizer import (
     _view_as_real,
 )
 
-Scalar = Any
-"""A float, or a tensor where the update is captured, compiled or differentiated."""
-
-AUTO = "auto"
-"""The final_lr of a group whose own is yet to be measured."""
+from agents.optim.effective_steps import AUTO, adam_steps, scalars_at
 
 NONFINITE = ("raise", "skip", "ignore")
 """What a gradient that is not finite may do."""
@@ -44,7 +40,7 @@ _FURTHER_OPTIONS = {
 
 
 def handover_gamma(fraction: float, updates: int) -> float:
-    """The gamma that hands over from Adam to SGD after a fraction of the planned updates.
+    """Return the gamma that hands over from Adam to SGD after a fraction of the planned updates.
 
     At the hand-over, update 1 / gamma, the bounds are final_lr / 2 and 2 final_lr.
 
@@ -235,8 +231,12 @@ class AdaBound(Optimizer):
         exp_avgs, exp_avg_sqs = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq"))
         maxima = [state["max_exp_avg_sq"] for state in states] if group["amsbound"] else []
         steps = [state["step"] for state in states]
-        update = _multi_tensor if _use_foreach(group, params) else _single_tensor
+        foreach = group["foreach"]
+        if foreach is None:
+            _, foreach = _default_to_fused_or_foreach(params, group["differentiable"])
+            foreach = foreach and (group["capturable"] or not isinstance(group["lr"], Tensor))
         _view_as_real(params, grads, exp_avgs, exp_avg_sqs, *([maxima] if maxima else []))
+        update = _multi_tensor if foreach else _single_tensor
         update(params, grads, exp_avgs, exp_avg_sqs, maxima, steps, group)
         if group["final_lr"] == AUTO and max(float(step) for step in steps) * group["gamma"] >= 1:
             self._measure_final_lr(group)
@@ -250,7 +250,7 @@ class AdaBound(Optimizer):
 
     @torch.no_grad()
     def _measure_final_lr(self, group: dict[str, Any]) -> None:
-        steps = torch.cat([correction / denominators for correction, denominators, _ in denominators_of(self, group)])
+        steps = torch.cat([steps for _, steps in adam_steps(self, group)])
         if len(steps):
             group["final_lr"] = group["base_lr"] * steps.median().item()
 
@@ -260,39 +260,6 @@ class AMSBound(AdaBound):
 
     def __init__(self, params: ParamsT, *args: Any, **kwargs: Any) -> None:
         super().__init__(params, *args, amsbound=True, **kwargs)
-
-
-def denominators_of(optimizer: AdaBound, group: Mapping[str, Any]) -> Iterator[tuple[float, Tensor, float]]:
-    """Per parameter that has been updated: √(1 - β₂ᵗ) / (1 - β₁ᵗ); √v + eps of its elements with v > 0, flat; and t."""
-    for parameter in group["params"]:
-        if state := optimizer.state.get(parameter):
-            second = state["max_exp_avg_sq" if group["amsbound"] else "exp_avg_sq"].detach()
-            second = torch.view_as_real(second) if second.is_complex() else second
-            step = float(state["step"])
-            yield _correction(step, group), second[second > 0].sqrt() + group["eps"], step
-
-
-def bounds_at(step: Scalar, group: Mapping[str, Any]) -> tuple[Scalar, Scalar]:
-    """The bounds of η / lr at update t = step; 0 and infinity while an automatic final_lr is not measured."""
-    if group["final_lr"] == AUTO:
-        return 0.0, math.inf
-    # 1 - 1 / (gamma t + 1), in the form that loses no digits in float32.
-    k = group["gamma"] * step / (group["gamma"] * step + 1)
-    bound = group["final_lr"] / group["base_lr"]
-    return bound * k, bound / k
-
-
-def _correction(step: Scalar, group: Mapping[str, Any]) -> Scalar:
-    """√(1 - β₂ᵗ) / (1 - β₁ᵗ)."""
-    beta1, beta2 = group["betas"]
-    return (1 - beta2**step) ** 0.5 / (1 - beta1**step)
-
-
-def _scalars(step: Scalar, group: Mapping[str, Any]) -> tuple[Scalar, Scalar, Scalar]:
-    """The factor that m / denominator takes, and the denominator's bounds: clamping it costs less than clamping η."""
-    lower, upper = bounds_at(step, group)
-    correction = _correction(step, group)
-    return -group["lr"] * correction, correction / upper, correction / lower if group["final_lr"] != AUTO else math.inf
 
 
 def _single_tensor(
@@ -327,11 +294,12 @@ def _single_tensor(
             else:
                 torch.maximum(second, exp_avg_sq, out=second)
 
-        factor, floor, ceiling = _scalars(step.to(param.device) if on_device else _get_value(step), group)
+        correction, floor, ceiling = scalars_at(step.to(param.device) if on_device else _get_value(step), group)
         denominator = second.sqrt()
         # Derivatives need the root and m as they are now.
         denominator = denominator + group["eps"] if differentiable else denominator.add_(group["eps"])
         denominator.clamp_(floor, ceiling)
+        factor = -group["lr"] * correction
         if on_device:
             param.addcmul_((exp_avg.clone() if differentiable else exp_avg) / denominator, factor)
         else:
@@ -374,23 +342,17 @@ def _multi_tensor(
         denominators = torch._foreach_sqrt(max_exp_avg_sqs or exp_avg_sqs)
         torch._foreach_add_(denominators, group["eps"])
         if group["capturable"]:
-            factors, floors, ceilings = (scalar.unbind() for scalar in _scalars(torch.stack(steps), group))
-            torch._foreach_clamp_min_(denominators, floors)
-            torch._foreach_clamp_max_(denominators, ceilings)
-            torch._foreach_div_(denominators, factors)
+            corrections, floors, ceilings = scalars_at(torch.stack(steps), group)
+            torch._foreach_clamp_min_(denominators, floors.unbind())
+            torch._foreach_clamp_max_(denominators, ceilings.unbind())
+            torch._foreach_div_(denominators, (-group["lr"] * corrections).unbind())
             torch._foreach_addcdiv_(params, exp_avgs, denominators)
         else:
-            factors, floors, ceilings = zip(*(_scalars(_get_value(step), group) for step in steps), strict=True)
+            corrections, floors, ceilings = zip(*(scalars_at(_get_value(step), group) for step in steps), strict=True)
             torch._foreach_clamp_min_(denominators, floors)
             torch._foreach_clamp_max_(denominators, ceilings)
-            torch._foreach_addcdiv_(params, exp_avgs, denominators, factors)
-
-
-def _use_foreach(group: Mapping[str, Any], params: list[Tensor]) -> bool:
-    if group["foreach"] is None:
-        _, foreach = _default_to_fused_or_foreach(params, group["differentiable"])
-        return foreach and (group["capturable"] or not isinstance(group["lr"], Tensor))
-    return group["foreach"]
+            factor = -group["lr"]
+            torch._foreach_addcdiv_(params, exp_avgs, denominators, [factor * x for x in corrections])
 
 
 def _new_step(parameter: Tensor, group: Mapping[str, Any], value: float) -> Tensor:
@@ -405,7 +367,7 @@ def _name(group: Mapping[str, Any], index: int, i: int) -> str:
 
 
 def _all_finite(grads: Collection[Tensor]) -> bool:
-    """Whether the gradients' sum is finite, which takes one number per device to the host."""
+    """Tell whether the gradients' sum is finite, which takes one number per device to the host."""
     totals: dict[torch.device, Tensor] = {}
     for grad in grads:
         total = grad.detach().sum()
@@ -460,7 +422,7 @@ def _is_positive(value: Any) -> bool:
 
 
 def _check_layout(optimizer: AdaBound, state_dict: Mapping[str, Any]) -> None:
-    """That groups hold AdaBound's options and states fit the parameters; their numbers are checked by torch."""
+    """Refuse groups without AdaBound's options and states that fit no parameter; torch checks how many there are."""
     kind = type(optimizer).__name__
     for index, (saved, group) in enumerate(zip(state_dict["param_groups"], optimizer.param_groups, strict=False)):
         if missing := [option for option in _PUBLIC_OPTIONS if option not in saved]:

@@ -37,6 +37,7 @@ class ClipUp(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update the parameters that have a gradient; returns the loss of closure, which evaluates it anew."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -86,7 +87,7 @@ class Categoricals:
     """D independent categorical actions.
 
     Attributes:
-        log_probs: [n, D, C] normalised log-probabilities; choices that an action does not have are -inf.
+        log_probs: [n, D, C] normalized log-probabilities; choices that an action does not have are -inf.
         shape: of one action: (D,), or () for a single Discrete action.
     """
 
@@ -159,7 +160,7 @@ class Bernoullis:
 
 @dataclass(frozen=True)
 class Head:
-    """How an action space is parametrised.
+    """How an action space is parametrized.
 
     Attributes:
         kind: the family.
@@ -173,7 +174,7 @@ class Head:
 
     @staticmethod
     def of(space: spaces.Space) -> Head:
-        """The head for a Box, Discrete, MultiDiscrete or MultiBinary space; others raise ValueError."""
+        """Find the head for a Box, Discrete, MultiDiscrete or MultiBinary space; others raise ValueError."""
         match space:
             case spaces.Box() if np.issubdtype(space.dtype, np.floating):
                 if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
@@ -193,19 +194,19 @@ class Head:
             "space of one dimension that counts from 0."
         )
 
-    @property
+    @cached_property
     def outputs(self) -> int:
-        """K, the number of network outputs."""
+        """Count the network's outputs, K."""
         return sum(self.choices) if self.kind == "categorical" else math.prod(self.shape)
 
-    @property
+    @cached_property
     def noise_shape(self) -> tuple[int, ...]:
-        """Shape of the noise that one action takes; a Gaussian action is drawn flat and has the same shape."""
+        """Give the shape of the noise that one action takes; a Gaussian action is drawn flat and has the same shape."""
         return (len(self.choices),) if self.kind == "categorical" else (self.outputs,)
 
     @property
     def action_shape(self) -> tuple[int, ...]:
-        """Shape of one action as the distribution gives and takes it."""
+        """Give the shape of one action as the distribution gives and takes it."""
         return self.noise_shape if self.kind == "gaussian" else self.shape
 
     @property
@@ -213,7 +214,7 @@ class Head:
         return torch.float32 if self.kind == "gaussian" else torch.int64
 
     def distribution(self, outputs: Tensor, log_std: Tensor | None = None) -> Distribution:
-        """The distributions that outputs [n, K] stand for; log_std [A] or [n, A] belongs to Gaussian heads."""
+        """Make the distributions that outputs [n, K] stand for; log_std [A] or [n, A] belongs to Gaussian heads."""
         if self.kind == "gaussian":
             assert log_std is not None
             return DiagonalGaussian(outputs, log_std)

@@ -148,8 +148,8 @@ class Actor(nn.Module):
         self.log_std = Constant(head.outputs, log_std_init) if head.kind == "gaussian" else None
 
     def forward(self, normalized: Tensor) -> Distribution:
-        outputs = self.net(normalized)
-        return self.head.distribution(outputs, self.log_std(len(outputs)) if self.log_std is not None else None)
+        log_std = None if self.log_std is None else self.log_std(len(normalized))
+        return self.head.distribution(self.net(normalized), log_std)
 
     def shared_std(self, normalized: Tensor) -> Distribution:
         """Do as `forward`, without a copy of the log standard deviation per sample: follows it when it changes."""

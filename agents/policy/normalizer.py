@@ -9,55 +9,37 @@ from torch import Tensor, nn
 
 
 class Moments(NamedTuple):
-    """Of n numbers per column: what can be merged without loss. float64; source: Chan, Golub and LeVeque 1979."""
+    """What can be merged without loss of n numbers per column. float64; source: Chan, Golub and LeVeque 1979."""
 
     n: Tensor
     """How many, of shape ()."""
     mean: Tensor
     """[O]."""
     m2: Tensor
-    """Sums of squared differences from the mean, [O], or of the products of every two, [O, O]."""
+    """Sums of squared differences from the mean, [O]."""
 
     @classmethod
-    def of(cls, x: Tensor, products: bool = False) -> Self:
-        """Of the rows of x [n, O]; n may be 0."""
+    def of(cls, x: Tensor) -> Self:
+        """Sum up the rows of x [n, O]; n may be 0."""
         x = x.to(torch.float64)
         mean = x.sum(0) / max(len(x), 1)
-        difference = x - mean
-        return cls(x.new_tensor(len(x)), mean, difference.T @ difference if products else difference.square().sum(0))
+        return cls(x.new_tensor(len(x)), mean, cls.spread(x - mean).sum(0))
 
-    def merge(self, other: Moments) -> Moments:
-        """Of both."""
+    @staticmethod
+    def spread(difference: Tensor) -> Tensor:
+        """Return what a difference from the mean [..., O] adds to m2."""
+        return difference.square()
+
+    def merge(self, other: Self) -> Self:
+        """Return those of both."""
         total = self.n + other.n
         parts, delta = total.clamp(min=1), other.mean - self.mean
-        spread = delta.square() if self.m2.ndim == 1 else delta.outer(delta)
-        m2 = other.m2 + spread * (self.n * other.n / parts)
-        return Moments(total, self.mean + delta * (other.n / parts), self.m2 + m2)
+        m2 = other.m2 + self.spread(delta) * (self.n * other.n / parts)
+        return type(self)(total, self.mean + delta * (other.n / parts), self.m2 + m2)
 
-    def faded(self, kept: float) -> Moments:
-        """Of numbers that count `kept` times as much in what is merged next."""
-        return self._replace(n=self.n * kept, m2=self.m2 * kept)
-
-    def products(self, shift: Tensor, scale: Tensor) -> Tensor:
-        """Means of the products [O, O] of every two of (x - shift) scale; m2 holds products, and n is above 0."""
-        center = (self.mean - shift) * scale
-        return self.m2 / self.n * scale[:, None] * scale + center.outer(center)
-
-    def columns(self) -> Moments:
-        """Without the products of different columns."""
-        return self if self.m2.ndim == 1 else self._replace(m2=self.m2.diagonal())
-
-
-def whitening(C: Tensor, damping: float = 0.01) -> Tensor:
-    """M ~ (C + damping c I)^-1/2 [O, O], symmetric: by it, normalized observations x become uncorrelated.
-
-    C is E[x xᵀ], c the mean of its diagonal. M is scaled such that M x has the mean square O, whatever x's own is.
-    """
-    values, vectors = torch.linalg.eigh(C)
-    values = values.clamp(min=0)
-    damped = values + damping * values.mean()
-    M = vectors / damped.sqrt() @ vectors.T
-    return M * (len(C) / (values / damped).sum()).sqrt()
+    def to(self, device: torch.device | str) -> Self:
+        """Return them on a device."""
+        return type(self)(*(part.to(device) for part in self))
 
 
 class ObservationNormalizer(nn.Module):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import deque
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -16,27 +18,19 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 
-from agents import PES, noise
-from agents.evolution.engine import (
-    Estimate,
-    Particles,
-    Scheme,
-    centered_ranks,
-    estimate,
-    join,
-    start,
-    top_pairs,
-    weighted,
-)
-from agents.evolution.policies import DeterministicPolicy, LinearPolicy, MlpPolicy
-from agents.evolution.policy_search import PolicySearch
+from agents import PES, checkpoint, noise
+from agents.evolution.engine import Estimate, Particles, Scheme, estimate, join, start
+from agents.evolution.policies import DeterministicLinear, DeterministicMlp, DeterministicPolicy
+from agents.evolution.policy_search import PolicySearch, SearchConfig
+from agents.evolution.update import MOST_SURPRISE
+from agents.evolution.whitening import whitening_matrix
 from agents.optim.clipup import ClipUp
-from agents.pes import MOST_SURPRISE, PESConfig
+from agents.pes import PESConfig, centered_ranks, top_pairs
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.networks import parameter_vector
-from agents.policy.normalizer import Moments, ObservationNormalizer, whitening
-from agents.rollout.buffer import RolloutBuffer
-from agents.rollout.collect import Step, collect_some
+from agents.policy.normalizer import Moments, ObservationNormalizer
+from agents.rollout.buffer import Rollout
+from agents.rollout.collector import Collector, Step, collect_some
 from envs import GymVectorEnv, SnapshotError, VectorEnv, make_vec
 
 BOX = spaces.Box(-np.inf, np.inf, (5,))
@@ -48,16 +42,26 @@ ACTIONS = {
 }
 
 
-def make(env: Any = "Hopper-v5", policy: Any = "LinearPolicy", seed: int = 0, **changed: Any) -> PES:
+class Seen(PES):
+    """Keeps the last window's estimate."""
+
+    found: Estimate
+
+    def train(self, found: Estimate) -> None:
+        self.found = found
+        super().train(found)
+
+
+def make(env: Any = "Hopper-v5", policy: Any = "LinearPolicy", seed: int = 0, **changed: Any) -> Seen:
     """An agent of four pairs."""
     settings = {"n_steps": 8} | changed
     if isinstance(env, str):
         threads = {} if env.startswith("probes") else {"num_threads": 1}
         env = make_vec(env, settings.pop("num_envs", 8), autoreset="disabled", **threads)
-    return PES(policy, env, seed=seed, device="cpu", **settings)
+    return Seen(policy, env, seed=seed, device="cpu", **settings)
 
 
-def windows(agent: PES, count: int) -> list[tuple[Tensor, Particles, Estimate]]:
+def windows(agent: Seen, count: int) -> list[tuple[Tensor, Particles, Estimate]]:
     """Consecutive windows: the parameters before, the particles after, and the estimate."""
     found = []
     generator = agent.iterations(10**9)
@@ -72,14 +76,11 @@ def windows(agent: PES, count: int) -> list[tuple[Tensor, Particles, Estimate]]:
 # Policies ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("squash", [False, True])
 @pytest.mark.parametrize("kind", ACTIONS)
-@pytest.mark.parametrize("policy_class", [LinearPolicy, MlpPolicy])
-def test_particles_act_as_the_policies_that_they_are(
-    policy_class: type[DeterministicPolicy], kind: str, squash: bool
-) -> None:
+@pytest.mark.parametrize("policy_class", [DeterministicLinear, DeterministicMlp])
+def test_particles_act_as_the_policies_that_they_are(policy_class: type[DeterministicPolicy], kind: str) -> None:
     torch.manual_seed(0)
-    policy = policy_class(BOX, ACTIONS[kind], net_arch=(7, 6), squash_actions=squash)
+    policy = policy_class(BOX, ACTIONS[kind], net_arch=(7, 6))
     policy.normalizer.update(3 * torch.randn(50, 5) + 1)
     n, size = 6, len(parameter_vector(policy.actor))
     theta, observations = torch.randn(n, size), 3 * torch.randn(n, 5, dtype=torch.float64)
@@ -95,19 +96,14 @@ def test_particles_act_as_the_policies_that_they_are(
         assert torch.equal(part, actions[rows])
 
 
-def test_box_actions_are_clipped_or_squashed_to_their_bounds() -> None:
+def test_box_actions_are_clipped_to_their_bounds() -> None:
     observations = torch.tensor([[9.0, 0, 0, 0, 0], [-9.0, 0, 0, 0, 0], [0.0, 0, 0, 0, 0], [0.1, 0, 0, 0, 0]])
-    found = {}
-    for squash in (False, True):
-        policy = LinearPolicy(BOX, ACTIONS["box"], normalize_observations=False, squash_actions=squash)
-        with torch.no_grad():
-            policy.actor.net[0].weight[:, 0] = 1.0
-        found[squash] = policy.to_environment(policy.distribution(observations).mode()).detach()
-        np.testing.assert_array_equal(found[squash].numpy(), policy.predict(observations.numpy())[0])
-    torch.testing.assert_close(found[False], torch.tensor([[1.0, 0.5], [-1.0, -2.0], [0.0, 0.0], [0.1, 0.1]]))
-    t = float(np.tanh(0.1))
-    expected = torch.tensor([[1.0, 0.5], [-1.0, -2.0], [0.0, -0.75], [t, -0.75 + 1.25 * t]])
-    torch.testing.assert_close(found[True], expected, atol=1e-6, rtol=0)
+    policy = DeterministicLinear(BOX, ACTIONS["box"], normalize_observations=False)
+    with torch.no_grad():
+        policy.actor.net[0].weight[:, 0] = 1.0
+    found = policy.to_environment(policy.distribution(observations).mode()).detach()
+    np.testing.assert_array_equal(found.numpy(), policy.predict(observations.numpy())[0])
+    torch.testing.assert_close(found, torch.tensor([[1.0, 0.5], [-1.0, -2.0], [0.0, 0.0], [0.1, 0.1]]))
 
 
 def test_the_linear_policy_has_one_matrix_that_begins_at_zero() -> None:
@@ -135,46 +131,7 @@ def test_merged_moments_are_those_of_everything(counts: tuple[int, int]) -> None
         torch.testing.assert_close(normalizer.shift, whole.shift)
 
 
-@pytest.mark.parametrize("counts", [(1, 4), (40, 3), (0, 5), (5, 0)])
-def test_merged_products_are_those_of_everything(counts: tuple[int, int]) -> None:
-    rng = np.random.default_rng(0)
-    parts = [torch.from_numpy(rng.normal(1e3, 1.0, (count, 3)).cumsum(1)) for count in counts]
-    merged = Moments.of(parts[0], products=True).merge(Moments.of(parts[1], products=True))
-    whole = torch.cat(parts)
-    centered = whole - whole.mean(0)
-    torch.testing.assert_close(merged.m2, centered.T @ centered, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(merged.columns().m2, Moments.of(whole).m2, rtol=1e-8, atol=1e-8)
-
-
-def test_whitening_makes_normalized_observations_uncorrelated() -> None:
-    generator = torch.Generator().manual_seed(0)
-    mix = torch.randn(4, 4, generator=generator, dtype=torch.float64)
-    x = 3.0 + torch.randn(5000, 4, generator=generator, dtype=torch.float64) @ mix
-    # Normalized by statistics of earlier observations: neither centered nor of unit variance.
-    shift, scale = torch.tensor([2.0, 3.0, 3.5, 0.0]).double(), torch.tensor([0.5, 1.0, 2.0, 0.1]).double()
-    M = whitening(Moments.of(x, products=True).products(shift, scale), damping=1e-12)
-    torch.testing.assert_close(M, M.T)
-    white = (x - shift) * scale @ M
-    torch.testing.assert_close(white.T @ white / 5000, torch.eye(4).double(), rtol=0, atol=1e-5)
-    # The mean square of M x stays O with damping too, where one observation is another's copy and one is always 0.
-    x[:, 1], x[:, 2], shift[1], scale[1] = x[:, 0], 3.5, shift[0], scale[0]
-    M = whitening(Moments.of(x, products=True).products(shift, scale))
-    assert M.isfinite().all()
-    assert ((x - shift) * scale @ M).square().sum(1).mean().item() == pytest.approx(4.0, rel=1e-6)
-
-
-def test_faded_moments_are_weighted_means() -> None:
-    generator = torch.Generator().manual_seed(0)
-    early, late = (torch.randn(n, 3, generator=generator, dtype=torch.float64).cumsum(1) for n in (40, 10))
-    moments = Moments.of(early, products=True).faded(0.1).merge(Moments.of(1.0 + late, products=True))
-    x, weights = torch.cat([early, 1.0 + late]), torch.tensor([0.1] * 40 + [1.0] * 10).double()
-    weights /= weights.sum()
-    torch.testing.assert_close(moments.mean, weights @ x)
-    zero, one = torch.zeros(3).double(), torch.ones(3).double()
-    torch.testing.assert_close(moments.products(zero, one), x.T @ (weights[:, None] * x))
-
-
-@pytest.mark.parametrize("policy_class", [LinearPolicy, MlpPolicy])
+@pytest.mark.parametrize("policy_class", [DeterministicLinear, DeterministicMlp])
 def test_whitened_noise_is_that_of_the_first_layer(policy_class: type[DeterministicPolicy]) -> None:
     policy = policy_class(BOX, ACTIONS["box"], net_arch=(7, 6))
     size, outputs = len(parameter_vector(policy.actor)), policy.actor.net[0].out_features
@@ -219,11 +176,20 @@ def test_ranks_and_top_pairs_by_hand() -> None:
     assert top_pairs(scores, 4).all()
 
 
+@pytest.mark.parametrize("levels", [1, 3, 40, 10**6])
+def test_ranks_are_those_of_comparing_every_two_scores(levels: int) -> None:
+    for n in (1, 2, 7, 300):
+        scores = torch.randint(-levels, levels, (n,), generator=torch.Generator().manual_seed(n)).double() / 3
+        scores[::5] = float("inf")
+        below = (scores[:, None] > scores).sum(1) - (scores[:, None] < scores).sum(1)
+        assert torch.equal(centered_ranks(scores), below.double() / max(2 * (n - 1), 1))
+
+
 @pytest.mark.parametrize("estimator", ["pes", "nres", "truncated_es"])
 def test_with_scores_for_utilities_the_estimate_is_the_engines(estimator: str) -> None:
     agent = make(estimator=estimator, num_envs=12)
     for _, particles, found in windows(agent, 3):
-        assert torch.equal(weighted(particles, found.scores), found.sums)
+        assert torch.equal(particles.weighted(found.scores), found.sums)
 
 
 # Windows -------------------------------------------------------------------------------------------------------------
@@ -250,14 +216,15 @@ class Recording(PolicySearch):
 
 def search(policy: DeterministicPolicy, num_envs: int, window: int, **options: float) -> Recording:
     env = make_vec("Hopper-v5", num_envs, autoreset="disabled", num_threads=1)
-    buffer = RolloutBuffer(window, num_envs, PolicySearch.fields((11,), normalize=True))
-    task = Recording(env, policy, buffer, **options)
-    task.observations, _ = env.reset(seed=0)
-    return task
+    counts = {"num_timesteps": 0, "ep_info_buffer": deque(), "start_time": 0, "_episode_num": 0}
+    agent: Any = SimpleNamespace(policy=policy, device=torch.device("cpu"), stream_seed=0, **counts)
+    collector = Collector(agent, env, PolicySearch.fields((11,), normalize=True), window)
+    collector.begin(env.reset(seed=0)[0])
+    return Recording(collector, SearchConfig(n_steps=window, **{"gamma": 1.0, **options}))
 
 
-def hopper_policy() -> LinearPolicy:
-    policy = LinearPolicy(BOX_11, spaces.Box(-1, 1, (3,)))
+def hopper_policy() -> DeterministicLinear:
+    policy = DeterministicLinear(BOX_11, spaces.Box(-1, 1, (3,)))
     policy.normalizer.update(torch.randn(50, 11, generator=torch.Generator().manual_seed(0)))
     return policy
 
@@ -269,7 +236,7 @@ BOX_11 = spaces.Box(-np.inf, np.inf, (11,))
 def test_windows_are_those_of_one_environment_after_the_other(gamma: float, offset: float) -> None:
     """Episodes that go on from window to window, twins with one seed, dead ones that score 0, statistics that stay."""
     policy, scheme = hopper_policy(), Scheme.of("pes", particles=8, window=16, horizon=64)
-    task, theta = search(policy, 8, 16, gamma=gamma, offset=offset), torch.zeros(33)
+    task, theta = search(policy, 8, 16, gamma=gamma, alive_bonus_offset=offset), torch.zeros(33)
     particles = start(scheme, theta, seed=3)
     for window in range(8):
         _, particles = estimate(task, scheme, theta + 0.01 * window, 0.3, particles)
@@ -342,24 +309,29 @@ def test_moments_are_those_of_the_observations_that_were_acted_on() -> None:
     task = search(hopper_policy(), 4, 32)
     seen: list[Tensor] = []
 
-    def on_step(step: Step) -> bool:
-        seen.append(step.observations)
-        return True
+    class Listener(BaseCallback):
+        model: Any = SimpleNamespace(num_timesteps=0)
 
-    first = task.observations.clone()
-    task.on_step = on_step
+        def _on_step(self) -> bool:
+            seen.append(torch.as_tensor(self.locals["new_obs"].copy()))
+            return True
+
+    task.collector.listener = Listener()
+    task.collector.agent._total_timesteps = 0
+    first = task.collector.observations.clone()
     scheme, theta = Scheme.of("nres", particles=4, window=32, horizon=64), torch.zeros(33)
     found, _ = estimate(task, scheme, theta, 0.5, start(scheme, theta, 1))
     (moments,) = task.moments()
     assert moments.n == found.steps.sum() < 4 * 32
     # An environment's k-th action is chosen from the observation before its k-th step.
-    lengths = task.buffer["stepped"].sum(0)
-    kept = torch.cat([task.buffer["observations"][: lengths[i], i] for i in range(4)]).double()
+    rollout = task.collector.rollout
+    lengths = rollout["stepped"].sum(0)
+    kept = torch.cat([rollout["observations"][: lengths[i], i] for i in range(4)]).double()
     torch.testing.assert_close(moments.mean, kept.mean(0))
     for i in range(4):
         following = torch.stack(seen)[: lengths[i] - 1, i].float()
-        assert torch.equal(task.buffer["observations"][1 : lengths[i], i], following)
-    assert not torch.equal(task.buffer["observations"][0], first.float())  # the pairs have begun anew
+        assert torch.equal(rollout["observations"][1 : lengths[i], i], following)
+    assert not torch.equal(rollout["observations"][0], first.float())  # the pairs have begun anew
 
 
 def test_truncated_es_puts_twins_into_the_state_of_the_mean() -> None:
@@ -414,7 +386,7 @@ def test_the_dead_stand_still_and_are_shown_as_such() -> None:
 def test_collecting_ends_when_all_have_ended() -> None:
     env = make_vec("probes/OneStepReward-v0", 4, autoreset="disabled")
     observations, _ = env.reset(seed=0)
-    buffer = RolloutBuffer(5, 4, PolicySearch.fields((1,), normalize=True))
+    buffer = Rollout(5, 4, PolicySearch.fields((1,), normalize=True))
     for name in ("rewards", "stepped"):
         buffer[name].fill_(1)
     ids, steps = torch.tensor([0, 3]), []
@@ -441,9 +413,9 @@ def test_counting_a_window_at_once_gives_the_bits_of_counting_each_step() -> Non
     quick.learn(3000)
     shown.learn(3000, callback=Listener())
     assert quick.num_timesteps == shown.num_timesteps
-    assert torch.equal(quick.running_episodes.returns, shown.running_episodes.returns)
-    assert torch.equal(quick.running_episodes.lengths, shown.running_episodes.lengths)
-    assert quick.running_episodes.lengths.max() > 10
+    assert torch.equal(quick.collector.episodes.returns, shown.collector.episodes.returns)
+    assert torch.equal(quick.collector.episodes.lengths, shown.collector.episodes.lengths)
+    assert quick.collector.episodes.lengths.max() > 10
     assert [(e["r"], e["l"]) for e in quick.ep_info_buffer] == [(e["r"], e["l"]) for e in shown.ep_info_buffer]
     assert torch.equal(parameter_vector(quick.policy.actor), parameter_vector(shown.policy.actor))
 
@@ -452,7 +424,7 @@ def test_some_environments_are_stepped_as_each_is_alone() -> None:
     env, alone = (make_vec("Hopper-v5", n, autoreset="disabled", num_threads=1) for n in (6, 1))
     observations, _ = env.reset(seed=3)
     ids, fields = torch.tensor([1, 2, 5]), PolicySearch.fields((11,), normalize=True)
-    buffer, calls = RolloutBuffer(200, 6, fields), []
+    buffer, calls = Rollout(200, 6, fields), []
     for name in fields:
         buffer[name].fill_(1)
     actions = torch.tensor([[0.0, 0.0, -1.0], [0.5, 0.5, 0.5], [-0.5, 0.1, 0.4]])
@@ -466,7 +438,7 @@ def test_some_environments_are_stepped_as_each_is_alone() -> None:
         assert not step.rewards[[0, 3, 4]].any()
         return True
 
-    after = collect_some(env, act, buffer, observations, ids, on_step)
+    after, _ = collect_some(env, act, buffer, observations, ids, on_step)
     lengths = buffer["stepped"].sum(0)
     assert not buffer["rewards"][:, [0, 3, 4]].any()
     assert torch.equal(after[[0, 3, 4]], observations[[0, 3, 4]])
@@ -489,7 +461,7 @@ def test_some_environments_are_stepped_as_each_is_alone() -> None:
 # Updates -------------------------------------------------------------------------------------------------------------
 
 
-def episodes(agent: PES) -> tuple[Tensor, Tensor, Tensor]:
+def episodes(agent: Seen) -> tuple[Tensor, Tensor, Tensor]:
     """The noise δ [n, P] and returns [n, 2] of a first iteration of whole episodes, and how far θ went."""
     ((theta, particles, found),) = windows(agent, 1)
     delta = particles.epsilon / agent.config.sigma
@@ -560,22 +532,9 @@ def test_equal_scores_move_nothing_and_a_first_difference_is_bounded() -> None:
     before = parameter_vector(agent.policy.actor)
     agent.learn(2000)
     assert torch.equal(before, parameter_vector(agent.policy.actor))
-    assert agent._reward_scale(torch.tensor([0.0, 0.0, 3.0, -3.0]).double()) == pytest.approx(4.5**0.5 / MOST_SURPRISE)
-
-
-def test_a_difference_after_a_calm_counts_no_more_than_before_it() -> None:
-    """All survive for long; then one dies. The score is what it was, and so is its gradient."""
-    agent = make("InvertedPendulum-v5", num_envs=20, n_steps=100)
-    death = torch.full((20,), 100.0).double()
-    death[3] = 0.0
-    scales = [agent._reward_scale(death) for _ in range(30)]
-    for _ in range(500):
-        agent._reward_scale(torch.full((20,), 100.0).double())
-    assert agent._reward_scale(death) == pytest.approx(scales[-1])
-    # Greater differences are followed within an episode of ten windows.
-    for _ in range(30):
-        scales.append(agent._reward_scale(10 * death))
-    assert scales[-1] == pytest.approx(10 * scales[0], rel=0.05)
+    assert agent.reward_scale.update(torch.tensor([0.0, 0.0, 3.0, -3.0]).double(), memory=1.0) == pytest.approx(
+        4.5**0.5 / MOST_SURPRISE
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "clipup", "adabound"])
@@ -594,6 +553,33 @@ def test_every_optimizer_climbs_and_resumes_exactly(optimizer: str, tmp_path) ->
     assert np.mean(scores[-16:]) > 1.0
 
 
+@pytest.mark.parametrize("policy", ["LinearPolicy", "MlpPolicy"])
+def test_a_checkpoint_names_the_policy_as_users_do(policy: str, tmp_path) -> None:
+    agent = make("probes/ContinuousAction-v0", policy=policy, net_arch=(4,)).learn(64)
+    agent.save(tmp_path / "agent.zip")
+    manifest, tensors = checkpoint.read(tmp_path / "agent.zip")
+    assert manifest["policy_class"] == policy
+    # The first checkpoints name classes, which had these names; now others have their own.
+    for name in (policy, type(agent.policy).__name__):
+        checkpoint.write(tmp_path / "named.zip", {**manifest, "policy_class": name}, tensors)
+        more = PES.load(tmp_path / "named.zip", device="cpu")
+        assert type(more.policy) is type(agent.policy)
+        assert torch.equal(parameter_vector(agent.policy.actor), parameter_vector(more.policy.actor))
+
+
+class Mlp(DeterministicMlp):
+    """Another one, under a name that is an alias of ours."""
+
+
+def test_a_policy_of_ones_own_is_asked_for_again(tmp_path) -> None:
+    Mlp.__name__ = "MlpPolicy"
+    make("probes/ContinuousAction-v0", policy=Mlp, net_arch=(4,)).save(tmp_path / "own.zip")
+    with pytest.raises(checkpoint.CheckpointError, match=r"policy class test_pes.Mlp; give it again"):
+        PES.load(tmp_path / "own.zip", device="cpu")
+    own = PES.load(tmp_path / "own.zip", device="cpu", custom_objects={"policy_class": Mlp})
+    assert type(own.policy) is Mlp
+
+
 def test_perturbations_are_whitened_once_enough_has_been_observed() -> None:
     agent = make("Hopper-v5", num_envs=64, n_steps=10, sigma=0.2, whitening_memory=64 * 10 + 1)
     (_, first, _), (_, second, _), (_, third, _) = windows(agent, 3)
@@ -605,9 +591,11 @@ def test_perturbations_are_whitened_once_enough_has_been_observed() -> None:
     windows(again, 2)
     seen = sum(moments.n.item() for moments in again.task.moments())
     before = again.policy.normalizer.count.item() - seen
-    assert again.observed.n == pytest.approx(before * np.exp(-seen / 641) + seen)
+    assert again.whitening.observed.n == pytest.approx(before * np.exp(-seen / 641) + seen)
     normalizer = again.policy.normalizer
-    M = whitening(again.observed.products(normalizer.shift.double(), normalizer.scale.double())).float()
+    M = whitening_matrix(
+        again.whitening.observed.of_normalized(normalizer.shift.double(), normalizer.scale.double())
+    ).float()
     white = 0.2 * noise.normal(0, "perturbation", 2, (1, 32, 33))[0].view(32, 3, 11) @ M
     torch.testing.assert_close(third.epsilon, white.flatten(1), rtol=1e-4, atol=1e-6)
 
@@ -667,7 +655,61 @@ def test_trials_resume_exactly(windows_before: int, tmp_path) -> None:
     for each in (agent, more):
         each.learn(320 * (11 - windows_before), reset_num_timesteps=False)
     assert torch.equal(parameter_vector(agent.policy.actor), parameter_vector(more.policy.actor))
-    assert torch.equal(agent.observed.m2, more.observed.m2)
+    assert torch.equal(agent.whitening.observed.m2, more.whitening.observed.m2)
+
+
+def test_every_search_of_the_trials_measures_its_own_final_step_size() -> None:
+    trials = {**TRIALS, "trials": (2,), "trial_steps": (4 * 320,)}
+    agent = make("Swimmer-v5", optimizer="adabound", handover=0.3, learning_rate=0.03, **trials)
+    measured = [agent.optimizer.param_groups[0]["final_lr"] for _ in agent.iterations(9 * 320)]
+    assert measured[0] == measured[3] == measured[4] == "auto"  # the second search begins after the fourth window
+    assert isinstance(measured[2], float)
+    assert isinstance(measured[6], float)
+    assert measured[6] != measured[2]
+
+
+def test_calls_of_learn_draw_anew_and_never_repeat_a_window() -> None:
+    agent = make(n_steps=8)
+    seeds: list[tuple[int, ...]] = []
+    perturbations: list[Tensor] = []
+    reset = agent.env.vector.reset
+
+    def recorded(*args: Any, seed: Any = None, ids: Any = None, **kwargs: Any) -> Any:
+        if ids is not None:
+            seeds.append(tuple(seed.tolist()))
+        return reset(*args, seed=seed, ids=ids, **kwargs)
+
+    agent.env.vector.reset = recorded
+    for _ in range(3):
+        agent.learn(8 * 8 * 2)
+        perturbations.append(agent.particles.epsilon.clone())
+    assert len(set(seeds)) == len(seeds) >= 3
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert not torch.equal(perturbations[i], perturbations[j])
+
+
+def test_a_copy_leaves_the_episodes_of_its_original_alone() -> None:
+    agent = make("probes/Endless-v0", policy="MlpPolicy", num_envs=4, n_steps=3, horizon=9, staggered=False)
+    agent.learn(3 * 4)
+    other = copy.deepcopy(agent)
+    episodes = agent.collector.episodes
+    before = episodes.returns.clone(), episodes.lengths.clone()
+    assert before[1].tolist() == [3] * 4
+    other.learn(3 * 4)
+    assert other.collector.episodes is not episodes
+    assert torch.equal(episodes.returns, before[0])
+    assert torch.equal(episodes.lengths, before[1])
+
+
+def test_a_score_that_is_not_finite_changes_nothing() -> None:
+    agent = make(n_steps=8).learn(1)
+    before = parameter_vector(agent.policy.actor), agent.reward_scale.variance
+    for value in (float("nan"), float("inf")):
+        broken = replace(agent.found, scores=agent.found.scores.index_fill(0, torch.tensor([1]), value))
+        with pytest.raises(FloatingPointError, match="this window changed nothing"):
+            agent.train(broken)
+    assert torch.equal(before[0], parameter_vector(agent.policy.actor))
+    assert before[1] == agent.reward_scale.variance
 
 
 def test_the_state_of_an_episode_cut_by_the_horizon_is_left() -> None:
@@ -676,7 +718,7 @@ def test_the_state_of_an_episode_cut_by_the_horizon_is_left() -> None:
     assert all(age.max() < 4 for age in ages)
     late = torch.stack(ages[4:]).flatten().bincount(minlength=4).double()
     assert (late / late.sum() - 0.25).abs().max() < 0.07
-    assert agent.running_episodes.lengths.max() <= 40
+    assert agent.collector.episodes.lengths.max() <= 40
 
 
 def test_metrics_say_what_the_search_does(tmp_path) -> None:
@@ -725,7 +767,7 @@ def cart_poles(number: int, kind: type[GymVectorEnv] = GymVectorEnv) -> VectorEn
         ({"reward_scaling": "ranks"}, "compare whole ones"),
         ({"reward_scaling": "log_ranks"}, "compare whole ones"),
         ({"top_directions": 2}, "compare whole ones"),
-        ({"whitening_memory": 0}, "whitening_memory is 0; give a number of observations"),
+        ({"whitening_memory": 0}, "whitening_memory is 0; give an integer of at least 1"),
         ({"whitening_memory": 9, "normalize_observations": False}, "only normalized observations are whitened"),
         ({"trials": (3, 3), "trial_steps": (10, 10)}, r"trials is \(3, 3\); give ever fewer"),
         ({"trials": (3, 0), "trial_steps": (10, 10)}, r"trials is \(3, 0\)"),

@@ -13,10 +13,11 @@ from stable_baselines3.common.logger import Logger
 from torch import nn
 
 from agents import PPO, noise
-from agents.optim.adabound import AUTO, AdaBound
-from agents.optim.effective_steps import effective_steps
+from agents.optim.adabound import AUTO
+from agents.optim.effective_steps import report
 from agents.optim.registry import OPTIMIZERS
-from agents.ppo import PPOConfig, clipped_surrogate
+from agents.ppo import Minibatch, PPOConfig, clipped_surrogate
+from agents.rollout.buffer import Rollout
 from envs import make_vec
 from envs.sb3 import SB3View
 
@@ -40,11 +41,13 @@ def make(env: Any = "InvertedPendulum-v5", **changed: Any) -> PPO:
     return PPO("MlpPolicy", env, seed=0, device="cpu", **settings)
 
 
-def collect(agent: PPO) -> None:
+def collect(agent: PPO) -> Rollout:
     """One iteration's rollout without its update."""
-    agent.train = lambda: None  # type: ignore[method-assign]
+    batches: list[Rollout] = []
+    agent.train = batches.append  # type: ignore[method-assign]
     next(agent.iterations(1))
     del agent.train
+    return batches[0]
 
 
 def parameters(agent: PPO) -> torch.Tensor:
@@ -72,23 +75,23 @@ def pairs(agent: PPO, theirs: stable_baselines3.PPO) -> list[tuple[nn.Parameter,
     return found if ours.actor.log_std is None else [*found, (ours.actor.log_std.bias, policy.log_std)]
 
 
-def fill(theirs: stable_baselines3.PPO, agent: PPO) -> None:
-    """Put the agent's rollout into Stable-Baselines3's buffer, in the way its collect_rollouts does."""
-    rollout, buffer, policy = agent.buffer, theirs.rollout_buffer, theirs.policy
-    ended = rollout.terminated | rollout.truncated
-    rewards = rollout.rewards.clone()
+def fill(theirs: stable_baselines3.PPO, agent: PPO, rollout: Rollout) -> None:
+    """Put the rollout into Stable-Baselines3's buffer, in the way its collect_rollouts does."""
+    buffer, policy = theirs.rollout_buffer, theirs.policy
+    ended = rollout["terminated"] | rollout["truncated"]
+    rewards = rollout["rewards"].clone()
     steps, ids, final = rollout.final_observations()
     with torch.no_grad():
         bootstrap = agent.config.gamma * policy.predict_values(final)[:, 0]
-        rewards[steps, ids] += bootstrap.masked_fill(rollout.terminated[steps, ids], 0.0)
+        rewards[steps, ids] += bootstrap.masked_fill(rollout["terminated"][steps, ids], 0.0)
         starts = np.ones(rollout.num_envs, dtype=bool)
         for t in range(rollout.n_steps):
-            values, log_prob, _ = policy.evaluate_actions(rollout.observations[t], rollout.actions[t])
-            observations, actions = rollout.observations[t].numpy(), rollout.actions[t].numpy()
+            values, log_prob, _ = policy.evaluate_actions(rollout["observations"][t], rollout["actions"][t])
+            observations, actions = rollout["observations"][t].numpy(), rollout["actions"][t].numpy()
             buffer.add(observations, actions, rewards[t].numpy(), starts, values, log_prob)
             starts = ended[t].numpy()
-        assert agent.observations is not None
-        last_values = policy.predict_values(agent.observations.float())
+        assert rollout.last_observations is not None
+        last_values = policy.predict_values(rollout.last_observations.float())
     buffer.compute_returns_and_advantage(last_values, starts)
 
 
@@ -115,20 +118,20 @@ def test_the_update_is_that_of_sb3(env_id: str, target_kl: float | None, monkeyp
     with torch.no_grad():
         for ours, other in pairs(agent, theirs):
             other.copy_(ours)
-    collect(agent)
-    assert agent.buffer.terminated.any()
-    assert agent.buffer.truncated.any()
-    fill(theirs, agent)
+    batch = collect(agent)
+    assert batch["terminated"].any()
+    assert batch["truncated"].any()
+    fill(theirs, agent, batch)
     before = parameters(agent)
 
     # A minibatch's rows count environments first there, and steps first here.
     orders = iter(
         (rows % 4 * 32 + rows // 4).numpy()
-        for rows in (noise.permutation(agent.stream_seed, "minibatch", agent.iteration, 128, e) for e in range(3))
+        for rows in (noise.permutation(agent.stream_seed, "minibatch", agent.counter, 128, e) for e in range(3))
     )
     monkeypatch.setattr(np.random, "permutation", lambda n: next(orders))
     theirs.train()
-    agent.train()
+    agent.train(batch)
 
     assert (parameters(agent) - before).abs().max() > 1e-3
     for ours, other in pairs(agent, theirs):
@@ -160,14 +163,14 @@ def test_each_epoch_takes_every_sample_once_in_an_order_of_its_own() -> None:
     def epochs() -> torch.Tensor:
         """The rows that are visited, [epochs, 128]."""
         rows = torch.arange(128)
-        minibatches = list(agent._minibatches(rows, rows, rows.float(), rows, rows))
+        minibatches = list(agent._minibatches(Minibatch(rows, rows, rows.float(), rows, rows)))
         assert all(torch.equal(m.s, m.a) and torch.equal(m.s, m.log_old) for m in minibatches)
         return torch.cat([m.s for m in minibatches]).view(3, 128)
 
     first = epochs()
     assert torch.equal(first.sort().values, torch.arange(128).expand(3, -1))
     assert not torch.equal(first[0], first[1])
-    agent.iteration += 1
+    agent.counter += 1
     assert not torch.equal(first[0], epochs()[0])
 
 
@@ -197,11 +200,11 @@ def test_results_do_not_depend_on_the_units_of_reward() -> None:
 
 def test_a_gradient_that_is_not_finite_is_refused_and_changes_nothing() -> None:
     agent = make(normalize_returns=False)
-    collect(agent)
-    agent.buffer["rewards"].fill_(float("inf"))
+    batch = collect(agent)
+    batch["rewards"].fill_(float("inf"))
     before = parameters(agent)
     with pytest.raises(FloatingPointError, match="gradient's norm is nan"):
-        agent.train()
+        agent.train(batch)
     assert torch.equal(parameters(agent), before)
 
 
@@ -286,24 +289,20 @@ def test_settings_reach_the_optimizer() -> None:
 
 def test_the_kl_and_the_effective_steps_are_logged() -> None:
     agent = make(handover=4.0, learning_rate=1e-2)
-    collect(agent)
-    s = agent.policy.normalize(agent.buffer.flat("observations"))
+    batch = collect(agent)
+    s = agent.policy.normalize(batch.flat("observations"))
     with torch.no_grad():
         old = agent.policy.actor(s)
-    agent.train()
+    agent.train(batch)
     logged = agent.logger.name_to_value
     assert logged["train/kl"] == pytest.approx(old.kl(agent.policy.actor(s)).mean().item())
     assert logged["train/kl"] > 0
-    assert isinstance(agent.optimizer, AdaBound)
-    for name, steps in zip(("policy", "critic"), effective_steps(agent.optimizer, [0.05, 0.5, 0.95]), strict=True):
-        assert steps is not None
-        prefix = f"train/effective_step_{name}"
-        assert [logged[f"{prefix}_{quantile}"] for quantile in ("q05", "q50", "q95")] == steps.bounded.tolist()
-        adam = [logged[f"train/adam_step_{name}_{quantile}"] for quantile in ("q05", "q50", "q95")]
-        assert adam == steps.unbounded.tolist() != steps.bounded.tolist()
-        assert (logged[f"{prefix}_lower"], logged[f"{prefix}_upper"]) == (steps.lower, steps.upper)
-        assert logged[f"{prefix}_raised"] == steps.raised.item() > 0
-        assert logged[f"{prefix}_cut"] == steps.cut.item()
+    steps = report(agent.optimizer, ("policy", "critic"))
+    assert len(steps) == 2 * (3 + 3 + 2 + 2)
+    assert steps.items() <= {key.removeprefix("train/"): value for key, value in logged.items()}.items()
+    for name in ("policy", "critic"):
+        assert steps[f"effective_step_{name}_q05"] > steps[f"adam_step_{name}_q05"]
+        assert steps[f"effective_step_{name}_raised"] > 0
     charted = {curve for charts in PPO.dashboard.values() for curves in charts.values() for curve in curves}
     assert {curve for curve in charted if curve.startswith("train/")} <= logged.keys()
     assert not any("step" in key for key in make(optimizer="adam").learn(128).last_metrics if "train" in key)

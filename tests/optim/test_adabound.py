@@ -13,9 +13,8 @@ from stable_baselines3 import A2C, PPO, SAC
 from torch import nn
 from torch.optim import lr_scheduler
 
-from agents.optim.adabound import AdaBound, AMSBound, bounds_at, handover_gamma
-from agents.optim.effective_steps import effective_steps
-from agents.optim.registry import OPTIMIZERS, make_optimizer
+from agents.optim.adabound import AdaBound, AMSBound, handover_gamma
+from agents.optim.effective_steps import bounds_at, charts, report
 
 
 def scalar_steps(gradient, x, amsbound=False, maximize=False, weight_decay=0.0, decoupled_weight_decay=False):
@@ -667,12 +666,22 @@ def test_effective_steps_by_hand():
     parameter.grad = torch.tensor([0.0, 0.1, 0.5, 1.0, 4.0, 10.0], dtype=torch.float64)
     optimizer.step()
     # Without averages η is 0.1 / |g|: 1, 0.2, 0.1, 0.025, 0.01. At gamma t = 1, k = 1/2: the bounds are 0.05 and 0.2.
-    steps, none = effective_steps(optimizer, (0.0, 0.4, 1.0))
-    assert none is None
-    assert steps.unbounded.tolist() == pytest.approx([0.01, 0.1, 1.0])
-    assert steps.bounded.tolist() == pytest.approx([0.05, 0.1, 0.2])
-    assert (steps.lower, steps.upper) == pytest.approx((0.05, 0.2))
-    assert (steps.raised.item(), steps.cut.item()) == pytest.approx((0.4, 0.2))
+    # The nearest ranks of 0.05, 0.5 and 0.95 among the five.
+    assert report(optimizer, ["a", "b"]) == pytest.approx(
+        {
+            "adam_step_a_q05": 0.01,
+            "adam_step_a_q50": 0.1,
+            "adam_step_a_q95": 1.0,
+            "effective_step_a_q05": 0.05,
+            "effective_step_a_q50": 0.1,
+            "effective_step_a_q95": 0.2,
+            "effective_step_a_raised": 0.4,
+            "effective_step_a_cut": 0.2,
+            "effective_step_a_lower": 0.05,
+            "effective_step_a_upper": 0.2,
+        }
+    )
+    assert {f"train/{key}" for key in report(optimizer, ["a", "b"])} == {x for xs in charts("a").values() for x in xs}
     moved = (1 - parameter.detach())[1:] / parameter.grad[1:]
     assert moved.tolist() == pytest.approx([0.2, 0.2, 0.1, 0.05, 0.05])
 
@@ -681,31 +690,35 @@ def test_effective_steps_before_the_hand_over_are_adams():
     net = network()
     optimizer = AMSBound(net.parameters(), final_lr="auto")
     train(net, optimizer, 3)
-    (steps,) = effective_steps(optimizer)
-    assert torch.equal(steps.unbounded, steps.bounded)
-    assert (steps.lower, steps.upper) == (0.0, math.inf)
-    assert steps.raised == steps.cut == 0
+    steps = report(optimizer, ["net"])
+    for quantile in ("q05", "q50", "q95"):
+        assert steps[f"adam_step_net_{quantile}"] == steps[f"effective_step_net_{quantile}"] > 0
+    assert steps["effective_step_net_raised"] == steps["effective_step_net_cut"] == 0
+    assert "effective_step_net_upper" not in steps
+
+
+def test_effective_steps_of_parameters_with_unequal_counts_are_bounded_each_by_its_own():
+    often, once = nn.Parameter(torch.ones(1, dtype=torch.float64)), nn.Parameter(torch.ones(1, dtype=torch.float64))
+    optimizer = AdaBound([often, once], lr=0.1, betas=(0.0, 0.0), final_lr=0.1, gamma=1.0, eps=0.0)
+    for _ in range(3):
+        often.grad = torch.full((1,), 10.0, dtype=torch.float64)
+        optimizer.step()
+    once.grad, often.grad = torch.full((1,), 10.0, dtype=torch.float64), None
+    optimizer.step()
+    # Adam's 0.01 is raised to 0.1 k with k = 3/4 and 1/2.
+    steps = report(optimizer, ["net"])
+    assert (steps["effective_step_net_q05"], steps["effective_step_net_q95"]) == pytest.approx((0.05, 0.075))
+    assert (steps["effective_step_net_lower"], steps["effective_step_net_upper"]) == pytest.approx((0.075, 0.1 * 4 / 3))
+
+
+def test_there_are_no_effective_steps_to_tell_of_other_optimizers():
+    net = network()
+    adam = torch.optim.Adam(net.parameters())
+    train(net, adam, 1)
+    assert report(adam, ["net"]) == {}
 
 
 # Users
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_is_made_by_name(name):
-    net = network()
-    before = values(net)
-    optimizer = make_optimizer(name, net.parameters(), lr=0.02)
-    assert type(optimizer) is OPTIMIZERS[name]
-    assert optimizer.param_groups[0]["lr"] == 0.02
-    train(net, optimizer, 1)
-    assert not torch.equal(values(net), before)
-
-
-def test_a_misspelt_optimizer_is_corrected():
-    with pytest.raises(ValueError, match="there is no optimizer 'adabond'; did you mean 'adabound'"):
-        make_optimizer("adabond", network().parameters())
-    with pytest.raises(ValueError, match="give one of adabound, adam"):
-        make_optimizer("newton", network().parameters())
 
 
 @pytest.mark.parametrize("optimizer_class", [AdaBound, AMSBound])
