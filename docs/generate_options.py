@@ -49,18 +49,35 @@ def written(value: Any) -> str:
 
 
 def rows(config: type[CommonConfig]) -> list[str]:
-    """Give the table's rows for the fields that a Config class declares."""
+    """Give the table's rows for the fields of a Config class and of those that nobody else inherits from."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    meanings: dict[str, str] = {}
+    for part in (config, *(base for base in ancestors(config) if is_own(base))):
+        meanings = declared(part) | meanings
     lines = ["| option | default | allowed | meaning |", "|---|---|---|---|"]
-    for name, meaning in declared(config).items():
-        cells = (f"`{name}`", written(defaults[name]), allowed(config.annotations()[name]), meaning)
+    for name in (name for name in defaults if name in meanings):
+        cells = (f"`{name}`", written(defaults[name]), _words(config.annotations()[name]), meanings[name])
         lines.append(" | ".join(["", *(cell.replace("|", "\\|") for cell in cells), ""]).strip())
     return lines
+
+
+def _words(annotation: Any) -> str:
+    return allowed(annotation).replace("'", "")
 
 
 def ancestors(config: type[CommonConfig]) -> list[type[CommonConfig]]:
     """List the Config classes that a class inherits options from, the nearest first."""
     return [base for base in config.__mro__[1:] if issubclass(base, CommonConfig) and declared(base)]
+
+
+def users(config: type[CommonConfig]) -> list[str]:
+    """Name the algorithms that have a Config class's options."""
+    return [name for name, agent in REGISTRY.items() if issubclass(agent.Config, config)]
+
+
+def is_own(config: type[CommonConfig]) -> bool:
+    """Say whether a Config class is a part of a single algorithm's."""
+    return len(users(config)) == 1
 
 
 def title(config: type[CommonConfig]) -> str:
@@ -73,8 +90,8 @@ def section(config: type[CommonConfig]) -> list[str]:
     name = title(config)
     lines = [f"## {name}", ""]
     if name not in REGISTRY:
-        lines += [f"Of {', '.join(user for user, agent in REGISTRY.items() if issubclass(agent.Config, config))}.", ""]
-    inherited = " and ".join(f"[{title(base)}](#{title(base).lower()})" for base in ancestors(config))
+        lines += [f"Of {', '.join(users(config))}.", ""]
+    inherited = ", ".join(f"[{title(base)}](#{title(base).lower()})" for base in ancestors(config) if not is_own(base))
     if inherited:
         lines += [f"Beside these, the options of {inherited}; of equal names the nearest counts.", ""]
     return [*lines, *rows(config), "", *presets(name)]
@@ -100,7 +117,8 @@ def page() -> str:
     configs = [agent.Config for agent in REGISTRY.values()]
     shared: list[type[CommonConfig]] = []
     for config in configs:
-        shared += [base for base in reversed(ancestors(config)) if base not in shared and base not in configs]
+        found = (base for base in reversed(ancestors(config)) if not is_own(base))
+        shared += [base for base in found if base not in shared and base not in configs]
     return "\n".join([HEAD, *(line for config in [*configs, *shared] for line in section(config))]).rstrip() + "\n"
 
 
