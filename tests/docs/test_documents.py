@@ -141,8 +141,8 @@ def test_named_files_and_modules_exist(name: str) -> None:
 
 def exists(text: str) -> bool:
     """Whether code in a text names something that is there, as far as it looks like a file, module or script."""
-    if match := re.match(r"python (\S+\.py)", text):
-        return (ROOT / match[1]).is_file()
+    if match := re.match(r"python (?:-m ([\w.]+)|(\S+\.py))", text):
+        return (ROOT / (match[2] or f"{match[1].replace('.', '/')}.py")).is_file()
     if match := re.fullmatch(r"(?:train|rollout|time|eval|search)/(\w+)", text):
         return any(re.search(rf"\b{match[1]}\b", file.read_text()) for file in (ROOT / "agents").rglob("*.py"))
     if re.fullmatch(r"[\w.-]+/[\w./*-]*", text):
@@ -173,6 +173,7 @@ def test_the_checks_see_what_is_wrong() -> None:
     assert not exists("agents/natural/nothing.py")
     assert not exists("agents.natural.scores.nothing")
     assert not exists("python benchmarks/nothing.py --seeds 3")
+    assert not exists("python -m benchmarks.nothing --seeds 3")
     assert not exists("train/nothing_like_it")
     assert exists("train/compatible_r2")
     assert exists("agents.natural.scores.capture")
