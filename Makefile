@@ -52,9 +52,10 @@ docs: $(INSTALLED)
 	@echo "open build/site/index.html"
 
 bench: $(INSTALLED)
-	set -e; for script in $(filter-out %/common.py %/search.py,$(wildcard benchmarks/*.py)); do \
-	  budget=; grep -q -e --budget-minutes $$script && budget="--budget-minutes $(BUDGET)"; \
-	  echo "$$script $$budget"; $(RUN) $$script $$budget; done
+	set -e; for script in $(basename $(wildcard benchmarks/*/*.py)); do \
+	  module=$$(echo $$script | tr / .); budget=; \
+	  $(RUN) -m $$module --help | grep -q -e --budget-minutes && budget="--budget-minutes $(BUDGET)"; \
+	  echo "$$module $$budget"; $(RUN) -m $$module $$budget; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

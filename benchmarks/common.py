@@ -9,10 +9,12 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from agents.checkpoint import versions as current_versions
 
@@ -20,15 +22,26 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
+CODE = ("agents", "envs", ":(glob)benchmarks/**/*.py")
+"""What a result depends on, as git names it."""
+RETIRED: dict[str, Any] = {
+    "fisher_rate": 0.1,
+    "fisher_rows": 64,
+    "fisher_first_order": False,
+    "rbf_bandwidth": None,
+}
+"""Hyperparameters that were once asked for -> the value at which training then did what it does now. Kept runs name
+them still."""
 
 
 def context() -> dict[str, Any]:
-    """Command, commit, versions and hardware of this run."""
+    """Return command, commit, versions and hardware of this run."""
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": _command(),
         "commit": _git("rev-parse", "--short", "HEAD"),
-        "changed_since_commit": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "agents", "envs")),
+        "changed_since_commit": bool(_git("status", "--porcelain", "--untracked-files=no", "--", *CODE)),
         "versions": current_versions(),
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
@@ -36,15 +49,15 @@ def context() -> dict[str, Any]:
 
 
 def read(name: str) -> dict[str, Any] | None:
-    """Results kept under a name, or None."""
+    """Return the results kept under a name, subject/script, or None."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
 
 def write(name: str, results: dict[str, Any]) -> Path:
     """Keep results under a name; they replace earlier ones at once or not at all."""
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(results, indent=1) + "\n")
     temporary.replace(path)
@@ -52,13 +65,13 @@ def write(name: str, results: dict[str, Any]) -> Path:
 
 
 def is_same(run: dict[str, Any], key: dict[str, Any], versions: bool = True) -> bool:
-    """Whether a kept run answers the key, with the packages that are installed now."""
-    same = all(run[name] == value for name, value in key.items())
+    """Tell whether a kept run answers the key, with the packages that are installed now."""
+    same = all(_without_retired(run[name]) == _without_retired(value) for name, value in key.items())
     return same and (not versions or run["versions"] == current_versions())
 
 
 def missing(runs: list[dict[str, Any]], keys: Iterable[dict[str, Any]], minutes: float) -> Iterator[dict[str, Any]]:
-    """The keys that no kept run answers, until so many minutes are spent; a word when they are."""
+    """Give the keys that no kept run answers, until so many minutes are spent; a word when they are."""
     deadline = time.monotonic() + 60 * minutes
     for key in keys:
         if any(is_same(run, key) for run in runs):
@@ -80,20 +93,34 @@ def keep(name: str, kept: dict[str, Any], run: dict[str, Any], place: Iterable[s
     write(name, kept)
 
 
+def as_json(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values as they are read from a file in which they were kept: tuples are lists."""
+    found: dict[str, Any] = json.loads(json.dumps(values))
+    return found
+
+
 def installed(*packages: str) -> dict[str, str | None]:
-    """Versions of packages, None for those that are not installed."""
+    """Return the versions of packages, None for those that are not installed."""
     return {package: _version(package) for package in packages}
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds that work takes."""
+    """Return the seconds that work takes."""
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
 
 
+def interval(statistic: Callable[..., Any], *samples: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval (bias-corrected and accelerated) of a statistic of independent samples."""
+    from scipy.stats import bootstrap
+
+    found = bootstrap(samples, statistic, rng=np.random.default_rng(0)).confidence_interval
+    return float(found.low), float(found.high)
+
+
 def panels(count: int, columns: int, width: float = 5.0, height: float = 3.6) -> tuple[Figure, list[Axes]]:
-    """A figure with count panels in rows of columns; inches per panel."""
+    """Return a figure with count panels in rows of columns; inches per panel."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -120,6 +147,19 @@ def save(figure: Figure, name: str) -> Path:
     return path
 
 
+def _without_retired(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: entry for name, entry in value.items() if name not in RETIRED or entry != RETIRED[name]}
+
+
+def _command() -> str:
+    """Return the command line that runs this again, without the place of the files."""
+    specification = sys.modules["__main__"].__spec__
+    script = ["-m", specification.name] if specification else [Path(sys.argv[0]).name]
+    return shlex.join(["python", *script, *sys.argv[1:]])
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -128,7 +168,7 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT)
     return done.stdout.strip()
 
 

@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from agents.evolution.engine import Estimate, Scheme, estimate, start
-from agents.evolution.learning import Classification
 from agents.evolution.unroll import Unroll
 
-torch.set_num_threads(1)
+METHODS = {"pes": "PES", "nres": "NRES", "truncated_es": "truncated ES"}
+"""Those that searches for optimizers compare -> what figures call them."""
+KEYS = (2**31, 2**31 + 777)
+"""Of episodes that no search sees."""
 
 
 def ascend(
@@ -41,7 +43,7 @@ def ascend(
 def follow(
     ascent: Iterator[tuple[int, Tensor, Estimate]], theta: Tensor, every: int, loss: Callable[[Tensor], float]
 ) -> dict[str, Any]:
-    """An ascent from θ with the losses [(update, loss)] there and after every so many updates, and the θ of each."""
+    """Follow an ascent from θ: the losses [(update, loss)] there and after every so many updates, the θ of each."""
     begin, steps, curve, path = time.perf_counter(), 0, [(0, finite(loss(theta)))], [theta.tolist()]
     for update, reached, result in ascent:
         steps += int(result.steps.sum())
@@ -54,23 +56,17 @@ def follow(
 
 @torch.no_grad()
 def loss_of(task: Unroll, theta: Tensor, steps: int, keys: Iterable[int] = (0,)) -> float:
-    """Minus the score of one long window at θ, the mean over episodes."""
+    """Return minus the score of one long window at θ, the mean over episodes."""
     seeds = torch.tensor(list(keys))
     state = task.init(seeds, torch.arange(len(seeds)))
     return -task.unroll(theta.expand(len(seeds), -1), state, steps)[1].mean().item()
 
 
+def mean_loss(task: Unroll, horizon: int, theta: Tensor) -> float:
+    """Return the loss of a step (nats per example) at θ, the mean over an episode and two keys."""
+    return loss_of(task, theta, horizon, KEYS) / horizon
+
+
 def finite(value: float) -> float | None:
-    """The value, or None (JSON's null) where it diverged."""
+    """Return the value, or None (JSON's null) where it diverged."""
     return value if math.isfinite(value) else None
-
-
-def digits(hidden: tuple[int, ...], batch_size: int) -> Classification:
-    """scikit-learn's 1797 handwritten digits of 8 x 8 pixels, shuffled once and standardized as a whole."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
-    inputs = torch.tensor(data.data, dtype=torch.float32)[order]
-    labels = torch.tensor(data.target, dtype=torch.int64)[order]
-    return Classification((inputs - inputs.mean()) / inputs.std(), labels, hidden, batch_size)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.func import jacrev
 
-from agents.evolution.baselines import tbptt
 from agents.evolution.engine import METHODS, Estimate, Scheme, estimate, join, start
-from agents.evolution.toys import InfluenceBalancing, ToyRegression
+from benchmarks.baselines import tbptt
+from benchmarks.toys import InfluenceBalancing, ToyRegression
 
 THETA = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
 

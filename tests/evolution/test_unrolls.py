@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 from agents import noise
-from agents.evolution.baselines import Rtrl, Uoro, rtrl, tbptt, uoro
-from agents.evolution.learning import Classification, LearnedOptimizer, LearningRateDecay
-from agents.evolution.toys import InfluenceBalancing, ToyRegression
+from benchmarks.baselines import Rtrl, Uoro, rtrl, tbptt, uoro
+from benchmarks.learning import Classification, LearnedOptimizer, LearningRateDecay
+from benchmarks.toys import InfluenceBalancing, ToyRegression
 
 ONE = torch.zeros(1, dtype=torch.int64)
 

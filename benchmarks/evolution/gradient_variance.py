@@ -11,13 +11,15 @@ from __future__ import annotations
 import argparse
 
 import torch
-from common import context, panels, save, write
 from torch import Tensor
 
-from agents.evolution.baselines import Rtrl, rtrl
 from agents.evolution.engine import Scheme, estimate, start
-from agents.evolution.toys import InfluenceBalancing
 from agents.evolution.unroll import State, Unroll
+from benchmarks.baselines import Rtrl, rtrl
+from benchmarks.common import context, panels, save, write
+from benchmarks.toys import InfluenceBalancing
+
+NAME = "evolution/gradient_variance"
 
 STEPS = 32
 METHODS = ("pes", "nres", "truncated_es")
@@ -51,7 +53,7 @@ def main() -> None:
         for window in (1, 2, 4, 8, 16, 32):
             for method in METHODS:
                 scheme = Scheme.of(method, particles=2 * arguments.pairs, window=window, horizon=STEPS, staggered=False)
-                samples = episode(Directions(c), scheme, torch.zeros(STEPS, dtype=torch.float64), 1.0, 0).sums / 32
+                samples = episode(Directions(c), scheme, torch.zeros(STEPS, dtype=torch.float64), 1.0, 0) / 32
                 measured, exact = 32 * samples.var(0).sum().item(), variance(method, c, window)
                 row = {"case": case, "window": window, "method": method, "measured": measured, "exact": exact}
                 lengths.append(row)
@@ -61,33 +63,25 @@ def main() -> None:
         for method in METHODS:
             scheme = Scheme.of(method, particles=2 * pairs, window=1, horizon=100, staggered=False)
             task, theta = InfluenceBalancing(), torch.tensor([0.5], dtype=torch.float64)
-            found = [
-                episode(task, scheme, theta, 0.1, seed).sums.sum().item() / pairs for seed in range(arguments.repeats)
-            ]
+            found = [episode(task, scheme, theta, 0.1, seed).sum().item() / pairs for seed in range(arguments.repeats)]
             mean_square = sum((value - true) ** 2 for value in found) / len(found)
             errors.append({"particles": 2 * pairs, "method": method, "relative_error": mean_square**0.5 / abs(true)})
             print(f"N = {2 * pairs:4}  {method:13} relative error {errors[-1]['relative_error']:.4f}", flush=True)
-    print(write("gradient_variance", {**context(), "lengths": lengths, "true_gradient": true, "errors": errors}))
+    print(write(NAME, {**context(), "lengths": lengths, "true_gradient": true, "errors": errors}))
     plot(lengths, errors)
 
 
-class Sum:
-    """The windows' estimates of one episode, added up."""
-
-    def __init__(self, sums: Tensor) -> None:
-        self.sums = sums
-
-
-def episode(task: Unroll, scheme: Scheme, theta: Tensor, sigma: float, seed: int) -> Sum:
+def episode(task: Unroll, scheme: Scheme, theta: Tensor, sigma: float, seed: int) -> Tensor:
+    """Add up the windows' estimates of one episode."""
     particles, total = start(scheme, theta, seed), torch.zeros(())
     for _ in range(scheme.horizon // scheme.window):
         result, particles = estimate(task, scheme, theta, sigma, particles)
         total = total + result.sums
-    return Sum(total)
+    return total
 
 
 def variance(method: str, c: Tensor, window: int) -> float:
-    """Total variance of one pair's estimate for an episode."""
+    """Return the total variance of one pair's estimate for an episode."""
     P, g = c.shape[1], c.unflatten(0, (-1, window)).sum(1)
     if method == "nres":
         return ((P + 1) * g.sum(0).square().sum()).item()
@@ -131,7 +125,7 @@ def plot(lengths: list[dict], errors: list[dict]) -> None:
         )
     axes[2].set(xlabel="particles N", ylabel="error / true gradient", title="influence balancing, K = 1")
     axes[2].legend(fontsize=8, frameon=False)
-    print(save(figure, "gradient_variance"))
+    print(save(figure, NAME))
 
 
 if __name__ == "__main__":

@@ -12,14 +12,16 @@ import argparse
 from functools import partial
 
 import torch
-from common import context, panels, save, write
-from search import ascend, digits, follow, loss_of
 
 from agents.evolution.engine import Scheme
-from agents.evolution.learning import LearningRateDecay
+from benchmarks.common import context, panels, save, write
+from benchmarks.digits import digits
+from benchmarks.learning import Classification, LearningRateDecay
+from benchmarks.search import METHODS, ascend, follow, mean_loss
+
+NAME = "evolution/lr_decay"
 
 THETA = torch.tensor([-3.0, 1.0])
-METHODS = {"pes": "PES", "nres": "NRES", "truncated_es": "truncated ES"}
 
 
 def main() -> None:
@@ -30,8 +32,9 @@ def main() -> None:
     parser.add_argument("--horizon", type=int, default=400)
     parser.add_argument("--hidden", type=int, nargs="*", default=[32, 32])
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     T = arguments.horizon
-    task = LearningRateDecay(digits(tuple(arguments.hidden), batch_size=32), T, time_scale=T)
+    task = LearningRateDecay(Classification(*digits(), tuple(arguments.hidden), batch_size=32), T, time_scale=T)
     adam = partial(torch.optim.Adam, lr=1e-2)
     rows = []
     for method, label in METHODS.items():
@@ -39,7 +42,7 @@ def main() -> None:
         for seed in range(arguments.seeds):
             every = max(1, arguments.updates // 5)
             ascent = ascend(task, scheme, THETA, 0.1, adam, arguments.updates, seed)
-            run = follow(ascent, THETA, every, partial(mean_loss, task))
+            run = follow(ascent, THETA, every, partial(mean_loss, task, T))
             rows.append({"method": label, "seed": seed, **run})
             rate, power = torch.tensor(run["theta"][-1]).exp().tolist()
             print(
@@ -47,13 +50,8 @@ def main() -> None:
                 f"  power {power:.2f}  {run['inner_steps']:,} inner steps  {run['seconds']} s",
                 flush=True,
             )
-    print(write("lr_decay", {**context(), "settings": vars(arguments), "rows": rows}))
+    print(write(NAME, {**context(), "settings": vars(arguments), "rows": rows}))
     plot(rows)
-
-
-def mean_loss(task: LearningRateDecay, theta: torch.Tensor) -> float:
-    """Nats per example, the mean over an episode and two keys."""
-    return loss_of(task, theta, task.horizon, keys=(2**31, 2**31 + 777)) / task.horizon
 
 
 def plot(rows: list[dict]) -> None:
@@ -66,7 +64,7 @@ def plot(rows: list[dict]) -> None:
     curves.set(xlabel="updates", ylabel="mean training loss, nats", title="learning-rate decay on digits")
     plane.set(xlabel="θ₀, log initial rate", ylabel="θ₁, log power", title="paths")
     curves.legend(fontsize=8, frameon=False)
-    print(save(figure, "lr_decay"))
+    print(save(figure, NAME))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ import argparse
 from functools import partial
 
 import torch
-from common import context, panels, save, write
-from search import ascend, follow, loss_of
 
 from agents.evolution.engine import Scheme
-from agents.evolution.toys import ToyRegression
+from benchmarks.common import context, panels, save, write
+from benchmarks.search import ascend, follow, loss_of
+from benchmarks.toys import ToyRegression
+
+NAME = "evolution/toy_regression"
 
 TASK = ToyRegression()
 THETA = torch.tensor([-4.0, -4.0], dtype=torch.float64)
@@ -36,6 +38,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     rows = []
     for name, method, sigma, staggered in RUNS:
         whole = method == "es"
@@ -62,7 +65,7 @@ def main() -> None:
                 f"θ = ({first:.2f}, {last:.2f})  {run['inner_steps']:,} inner steps  {run['seconds']:.1f} s",
                 flush=True,
             )
-    print(write("toy_regression", {**context(), "grid_best": grid_best(), "rows": rows}))
+    print(write(NAME, {**context(), "grid_best": grid_best(), "rows": rows}))
     plot(rows)
 
 
@@ -71,7 +74,7 @@ def episode_loss(theta: torch.Tensor) -> float:
 
 
 def grid(points: int = 101) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rates and the losses of their grid."""
+    """Return rates and the losses of their grid."""
     values = torch.linspace(-6, 4, points, dtype=torch.float64)
     theta = torch.cartesian_prod(values, values)
     keys = torch.zeros(len(theta), dtype=torch.int64)
@@ -94,7 +97,7 @@ def plot(rows: list[dict]) -> None:
     curves.set(xlabel="updates (ES: tenths)", ylabel="loss of an episode", title="Toy 2-D regression")
     curves.legend(fontsize=8, frameon=False)
     plane.set(xlabel="θ₀, log first learning rate", ylabel="θ₁, log last learning rate", title="log₁₀ loss and paths")
-    print(save(figure, "toy_regression"))
+    print(save(figure, NAME))
 
 
 if __name__ == "__main__":

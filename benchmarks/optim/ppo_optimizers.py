@@ -7,8 +7,8 @@ All else is the same for all: BASE, with eps 1e-5 for those that have one, and a
 
 A run's score is the mean return of 16 episodes of the final policy without noise. Intervals are 95 % (bootstrap over
 seeds, bias-corrected and accelerated); an optimizer is beside Adam where the interval of the difference of means holds
-0 or lies above it. Finished runs are kept in results/ppo_optimizers.json by task, optimizer, setting, seed, steps and
-versions, and are not repeated.
+0 or lies above it. Finished runs are kept in results/optim/ppo_optimizers.json by task, optimizer, setting, seed, steps
+and versions, and are not repeated.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import context, is_same, keep, missing, panels, read, save
-from scipy.stats import bootstrap
 from torch.optim import SGD, Adam, Optimizer
 
 from agents import PPO
 from agents.run.evaluation import evaluate
+from benchmarks.common import context, interval, is_same, keep, missing, panels, read, save
 from envs import make_vec
 
-NAME = "ppo_optimizers"
+NAME = "optim/ppo_optimizers"
 TASKS = ("Swimmer-v5", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
 TUNING_SEED = 100
 EPISODES = 16
@@ -93,8 +92,8 @@ def main() -> None:
 
 
 def wanted(runs: list[dict[str, Any]], tasks: Iterable[str], steps: int, seeds: int) -> Iterator[dict[str, Any]]:
-    """Arguments of `run`: first the tuning, then the settings that runs, which grow meanwhile, say are tuned, seeds
-    outermost.
+    """Yield arguments of `run`: first the tuning, then the settings that runs, which grow meanwhile, say are tuned,
+    seeds outermost.
     """
 
     def key(env_id: str, name: str, settings: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -114,7 +113,7 @@ def wanted(runs: list[dict[str, Any]], tasks: Iterable[str], steps: int, seeds: 
 
 
 def tuned(runs: list[dict[str, Any]], env_id: str, name: str, steps: int) -> dict[str, Any]:
-    """The setting with the best score on the tuning seed."""
+    """Return the setting with the best score on the tuning seed."""
     place = {"env_id": env_id, "optimizer": name, "seed": TUNING_SEED, "steps": steps}
     best = max((run for run in runs if is_same(run, place, versions=False)), key=lambda run: run["score"])
     return best["settings"]
@@ -123,7 +122,7 @@ def tuned(runs: list[dict[str, Any]], env_id: str, name: str, steps: int) -> dic
 def run(
     env_id: str, optimizer: str, settings: dict[str, Any], base: dict[str, Any], seed: int, steps: int
 ) -> dict[str, Any]:
-    """One training; a run that a gradient which is not finite has stopped scores what it had reached."""
+    """Train once; a run that a gradient which is not finite has stopped scores what it had reached."""
     begin = time.perf_counter()
     name = "sgd" if optimizer in OTHERS else optimizer.partition(",")[0].lower()
     agent = PPO("MlpPolicy", env_id, seed=seed, device="cpu", optimizer=name, **base, **settings)
@@ -151,7 +150,7 @@ def run(
 
 
 def table(runs: list[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
-    """Per task and optimizer the tuned setting, its scores, their mean and interval, and the difference to Adam's."""
+    """List per task and optimizer the tuned setting, its scores, mean and interval, and the difference to Adam's."""
     rows = []
     for env_id in TASKS:
         scores = {}
@@ -166,12 +165,15 @@ def table(runs: list[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
                 continue
             scores[name] = [run["score"] for run in sorted(fresh, key=lambda run: run["seed"])]
             row = {"env_id": env_id, "optimizer": name, "settings": settings, "scores": scores[name]}
-            row |= {"mean": round(float(np.mean(scores[name])), 1), "interval": interval(mean_of, scores[name])}
+            row |= {
+                "mean": round(float(np.mean(scores[name])), 1),
+                "interval": rounded(interval(np.mean, scores[name])),
+            }
             row["curves"] = [run["curve"] for run in fresh]
             rows.append(row)
         for row in (row for row in rows if row["env_id"] == env_id):
             if row["optimizer"] != "Adam" and "Adam" in scores:
-                row["beyond_adam"] = interval(difference, row["scores"], scores["Adam"])
+                row["beyond_adam"] = rounded(interval(difference, row["scores"], scores["Adam"]))
     for row in rows:
         low, high = row["interval"]
         beyond = "" if "beyond_adam" not in row else " - Adam: {:+.0f} to {:+.0f}".format(*row["beyond_adam"])
@@ -182,18 +184,12 @@ def table(runs: list[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
     return rows
 
 
-def mean_of(scores: np.ndarray, axis: int = -1) -> Any:
-    return np.mean(scores, axis=axis)
+def rounded(ends: tuple[float, float]) -> list[float]:
+    return [round(end, 1) for end in ends]
 
 
 def difference(scores: np.ndarray, others: np.ndarray, axis: int = -1) -> Any:
     return np.mean(scores, axis=axis) - np.mean(others, axis=axis)
-
-
-def interval(statistic: Callable[..., Any], *samples: list[float]) -> list[float]:
-    """95 %, of a statistic of independent samples over seeds."""
-    found = bootstrap(samples, statistic, vectorized=True, rng=np.random.default_rng(0)).confidence_interval
-    return [round(float(found.low), 1), round(float(found.high), 1)]
 
 
 def draw(rows: list[dict[str, Any]], steps: int) -> Any:

@@ -18,8 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import context, panels, save, write
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,6 +25,9 @@ from agents import noise
 from agents.adaptation.inner_loop import InnerOptimizer, gradients_of, linear_anneal, meta_gradients
 from agents.policy.batched import BatchedNetwork
 from agents.policy.networks import parameter_vector
+from benchmarks.common import context, panels, save, write
+
+NAME = "adaptation/few_shot"
 
 WAYS, SHOTS, TESTS, TEST_STEPS = 5, 2, 10, 5
 MODULE = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, WAYS))
@@ -57,7 +58,9 @@ def cross_entropy(theta: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def classes(digits: range) -> list[Tensor]:
-    """The images [m, 64] of each digit in each of four rotations, in 0 to 1."""
+    """Return the images [m, 64] of each digit in each of four rotations, in 0 to 1."""
+    from sklearn.datasets import load_digits
+
     images, target = load_digits(return_X_y=True)
     square = images.reshape(-1, 8, 8) / 16
     return [
@@ -68,7 +71,7 @@ def classes(digits: range) -> list[Tensor]:
 
 
 def draw(pool: list[Tensor], generator: np.random.Generator, tasks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images to learn from [N, 10, 64] and to be tested on [N, 50, 64], with their labels."""
+    """Draw images to learn from [N, 10, 64] and to be tested on [N, 50, 64], with their labels."""
     learn, test = [], []
     for _ in range(tasks):
         chosen = generator.choice(len(pool), WAYS, replace=False)
@@ -95,7 +98,7 @@ def minibatches(x: Tensor, y: Tensor, settings: dict[str, Any], count: int, gene
 
 
 def train(settings: dict[str, Any], seed: int, iterations: int) -> Tensor:
-    """φ [P] after meta-training."""
+    """Return φ [P] after meta-training."""
     torch.manual_seed(seed)
     for layer in (MODULE[0], MODULE[2]):
         layer.reset_parameters()
@@ -144,7 +147,7 @@ def main() -> None:
                 print(f"{rule:8} {choice:12} {value!s:12} {min(found):.3f}-{max(found):.3f}", flush=True)
     print(f"{time.perf_counter() - begin:.0f} s")
     results = {"base": BASE, "untrained": untrained, "rows": rows, "settings": vars(arguments)}
-    print(write("few_shot", {**context(), **results}))
+    print(write(NAME, {**context(), **results}))
     plot(rows, untrained)
 
 
@@ -161,7 +164,7 @@ def plot(rows: list[dict[str, Any]], untrained: list[float]) -> None:
         axis.set_xticks(range(len(values)), list(map(str, values)))
         axis.set(xlabel=choice.replace("_", " "), ylabel="accuracy, held-out classes")
     axes[0].legend(fontsize=8, frameon=False)
-    save(figure, "few_shot")
+    save(figure, NAME)
 
 
 if __name__ == "__main__":

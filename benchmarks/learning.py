@@ -39,18 +39,18 @@ class Classification:
         self.size = sum((fan_in + 1) * fan_out for fan_in, fan_out in self.layers)
 
     def init(self, keys: Tensor) -> Tensor:
-        """Weights [n, W]: He-normal matrices and zero biases, drawn from the keys [n]."""
+        """Draw weights [n, W]: He-normal matrices and zero biases, drawn from the keys [n]."""
         draws = {key: self._draw(key) for key in set(keys.tolist())}
         return torch.stack([draws[key] for key in keys.tolist()]).to(keys.device)
 
     def batch(self, keys: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """The examples [n, B, F] and labels [n, B] of an inner step: in the data's order, from where the key points."""
+        """Return the examples [n, B, F] and labels [n, B] of an inner step, in the data's order from the key on."""
         rows = (keys + steps * self.batch_size)[:, None] + torch.arange(self.batch_size, device=keys.device)
         rows = rows % len(self.inputs)
         return self.inputs[rows], self.labels[rows]
 
     def loss(self, weights: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy [n] (nats) of the weights [n, W] on inputs [n, B, F] and labels [n, B]."""
+        """Return the mean cross-entropy [n] (nats) of the weights [n, W] on inputs [n, B, F] and labels [n, B]."""
         x, start = inputs, 0
         for number, (fan_in, fan_out) in enumerate(self.layers):
             matrix = weights[:, start : start + fan_in * fan_out].unflatten(1, (fan_in, fan_out))
@@ -60,7 +60,7 @@ class Classification:
         return cross_entropy(x.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(1)
 
     def gradient(self, weights: Tensor, keys: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient [n, W] and loss [n] on the batch of one inner step."""
+        """Return the gradient [n, W] and loss [n] on the batch of one inner step."""
 
         def total(weights: Tensor) -> tuple[Tensor, Tensor]:
             losses = self.loss(weights, *self.batch(keys, steps))

@@ -22,7 +22,7 @@ NORM_FLOOR = 1e-7
 
 
 def tbptt(task: Unroll, theta: Tensor, state: State, window: int) -> tuple[Tensor, Tensor, State]:
-    """Backpropagation through one window, truncated at its beginning: biased.
+    """Backpropagate through one window, truncated at its beginning: biased.
 
     Args:
         state: of one particle, from task.init or the window before.
@@ -47,7 +47,7 @@ class Rtrl:
 
 
 def rtrl(task: Unroll, theta: Tensor, carried: Rtrl, window: int) -> tuple[Tensor, Tensor, Rtrl]:
-    """Forward-mode differentiation that never truncates: unbiased at fixed θ, and P times the cost of the unroll.
+    """Differentiate in forward mode and never truncate: unbiased at fixed θ, and P times the cost of the unroll.
 
     Source: Williams & Zipser 1989, https://doi.org/10.1162/neco.1989.1.2.270.
     """
@@ -74,7 +74,7 @@ class Uoro:
 
 
 def uoro(task: Unroll, theta: Tensor, carried: Uoro, window: int, seed: int) -> tuple[Tensor, Tensor, Uoro]:
-    """RTRL with a random rank-one derivative of the state: unbiased at fixed θ, noisy.
+    """Approximate RTRL with a random rank-one derivative of the state: unbiased at fixed θ, noisy.
 
     Source: Tallec & Ollivier 2018, algorithm 1, https://arxiv.org/abs/1702.05043.
     """
@@ -97,12 +97,12 @@ def uoro(task: Unroll, theta: Tensor, carried: Uoro, window: int, seed: int) -> 
 
 
 def _floats(state: State) -> Tensor:
-    """What can be differentiated of one particle's state, as one vector [S]."""
+    """Return what can be differentiated of one particle's state, as one vector [S]."""
     return torch.cat([value[0].flatten() for value in state.values() if value.is_floating_point()])
 
 
 def _as_function(task: Unroll, state: State, window: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The window as a function of (θ [P], floats [S]) that returns the floats after it and the score."""
+    """Return the window as a function of (θ [P], floats [S]) that returns the floats after it and the score."""
 
     def advance(theta: Tensor, floats: Tensor) -> tuple[Tensor, Tensor]:
         filled, start = dict(state), 0

@@ -12,14 +12,14 @@ import argparse
 from functools import partial
 
 import torch
-from common import context, panels, save, write
-from search import ascend, digits, follow, loss_of
 
 from agents.evolution.engine import Scheme
-from agents.evolution.learning import LearnedOptimizer, LearningRateDecay
-from agents.evolution.unroll import Unroll
+from benchmarks.common import context, panels, save, write
+from benchmarks.digits import digits
+from benchmarks.learning import Classification, LearnedOptimizer, LearningRateDecay
+from benchmarks.search import METHODS, ascend, follow, mean_loss
 
-METHODS = {"pes": "PES", "nres": "NRES", "truncated_es": "truncated ES"}
+NAME = "evolution/learned_optimizer"
 
 
 def main() -> None:
@@ -29,8 +29,9 @@ def main() -> None:
     parser.add_argument("--particles", type=int, default=20)
     parser.add_argument("--horizon", type=int, default=200)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     T = arguments.horizon
-    problem = digits((16,), batch_size=32)
+    problem = Classification(*digits(), (16,), batch_size=32)
     task = LearnedOptimizer(problem, T, scale=1e-2)
     theta = 0.1 * torch.randn(task.size, generator=torch.Generator().manual_seed(0))
     # Without decay: the power is exp(-inf) = 0.
@@ -53,13 +54,8 @@ def main() -> None:
                 flush=True,
             )
     results = {"settings": vars(arguments), "sgd": {"rate": rate, "loss": sgd}, "rows": rows}
-    print(write("learned_optimizer", {**context(), **results}))
+    print(write(NAME, {**context(), **results}))
     plot(rows, sgd)
-
-
-def mean_loss(task: Unroll, horizon: int, theta: torch.Tensor) -> float:
-    """Nats per example, the mean over an episode and two keys."""
-    return loss_of(task, theta, horizon, keys=(2**31, 2**31 + 777)) / horizon
 
 
 def plot(rows: list[dict], sgd: float) -> None:
@@ -71,7 +67,7 @@ def plot(rows: list[dict], sgd: float) -> None:
     axis.axhline(sgd, color="0.5", linestyle="--", label="tuned SGD with momentum")
     axis.set(xlabel="updates", ylabel="mean training loss, nats", title="learned optimizer on digits")
     axis.legend(fontsize=8, frameon=False)
-    print(save(figure, "learned_optimizer"))
+    print(save(figure, NAME))
 
 
 if __name__ == "__main__":

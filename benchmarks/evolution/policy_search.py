@@ -1,6 +1,6 @@
 """Policy search with evolution strategies: estimators on Swimmer, steps and seconds to ARS's thresholds, and the rate.
 
-Five parts, each kept in results/policy_search.json as soon as a run of it is finished, and not repeated:
+Five parts, each kept in results/evolution/policy_search.json as soon as a run of it is finished, and not repeated:
 
 - swimmer: PES, NRES, ES and truncated ES with linear policies on Swimmer-v5, equal environment steps, several seeds.
 - preset: the presets of `PES` on Swimmer-v5, for seeds 10 to 19, and InvertedPendulum-v5, 10 to 17, which were not
@@ -29,14 +29,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import context, installed, keep, missing, panels, read, save, write
 
 from agents import PES
 from agents.config import preset_values
 from agents.run.evaluation import evaluate
+from benchmarks.common import context, installed, keep, missing, panels, read, save, write
 from envs import make_vec
 
-NAME = "policy_search"
+NAME = "evolution/policy_search"
 PARTS = ("swimmer", "preset", "rate", "speed", "thresholds")
 EVALUATION_SEED = 1_000_000
 
@@ -124,14 +124,14 @@ def main() -> None:
 
 
 def settings_of(key: dict[str, Any]) -> dict[str, Any]:
-    """What a run is made with, as JSON values."""
+    """Return what a run is made with, as JSON values."""
     if key["part"] == "swimmer":
         return {"normalize_observations": False, "reward_memory": 0.0, "num_envs": 20, **SWIMMER[key["side"]]}
     return ARS_SETTINGS[key["env"]] if key["side"] == "sb3-contrib" else preset_values("pes", key["env"])
 
 
 def curve_of(key: dict[str, Any], threads: int) -> dict[str, Any]:
-    """A run's curve and its last policy's return, mean of 16 episodes on seeds of their own."""
+    """Return a run's curve and its last policy's return, mean of 16 episodes on seeds of their own."""
     agent = searching(key, threads)
     with contextlib.closing(make_vec(key["env"], 16, autoreset="disabled")) as env:
         curve, evaluation_steps, seconds, begin = [], 0, 0.0, time.perf_counter()
@@ -155,14 +155,14 @@ def curve_of(key: dict[str, Any], threads: int) -> dict[str, Any]:
 
 
 def searching(key: dict[str, Any], threads: int) -> PES:
-    """An agent with a run's settings."""
+    """Make an agent with a run's settings."""
     settings = PES.Config.of(settings_of(key))
     env = make_vec(key["env"], settings.num_envs, autoreset="disabled", num_threads=threads)
     return PES("LinearPolicy", env, seed=key["seed"], device="cpu", **settings_of(key))
 
 
 def threshold(key: dict[str, Any], every: int, deadline: float, threads: int) -> dict[str, Any]:
-    """Training until the mean return of 8 episodes reaches the task's threshold, is given up, or time is out."""
+    """Train until the mean return of 8 episodes reaches the task's threshold, it is given up, or time is out."""
     env_id, goal = key["env"], THRESHOLDS[key["env"]]
     curve: list[tuple[int, float, float]] = []
     evaluation_steps, seconds, cpu_seconds = 0, 0.0, 0.0
@@ -195,7 +195,7 @@ def threshold(key: dict[str, Any], every: int, deadline: float, threads: int) ->
 
 
 def ours(key: dict[str, Any], threads: int) -> Any:
-    """Steps made so far and the agent, after each update."""
+    """Yield the steps made so far and the agent, after each update."""
     agent = searching(key, threads)
     for _ in agent.iterations(key["steps"]):
         yield agent.num_timesteps, agent
@@ -213,7 +213,7 @@ class Normalized:
 
 
 def ars(key: dict[str, Any]) -> Any:
-    """The same of sb3-contrib's ARS, which steps one environment."""
+    """Yield the same of sb3-contrib's ARS, which steps one environment."""
     import gymnasium
     from sb3_contrib import ARS
     from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -227,7 +227,7 @@ def ars(key: dict[str, Any]) -> Any:
 
 
 def speed(env_id: str, threads: int, turns: int = 9, seconds: float = 2.0) -> dict[str, Any]:
-    """Environment steps per second of both sides: in each turn, whole updates for at least so many seconds."""
+    """Measure environment steps per second of both sides: in each turn whole updates for at least so many seconds."""
     key = {"part": "thresholds", "env": env_id, "steps": 10**9, "seed": 0}
     sides = {"ours": ours({**key, "side": "ours"}, threads), "sb3-contrib": ars({**key, "side": "sb3-contrib"})}
     made = {side: next(training)[0] for side, training in sides.items()}
@@ -250,15 +250,16 @@ def speed(env_id: str, threads: int, turns: int = 9, seconds: float = 2.0) -> di
 
 
 def rate(env_id: str, particles: int, after: int, to: int, turns: int = 5) -> dict[str, Any]:
-    """Steps per second of learning between two numbers of steps, and the share of its seconds that the environment
-    layer alone takes for the same resets, actions and ids; of the same training in each turn."""
+    """Measure steps per second of learning between two numbers of steps, and the share of its seconds that the
+    environment layer alone takes for the same resets, actions and ids; of the same training in each turn.
+    """
     found = [rate_turn(env_id, particles, after, to) for _ in range(turns)]
     span = {"env": env_id, "particles": particles, "after": after, "to": to}
     return span | {name: statistics.median(turn[name] for turn in found) for name in found[0]} | {"turns": found}
 
 
 def rate_turn(env_id: str, particles: int, after: int, to: int) -> dict[str, float]:
-    """The two sides alternate: a window is learned on, then its calls are repeated from the same states."""
+    """Alternate the two sides: a window is learned on, then its calls are repeated from the same states."""
     env = make_vec(env_id, particles, autoreset="disabled")
     agent = PES("LinearPolicy", env, seed=0, device="cpu", **{**preset_values("pes", env_id), "num_envs": particles})
     calls: list[tuple[str, tuple, dict]] = []
@@ -306,7 +307,7 @@ def line(run: dict[str, Any]) -> str:
 
 
 def summary(runs: list[dict[str, Any]]) -> str:
-    """Medians over seeds, per part, task and side."""
+    """List medians over seeds, per part, task and side."""
     rows = ["", f"{'task':20}{'side':14}{'seeds':>6}{'median':>10}   all"]
     for group in groups(runs):
         first = group[0]

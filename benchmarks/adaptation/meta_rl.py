@@ -4,9 +4,10 @@ Each row is `python train.py ALGORITHM --env families/NAME-v0` as a user runs it
 `evaluate.py RUN --adapt 3`: 40 tasks (600 of Point; a family's own two where it has no others), 20 episodes each,
 sampled actions.
 Joint training is npg on a new training task in every episode, the oracle is npg that observes the task; both make as
-many environment steps as the meta-learner. Finished runs are kept in results/meta_rl.json by family, algorithm, steps
-and seed, and are not repeated, so that the table grows over several calls. --rate measures environment steps per second
-of whole iterations beside those of the environment layer under random actions, alternated in one process.
+many environment steps as the meta-learner. Finished runs are kept in results/adaptation/meta_rl.json by family,
+algorithm, steps and seed, and are not repeated, so that the table grows over several calls. --rate measures environment
+steps per second of whole iterations beside those of the environment layer under random actions, alternated in one
+process.
 """
 
 from __future__ import annotations
@@ -23,13 +24,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import context, keep, missing, panels, read, save, timed, write
 
 from agents import REGISTRY
+from benchmarks.common import ROOT, context, keep, missing, panels, read, save, timed, write
 from envs import make_vec
 
-ROOT = Path(__file__).parent.parent
-NAME = "meta_rl"
+NAME = "adaptation/meta_rl"
 STEPS = {"Point": 22_000_000, "HalfCheetahVel": 6_400_000, "HalfCheetahDir": 3_200_000, "AntDir": 6_000_000}
 TWO_TASKS = ("HalfCheetahDir", "AntDir")
 TASKS = {"Point": 600}
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--rate", action="store_true", help="only measure steps per second")
     arguments = parser.parse_args()
     if arguments.runs is None:
-        arguments.runs = tempfile.mkdtemp(prefix=NAME)
+        arguments.runs = tempfile.mkdtemp(prefix="meta_rl-")
     kept: dict[str, Any] = read(NAME) or {"runs": [], "rates": []}
     if arguments.rate:
         for family in arguments.families:
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def measure(key: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any] | None:
-    """One run and its evaluation: the policies' returns, and the seconds of the training; None if only trained."""
+    """Train and evaluate: the policies' returns, and the seconds of the training; None if only trained."""
     run = train(key, arguments)
     beside = []
     # One joint training and one oracle serve all algorithms of a seed.
@@ -113,7 +113,7 @@ def measure(key: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any
 
 
 def train(key: dict[str, Any], arguments: argparse.Namespace) -> Path:
-    """The folder of a training in --runs, which is begun unless it is there, and always finished."""
+    """Finish a training in --runs, which is begun unless it is there; returns its folder."""
     folder = Path(arguments.runs) / "-".join(map(str, key.values()))
     baseline = BASELINES.get(key["algorithm"])
     if folder.exists():
@@ -137,7 +137,7 @@ def call(script: str, *arguments: str) -> None:
 
 
 def rates(family: str, repeats: int = 3, iterations: int = 2) -> dict[str, Any]:
-    """Environment steps per second of FOMAML's iterations and of random actions, alternated; medians."""
+    """Measure environment steps per second of FOMAML's iterations and of random actions, alternated; medians."""
     torch.set_num_threads(2)
     env_id = f"families/{family}-v0"
     values = {name: value for name, value in REGISTRY["fomaml"].preset(env_id).__dict__.items()}

@@ -1,8 +1,8 @@
 """Returns of train.py as a user runs it: final deterministic policies over seeds, with seconds and memory.
 
 Each run is `python train.py npg --env ID --steps N --seed S`; its final evaluation (32 episodes) is what counts.
-Finished runs are kept in results/returns.json by task, settings, steps, seed and versions, and are not repeated, so
-that a table grows over several calls; the figure is drawn from all that are kept.
+Finished runs are kept in results/natural/returns.json by task, settings, steps, seed and versions, and are not
+repeated, so that a table grows over several calls; the figure is drawn from all that are kept.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import json
 import os
 import statistics
 import subprocess
@@ -21,12 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from common import context, is_same, keep, panels, read, save
-
 from agents import REGISTRY
+from benchmarks.common import ROOT, as_json, context, is_same, keep, panels, read, save
 
-ROOT = Path(__file__).parent.parent
-NAME = "returns"
+NAME = "natural/returns"
 MEMORY_SECONDS = 1.0
 
 
@@ -42,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     kept = read(NAME) or {"runs": []}
     deadline = time.monotonic() + 60 * arguments.budget_minutes
-    preset = json.loads(json.dumps(dataclasses.asdict(REGISTRY[arguments.algorithm].preset(arguments.env))))
+    preset = as_json(dataclasses.asdict(REGISTRY[arguments.algorithm].preset(arguments.env)))
     task = {"algorithm": arguments.algorithm, "env": arguments.env, "steps": arguments.steps, "settings": preset}
     keys = [{**task, "seed": arguments.first_seed + k} for k in range(arguments.seeds)]
     missing = [key for key in keys if not any(is_same(run, key) for run in kept["runs"])]
@@ -67,7 +64,7 @@ def main() -> None:
 
 
 def train(key: dict[str, Any], threads: int) -> dict[str, Any]:
-    """One run of train.py: its final evaluation, curve, seconds and resident memory over time, in MiB.
+    """Run train.py once: its final evaluation, curve, seconds and resident memory over time, in MiB.
 
     threads are those of the physics; they change the seconds only.
     """

@@ -16,17 +16,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import context, panels, save, write
 
-import agents.base
 import agents.npg
 import agents.policy.actor_critic
+import agents.rollout.collector
 from agents import NPG
-from agents.rollout.buffer import RolloutBuffer
+from agents.natural.critic_fits import GaussNewton
+from agents.natural.curvature import Curvature
+from agents.rollout.buffer import Rollout
+from agents.rollout.collector import Collector
+from benchmarks.common import context, panels, save, write
 from envs.mujoco.batch import BatchPhysics, MujocoVectorEnv
 from envs.mujoco.physics import ThreadedPhysics
 
-NAME = "iteration"
+NAME = "natural/iteration"
 TASKS = ("Hopper-v5", "HalfCheetah-v5")
 STAGES = {
     "physics": "#123f73",
@@ -74,30 +77,32 @@ class Timers:
         setattr(owner, name, self.wrap(getattr(owner, name), stage))
 
 
+POLICY = agents.policy.actor_critic.ActorCriticPolicy
+WRAPPED: dict[str, tuple[tuple[Any, tuple[str, ...]], ...]] = {
+    "physics": ((BatchPhysics, ("step",)), (ThreadedPhysics, ("step",))),
+    "observing, rewarding": ((MujocoVectorEnv, ("step",)),),
+    "resets": ((MujocoVectorEnv, ("_begin_episodes",)),),
+    "acting": ((POLICY, ("to_environment",)), (agents.rollout.collector, ("action_noise",))),
+    "buffer": ((Rollout, ("add", "add_final", "clear")),),
+    "callbacks, logging": ((Collector, ("_count",)), (NPG, ("_record", "_record_update"))),
+    "advantages": ((agents.npg, ("advantages", "standardize")),),
+    "capture": ((agents.npg, ("scores",)),),
+    "conjugate gradients": ((Curvature, ("direction",)),),
+    "KL correction": ((NPG, ("_take",)),),
+    "critic": ((GaussNewton, ("fit",)),),
+    "rest": ((NPG, ("train",)),),
+    "normalizer": ((POLICY, ("update_normalizer",)),),
+}
+"""Stage -> the owners and names of its functions; what the policy's sampler returns is timed as acting besides."""
+
+
 def install(timers: Timers) -> None:
-    for physics in (BatchPhysics, ThreadedPhysics):
-        timers.install(physics, "step", "physics")
-    timers.install(MujocoVectorEnv, "step", "observing, rewarding")
-    timers.install(MujocoVectorEnv, "_begin_episodes", "resets")
-
-    policy = agents.policy.actor_critic.ActorCriticPolicy
-    make_sampler = policy.sampler
-    policy.sampler = lambda self: timers.wrap(make_sampler(self), "acting")  # type: ignore[method-assign]
-    timers.install(policy, "to_environment", "acting")
-    timers.install(agents.base, "action_noise", "acting")
-    for name in ("add", "add_final", "clear"):
-        timers.install(RolloutBuffer, name, "buffer")
-
-    for name in ("_count_rollout", "_record", "_record_update"):
-        timers.install(NPG, name, "callbacks, logging")
-
-    timers.install(NPG, "_advantages", "advantages")
-    timers.install(NPG, "_scores", "capture")
-    timers.install(agents.npg, "natural_gradient", "conjugate gradients")
-    timers.install(NPG, "_take", "KL correction")
-    timers.install(agents.npg, "gauss_newton", "critic")
-    timers.install(agents.npg.NPG, "train", "rest")
-    timers.install(policy, "update_normalizer", "normalizer")
+    for stage, functions in WRAPPED.items():
+        for owner, names in functions:
+            for name in names:
+                timers.install(owner, name, stage)
+    make_sampler = POLICY.sampler
+    POLICY.sampler = lambda self: timers.wrap(make_sampler(self), "acting")  # type: ignore[method-assign]
 
 
 def main() -> None:
@@ -123,7 +128,7 @@ def main() -> None:
 
 
 def measure(env_id: str, timers: Timers, iterations: int, warm_up: int) -> dict[str, Any]:
-    """Median seconds of an iteration, of each stage in it, and of an iteration without timers."""
+    """Measure median seconds of an iteration, of each stage in it, and of an iteration without timers."""
     config = NPG.preset(env_id)
     agent = NPG("MlpPolicy", env_id, seed=0, device="cpu", **dataclasses.asdict(config))
     steps = config.num_envs * config.n_steps

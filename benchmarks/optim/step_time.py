@@ -18,11 +18,13 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from common import context, installed, panels, save, write
 from torch import nn
 from torch.optim import Adam
 
 from agents.optim.adabound import AdaBound, AMSBound
+from benchmarks.common import context, installed, panels, save, write
+
+NAME = "optim/step_time"
 
 NETWORKS = {"64x64 policy": (11, 64, 64, 3), "1M parameters": (64, 970, 970, 6)}
 WARM_UP = 20
@@ -69,12 +71,12 @@ def main() -> None:
                     + (f"  {row['ratio']:.3f} x {against}" if against else "")
                 )
     results = {"packages": packages, "threads": 1, "turns": arguments.turns, "rows": rows}
-    print(write("optimizer_step_time", {**context(), **results}))
+    print(write(NAME, {**context(), **results}))
     draw(rows)
 
 
 def turns(widths: tuple[int, ...], foreach: bool, number: int) -> dict[str, np.ndarray]:
-    """Seconds of every step of every side, [number]; the order of the sides within a turn rotates."""
+    """Measure seconds of every step of every side, [number]; the order of the sides within a turn rotates."""
     optimizers = {side: made(make, widths, foreach) for side, (make, _) in SIDES.items()}
     names, seconds = list(SIDES), {side: np.empty(number) for side in SIDES}
     for turn in range(-WARM_UP, number):
@@ -119,7 +121,7 @@ def draw(rows: list[dict]) -> None:
     axes.set_xticks(range(len(groups)), [f"{name}\n{'foreach' if foreach else 'single'}" for name, foreach in groups])
     axes.set_ylabel("time of a step, relative (median, quartiles)")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
-    print(save(figure, "optimizer_step_time"))
+    print(save(figure, NAME))
 
 
 if __name__ == "__main__":

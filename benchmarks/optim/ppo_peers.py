@@ -1,18 +1,17 @@
 """PPO beside Stable-Baselines3's: steps per second in training, and returns.
 
-Three sides: SB3 PPO as rl-baselines3-zoo trains it (its settings are in training_peers.py); ours with the same settings
+Three sides: SB3 PPO as rl-baselines3-zoo trains it (benchmarks/peers.py has its settings); ours with the same settings
 and the same number of gradient updates per sample, but SAME_ROLLOUT; and ours with its preset.
 
 --seconds S: all sides train in turn in one process, S seconds each time. --steps N: full runs, then 16 deterministic
 episodes in Gymnasium's own environments (seeds 1000, 1001, ...; raw reward). Finished runs are kept in
-results/ppo_peers.json by side, task, seed, steps, settings and versions, and are not repeated.
+results/optim/ppo_peers.json by side, task, seed, steps, settings and versions, and are not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
 import warnings
 from functools import partial
@@ -20,14 +19,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import context, is_same, keep, missing, panels, read, save, write
-from torch import Tensor
-from training_peers import EPISODES, Learner, draw_rates, draw_returns, full_run, in_turns, sb3_ppo
-from training_peers import SETTINGS as PEERS
 
 from agents import PPO
+from benchmarks.common import as_json, context, is_same, keep, missing, panels, read, save, write
+from benchmarks.peers import (
+    ENDLESS,
+    EPISODES,
+    ZOO_PPO,
+    Learner,
+    Ours,
+    draw_rates,
+    draw_returns,
+    full_run,
+    in_turns,
+    parse,
+    sb3_ppo,
+)
 
-NAME = "ppo_peers"
+NAME = "optim/ppo_peers"
 TASKS = ("Hopper-v5", "HalfCheetah-v5")
 OURS, SAME, SB3 = "ours, preset", "ours, same updates", "SB3 PPO"
 SB3_SINGLE = "SB3 PPO, one thread"
@@ -38,8 +47,8 @@ SAME_ROLLOUT = {"num_envs": 16, "n_steps": 128}
 
 
 def same_updates(env_id: str) -> dict[str, Any]:
-    """The zoo's settings under our names; minibatches and epochs are as many per sample."""
-    theirs = {key: value for key, value in PEERS[SB3][env_id].items() if key not in ("n_envs", "n_steps")}
+    """Return the zoo's settings under our names; minibatches and epochs are as many per sample."""
+    theirs = {key: value for key, value in ZOO_PPO[env_id].items() if key not in ("n_envs", "n_steps")}
     policy = theirs.pop("policy_kwargs")
     kept = {key: policy[key] for key in ("log_std_init", "net_arch", "activation_fn")}
     return {**theirs, **kept, **SAME_ROLLOUT, "optimizer": "adam"}
@@ -48,49 +57,17 @@ def same_updates(env_id: str) -> dict[str, Any]:
 SETTINGS = {
     OURS: {env_id: dataclasses.asdict(PPO.preset(env_id)) for env_id in TASKS},
     SAME: {env_id: same_updates(env_id) for env_id in TASKS},
-    SB3: {env_id: PEERS[SB3][env_id] for env_id in TASKS},
+    SB3: ZOO_PPO,
 }
 
 
-class Ours:
-    """PPO through the Python API."""
-
-    def __init__(self, env_id: str, seed: int, total: int, settings: dict[str, Any]) -> None:
-        self.agent = PPO("MlpPolicy", env_id, seed=seed, device="cpu", **settings)
-        self.training = self.agent.iterations(total)
-
-    def train(self, steps: int) -> int:
-        """Go on as one call of learn does, so that a hand-over keeps its place."""
-        before = self.agent.num_timesteps
-        while self.agent.num_timesteps < before + steps:
-            next(self.training)
-        return self.agent.num_timesteps - before
-
-    def act(self, obs: Tensor, deterministic: bool = False) -> Tensor:
-        return self.agent.act(obs, deterministic)
-
-    def close(self) -> None:
-        self.training.close()
-        self.agent.env.close()
-
-
 def start(side: str, env_id: str, seed: int, total: int) -> Learner:
-    make = sb3_ppo if side == SB3 else Ours
+    make = sb3_ppo if side == SB3 else partial(Ours, PPO)
     return make(env_id, seed, total, SETTINGS[side][env_id])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--seconds", type=float, default=2.0, help="throughput only: seconds of every side's turn")
-    mode.add_argument("--steps", type=int, help="full runs of so many environment steps")
-    mode.add_argument("--plot", action="store_true", help="only the table and the figure of what is kept")
-    parser.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS)
-    parser.add_argument("--sides", nargs="*", default=list(SETTINGS), choices=list(SETTINGS), help="with --steps")
-    parser.add_argument("--turns", type=int, default=7, help="with --seconds")
-    parser.add_argument("--seeds", type=int, default=2, help="with --steps")
-    parser.add_argument("--budget-minutes", type=float, default=60.0, help="with --steps")
-    arguments = parser.parse_args()
+    arguments = parse(__doc__, TASKS, SETTINGS, seconds=2.0, seeds=2)
     warnings.simplefilter("ignore")
     kept = {"throughput": {}, "runs": [], **(read(NAME) or {})}
     if arguments.steps is not None:
@@ -104,9 +81,11 @@ def main() -> None:
 
 
 def throughput(env_id: str, turns: int, seconds: float) -> dict[str, Any]:
-    """Each side's rate in every turn, in environment steps per second; turn k of all sides ran one after the other."""
-    learners = {side: start(side, env_id, 0, 100_000_000) for side in SETTINGS}
-    learners[SB3_SINGLE] = start(SB3, env_id, 0, 100_000_000)
+    """Measure each side's rate in every turn, in environment steps per second; turn k of all sides runs one after the
+    other.
+    """
+    learners = {side: start(side, env_id, 0, ENDLESS) for side in SETTINGS}
+    learners[SB3_SINGLE] = start(SB3, env_id, 0, ENDLESS)
     threads = torch.get_num_threads()
     rates = in_turns(learners, turns, seconds, lambda side: torch.set_num_threads(1 if side == SB3_SINGLE else threads))
     settings = {side: SETTINGS[side][env_id] for side in SETTINGS}
@@ -121,7 +100,7 @@ def run_all(kept: dict[str, Any], arguments: argparse.Namespace) -> None:
             "env_id": env_id,
             "steps": steps,
             "seed": seed,
-            "settings": json.loads(json.dumps(SETTINGS[side][env_id])),
+            "settings": as_json(SETTINGS[side][env_id]),
         }
         for seed in range(arguments.seeds)
         for env_id in arguments.tasks
@@ -133,11 +112,11 @@ def run_all(kept: dict[str, Any], arguments: argparse.Namespace) -> None:
 
 
 def by_task(runs: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, list[float]]]:
-    """Mean returns of the present settings, seed by seed: {(task, steps): {side: returns}}."""
+    """Return mean returns of the present settings, seed by seed: {(task, steps): {side: returns}}."""
     found: dict[tuple[str, int], dict[str, list[float]]] = {}
     for env_id in TASKS:
         for side in SETTINGS:
-            settings = json.loads(json.dumps(SETTINGS[side][env_id]))
+            settings = as_json(SETTINGS[side][env_id])
             mine = [run for run in runs if is_same(run, {"side": side, "env_id": env_id, "settings": settings}, False)]
             for run in sorted(mine, key=lambda run: run["seed"]):
                 found.setdefault((env_id, run["steps"]), {}).setdefault(side, []).append(run["mean"])

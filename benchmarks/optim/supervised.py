@@ -19,14 +19,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from common import context, panels, read, save, write
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam, Optimizer
 
 from agents.optim.adabound import AdaBound, AMSBound, handover_gamma
+from benchmarks.common import context, panels, read, save, write
+from benchmarks.digits import digits
 
-NAME = "supervised"
+NAME = "optim/supervised"
 RATES = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
 FINAL_RATES = [1e-2, 1e-1, 1.0, 10.0]
 HANDOVER = 0.1
@@ -88,7 +89,7 @@ def main() -> None:
 
 
 def cells() -> list[dict[str, Any]]:
-    """All optimizers with all their step sizes."""
+    """List all optimizers with all their step sizes."""
     return [
         {"optimizer": name, "lr": lr, "final_lr": final_lr}
         for name in OPTIMIZERS
@@ -98,7 +99,8 @@ def cells() -> list[dict[str, Any]]:
 
 
 def tasks() -> dict[str, Task]:
-    images, labels = digits()
+    inputs, labels = digits()
+    images = inputs.view(-1, 1, 8, 8)
     n = len(labels) * 4 // 5
     data = images[:n], labels[:n], images[n:], labels[n:]
     text, characters = sentences()
@@ -110,16 +112,6 @@ def tasks() -> dict[str, Task]:
             text[:n, :-1], text[:n, 1:], text[n:, :-1], text[n:, 1:], lambda: CharacterModel(characters), 32, 600
         ),
     }
-
-
-def digits() -> tuple[Tensor, Tensor]:
-    """scikit-learn's 1797 digits, shuffled once and standardised as a whole: [n, 1, 8, 8] and [n]."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
-    images = torch.tensor(data.images, dtype=torch.float32)[order, None]
-    return (images - images.mean()) / images.std(), torch.tensor(data.target, dtype=torch.int64)[order]
 
 
 def perceptron() -> nn.Module:
@@ -139,7 +131,9 @@ def convolutional() -> nn.Module:
 
 
 def sentences(number: int = 1000, length: int = 33) -> tuple[Tensor, int]:
-    """Text of a grammar of ours in pieces of `length` characters, int64 [n, length], and the number of characters."""
+    """Make text of a grammar of ours in pieces of `length` characters, int64 [n, length]; returns it and the number of
+    characters.
+    """
     draw = random.Random(0)
     adjectives = ["small", "red", "heavy", "quick", "silent", "old"]
     nouns = ["hopper", "walker", "swimmer", "spider", "pendulum", "runner"]
@@ -157,7 +151,7 @@ def sentences(number: int = 1000, length: int = 33) -> tuple[Tensor, int]:
 
 
 def train(task: Task, cell: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The training loss over the last tenth of the updates, and the held-out accuracy."""
+    """Train once: the training loss over the last tenth of the updates, and the held-out accuracy."""
     torch.manual_seed(seed)
     network = task.network()
     bounds = {}
@@ -188,7 +182,7 @@ def accuracy(row: dict[str, Any]) -> float:
 
 
 def table(rows: list[dict[str, Any]]) -> None:
-    """The best accuracy of each optimizer, and the share of its grid that comes within 0.02 of the best of all."""
+    """Print the best accuracy of each optimizer, and the share of its grid that comes within 0.02 of the best."""
     for task in dict.fromkeys(row["task"] for row in rows):
         of_task = [row for row in rows if row["task"] == task]
         top = max(map(accuracy, of_task))

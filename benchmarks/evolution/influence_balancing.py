@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from common import context, panels, save, write
-from search import ascend, finite, loss_of
 from torch import Tensor
 
-from agents.evolution.baselines import Rtrl, Uoro, rtrl, tbptt, uoro
 from agents.evolution.engine import Scheme
-from agents.evolution.toys import InfluenceBalancing
+from benchmarks.baselines import Rtrl, Uoro, rtrl, tbptt, uoro
+from benchmarks.common import context, panels, save, write
+from benchmarks.search import ascend, finite, loss_of
+from benchmarks.toys import InfluenceBalancing
+
+NAME = "evolution/influence_balancing"
 
 TASK = InfluenceBalancing()
 THETA = torch.tensor([0.5], dtype=torch.float64)
@@ -33,6 +35,7 @@ def main() -> None:
     parser.add_argument("--uoro-updates", type=int, default=30_000)
     parser.add_argument("--seeds", type=int, default=4)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     n, seeds = arguments.updates, range(arguments.seeds)
     plan: dict[str, tuple[Callable[[int], Run], range]] = {
         "RTRL": (partial(by_rtrl, n), range(1)),
@@ -71,7 +74,7 @@ def main() -> None:
                 f"  {seconds:.1f} s",
                 flush=True,
             )
-    print(write("influence_balancing", {**context(), "sigma": SIGMA, "learning_rate": RATE, "rows": rows}))
+    print(write(NAME, {**context(), "sigma": SIGMA, "learning_rate": RATE, "rows": rows}))
     plot(rows)
 
 
@@ -121,7 +124,7 @@ def plot(rows: list[dict]) -> None:
         )
     axis.set(xlabel="updates", ylabel="loss after 500 steps", ylim=(1e-17, 1e6), title="Influence balancing")
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    print(save(figure, "influence_balancing"))
+    print(save(figure, NAME))
 
 
 if __name__ == "__main__":

@@ -16,24 +16,23 @@ import time
 from typing import Any
 
 import torch
-from common import context, panels, save, timed, write
-from direction import DAMPING, Problem
 
-from agents.natural.curvature import natural_gradient
+from agents.natural.curvature import choose_solver
 from agents.natural.scores import capture
-from agents.natural.solvers import choose_solver
+from benchmarks.common import context, panels, save, timed, write
+from benchmarks.problems import DAMPING, Problem, solve
 
-NAME = "solvers"
+NAME = "natural/solvers"
 TASK = "HalfCheetah-v5"
 HIDDEN = ((), (4, 4), (8, 8), (16, 16), (32, 32), (64, 64))
 SAMPLES = (32, 64, 128, 256, 512, 1024, 2048, 8192)
 WAYS: dict[str, dict[str, Any]] = {
     "cholesky": {"solver": "cholesky"},
     "gram": {"solver": "gram"},
-    "cg, 10": {"solver": "cg", "cg_iterations": 10},
-    "cg + K-FAC, 4": {"solver": "cg", "cg_iterations": 4, "cg_preconditioner": "kfac"},
+    "cg, 10": {"solver": "cg", "cg_max_steps": 10},
+    "cg + K-FAC, 4": {"solver": "cg", "cg_max_steps": 4, "cg_preconditioner": "kfac"},
     "cg + K-FAC, to 1e-3": {
-        "solver": "cg", "cg_iterations": 1000, "cg_tolerance": 1e-3, "cg_preconditioner": "kfac",
+        "solver": "cg", "cg_max_steps": 1000, "cg_tolerance": 1e-3, "cg_preconditioner": "kfac",
     },
 }  # fmt: skip
 COLORS = ("#d1741f", "#8e5bb5", "#9cc3e6", "#2f6fb0", "#123f73")
@@ -71,20 +70,19 @@ def milliseconds(seconds: float | None) -> str:
 
 @torch.no_grad()
 def measure(problem: Problem, way: str, turns: int, limit: float) -> dict[str, Any]:
-    """Median seconds of a solve, capture not counted; None where a matrix would be too large."""
+    """Measure median seconds of a solve, capture not counted; None where a matrix would be too large."""
     scores = capture(problem.actor, problem.log_prob)
     row = {"way": way, "n": scores.n, "p": scores.p, "auto": choose_solver(scores.n, scores.p)}
     side = {"cholesky": scores.p, "gram": scores.n}.get(way, 0)
     if side > MOST_NUMBERS:
         return row | {"seconds": None, "residual": None, "iterations": None}
-    settings = {"cg_iterations": 1, "cg_tolerance": 0.0} | WAYS[way]
     times: list[float] = []
     begin = time.perf_counter()
     while len(times) < turns and (not times or time.perf_counter() - begin < limit):
         fresh = scores.of(torch.arange(scores.n))  # nothing is laid out from an earlier solve
         found: list[Any] = []
-        times.append(timed(lambda: found.append(natural_gradient(fresh, problem.A, damping=DAMPING, **settings))))  # noqa: B023
-    solution = found[0].solution
+        times.append(timed(lambda: found.append(solve(fresh, problem.A, **WAYS[way]))))  # noqa: B023
+    solution = found[0]
     return row | {
         "seconds": statistics.median(times),
         "residual": solution.residual,
@@ -93,7 +91,7 @@ def measure(problem: Problem, way: str, turns: int, limit: float) -> dict[str, A
 
 
 def crossings(rows: list[dict[str, Any]]) -> list[str]:
-    """The p up to which Cholesky, and the n up to which Gram, is quicker than 10 products of CG."""
+    """Find the p up to which Cholesky, and the n up to which Gram, is quicker than 10 products of CG."""
     found = []
     for direct, along, across in (("cholesky", "p", "n"), ("gram", "n", "p")):
         for fixed in sorted({row[across] for row in rows}):

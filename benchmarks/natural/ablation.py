@@ -17,14 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import context, keep, missing, panels, read, save
-from scipy import stats
 
 from agents import NPG
 from agents.run.evaluation import evaluate
+from benchmarks.common import context, interval, keep, missing, panels, read, save
 from envs import make_vec
 
-NAME = "ablation"
+NAME = "natural/ablation"
 TASKS = ("Hopper-v5", "HalfCheetah-v5", "Walker2d-v5")
 BASE = "sampled scores, CG"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -84,7 +83,7 @@ def main() -> None:
 
 
 def train(env_id: str, changed: dict[str, Any], seed: int, steps: int) -> dict[str, Any]:
-    """One run: (steps, CPU seconds of training, mean return) on the way, and the median update's seconds."""
+    """Train once: (steps, CPU seconds of training, mean return) on the way, and the median update's seconds."""
     settings = dataclasses.asdict(NPG.preset(env_id)) | {"fisher": "compatible"} | changed
     env = make_vec(env_id, settings["num_envs"], num_threads=1, seed=seed)
     agent = NPG("MlpPolicy", env, seed=seed, device="cpu", **settings)
@@ -116,7 +115,7 @@ def train(env_id: str, changed: dict[str, Any], seed: int, steps: int) -> dict[s
 
 
 def summary(runs: list[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
-    """Per task and variant: mean and interval over seeds at the end, and at the preset's seconds."""
+    """List per task and variant: mean and interval over seeds at the end, and at the preset's seconds."""
     runs = [run for run in runs if run["steps"] == steps]
     preset = {(run["env"], run["seed"]): run["seconds"] for run in runs if run["variant"] == BASE}
     table = []
@@ -133,21 +132,18 @@ def summary(runs: list[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
                 "env": env,
                 "variant": variant,
                 "seeds": len(mine),
-                "at_steps": interval(finals),
-                "at_seconds": interval(np.array(timed)),
+                "at_steps": with_interval(finals),
+                "at_seconds": with_interval(np.array(timed)),
                 "update_seconds": float(np.median([run["update_seconds"] for run in mine])),
             }
         )
     return table
 
 
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean and its 95 % bootstrap interval; the mean alone of fewer than two values."""
-    if len(values) < 2:
-        mean = float(values.mean()) if len(values) else float("nan")
-        return mean, mean, mean
-    low, high = stats.bootstrap((values,), np.mean, rng=np.random.default_rng(0)).confidence_interval
-    return float(values.mean()), float(low), float(high)
+def with_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Return the mean and its 95 % bootstrap interval; the mean alone of fewer than two values."""
+    mean = float(values.mean()) if len(values) else float("nan")
+    return (mean, *interval(np.mean, values)) if len(values) > 1 else (mean, mean, mean)
 
 
 def plot(table: list[dict[str, Any]]) -> Any:

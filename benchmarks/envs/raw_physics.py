@@ -20,12 +20,14 @@ from pathlib import Path
 
 import mujoco
 import numpy as np
-from common import context, timed, write
 from torch import Tensor
 
 from agents import NPG
+from benchmarks.common import context, timed, write
 from envs.mujoco import TASKS, MujocoVectorEnv
 from envs.mujoco.physics import ThreadedPhysics
+
+NAME = "envs/raw_physics"
 
 STEPS = 8
 """Environment steps per turn."""
@@ -54,11 +56,11 @@ def main() -> None:
                 + (f", ratio with them {row['layer/raw_with_resets']:.3f}" if "raw_with_resets" in row else ""),
                 flush=True,
             )
-    print(write("environments", {**context(), "num_envs": arguments.num_envs, "rows": rows}))
+    print(write(NAME, {**context(), "num_envs": arguments.num_envs, "rows": rows}))
 
 
 def compare(env_id: str, num_envs: int, turns: int, policy: str) -> dict:
-    """Median rates of both sides, in environment steps per second, and the median of the turns' ratios."""
+    """Measure median rates of both sides, in environment steps per second, and the median of the turns' ratios."""
     env = MujocoVectorEnv(env_id, num_envs)
     observations, _ = env.reset(seed=0)
     choose = balancing(env_id) if policy == "balancing" else at_random(env)
@@ -112,7 +114,7 @@ Forward = Callable[[np.ndarray], None]
 
 
 def raw_physics(env: MujocoVectorEnv) -> tuple[SetStates, Step, Forward | None]:
-    """Functions that set all simulations' integration states, step them with actions, and run mj_forward on some."""
+    """Return functions that set all simulations' integration states, step them with actions, mj_forward some."""
     if isinstance(env._physics, ThreadedPhysics):
         return *raw_in_c(env), None
     batch = mujoco.batch.Batch(env.model, env.num_envs)

@@ -1,7 +1,7 @@
 """The natural-gradient direction from the score operator beside one from a double backward pass.
 
-Ours: scores.capture and fisher.natural_gradient, with F estimated from the sampled actions. The other: the Hessian of
-the mean KL divergence by differentiating twice, as sb3-contrib's TRPO does, in the same conjugate gradients, with the
+Ours: scores.capture and curvature.Sampled, with F estimated from the sampled actions. The other: the Hessian of the
+mean KL divergence by differentiating twice, as sb3-contrib's TRPO does, in the same conjugate gradients, with the
 same absolute damping. Both start from observations, actions and advantages and end with the direction: at equal
 conjugate-gradient iterations, and at equal relative residuals, each of its own system; there ours is timed with the
 K-FAC and the Gram preconditioner too. The matrices agree only in expectation over actions, so the directions differ
@@ -23,26 +23,20 @@ from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
-import numpy as np
 import torch
-from common import context, panels, save, timed, write
-from gymnasium import spaces
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents import NPG
-from agents.natural.curvature import Solution, conjugate_gradient, natural_gradient
+from agents.natural.curvature import Solution, conjugate_gradient
 from agents.natural.scores import capture, dense_scores
-from agents.npg import standardize
-from agents.policy.distributions import DiagonalGaussian, Head
-from agents.policy.networks import Actor
+from agents.policy.distributions import DiagonalGaussian
+from agents.rollout.buffer import advantages, standardize
+from benchmarks.common import context, panels, save, timed, write
+from benchmarks.problems import DAMPING, SIZES, Problem, solve
 
-NAME = "direction"
-SIZES = {"Hopper-v5": (11, 3), "HalfCheetah-v5": (17, 6), "Ant-v5": (105, 8)}
-"""Task -> lengths of an observation and an action."""
+NAME = "natural/direction"
 HIDDEN = ((32, 32), (64, 64), (256, 256))
 SAMPLES = (1024, 2048, 8192, 32768)
-DAMPING = 0.1
-"""In units of the Fisher matrix's mean eigenvalue."""
 ITERATIONS = 10
 RESIDUALS = (0.1, 0.01)
 MOST_ITERATIONS = 300
@@ -53,27 +47,6 @@ GOALS = {
 """What is equal -> most iterations and the residual to reach."""
 PRECONDITIONERS = {"none": "#4a8cc7", "kfac": "#d1741f", "gram": "#1f6b45"}
 """Of ours -> color."""
-
-
-class Problem:
-    """A policy with outputs of size 1, standard normal observations, its own actions; advantages depend on both."""
-
-    def __init__(self, task: str, n: int, hidden: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
-        torch.manual_seed(0)
-        observation_size, action_size = SIZES[task]
-        head = Head.of(spaces.Box(-1, 1, (action_size,), np.float32))
-        self.actor = Actor(observation_size, head, hidden, "tanh", log_std_init=-0.5)
-        nn.init.orthogonal_(self.actor.net[-1].weight)
-        self.actor.to(dtype)
-        self.s = torch.randn(n, observation_size).to(dtype)
-        with torch.no_grad():
-            policy = self.actor(self.s)
-            self.a = policy.sample(torch.randn(n, action_size).to(dtype))
-            A = ((self.a - policy.mean) * self.s[:, :action_size]).sum(1) + torch.randn(n).to(dtype)
-        self.A = (A - A.mean()) / A.std()
-
-    def log_prob(self) -> Tensor:
-        return self.actor(self.s).log_prob(self.a)
 
 
 class Trained(Problem):
@@ -87,29 +60,20 @@ class Trained(Problem):
         }
         agent = NPG("MlpPolicy", task, seed=0, device="cpu", **settings)
         agent.learn(n * iterations)
-        agent.train = lambda: None  # type: ignore[method-assign]
-        next(agent.iterations(n, reset_num_timesteps=False))
-        batch = agent.buffer
-        self.actor, self.a = agent.policy.actor, batch.flat("actions")
-        self.s = agent.policy.normalize(batch.flat("observations"))
-        self.A = standardize(agent._advantages(batch, self.s, agent.config.gae_lambda)[0])
+        c, policy, batch = agent.config, agent.policy, agent.collect()
+        self.actor, self.a = policy.actor, batch.flat("actions")
+        self.s = policy.normalize(batch.flat("observations"))
+        self.A = standardize(advantages(batch, self.s, policy, c.gamma, c.gae_lambda)[0])
 
 
 @torch.no_grad()
 def factored(problem: Problem, iterations: int, tolerance: float, preconditioner: str = "none") -> Solution:
     scores = capture(problem.actor, problem.log_prob)
-    return natural_gradient(
-        scores,
-        problem.A,
-        damping=DAMPING,
-        cg_iterations=iterations,
-        cg_tolerance=tolerance,
-        cg_preconditioner=preconditioner,
-    ).solution
+    return solve(scores, problem.A, cg_max_steps=iterations, cg_tolerance=tolerance, cg_preconditioner=preconditioner)
 
 
 def double_backward(problem: Problem, shift: float, iterations: int, tolerance: float) -> Solution:
-    """sb3-contrib's TRPO.train up to the search direction, with an absolute damping."""
+    """Do what sb3-contrib's TRPO.train does up to the search direction, with an absolute damping."""
     parameters = list(problem.actor.parameters())
     new: DiagonalGaussian = problem.actor(problem.s)
     old = DiagonalGaussian(new.mean.detach(), new.log_std.detach())
@@ -174,7 +138,7 @@ def report(row: dict[str, Any]) -> None:
 def compare(
     problem: Problem, iterations: int, tolerance: float, preconditioner: str, turns: int, seconds: float
 ) -> dict[str, Any]:
-    """Median seconds of both sides, and the median of the turns' ratios double backward / ours."""
+    """Measure median seconds of both sides, and the median of the turns' ratios double backward / ours."""
     scores = capture(problem.actor, problem.log_prob)
     shift = DAMPING * scores.trace().item() / scores.p
     sides: list[Callable[[], Solution]] = [
@@ -201,7 +165,7 @@ def compare(
 
 
 def distance_from_exact(task: str, n: int, hidden: Sequence[int]) -> list[dict[str, Any]]:
-    """|w - w*| / |w*| of our directions, where w* solves the same damped system with float64 per-sample scores."""
+    """Measure |w - w*| / |w*| of our directions; w* solves the same damped system with float64 per-sample scores."""
     exact = Problem(task, n, hidden, torch.float64)
     scores = dense_scores(exact.actor, lambda actor, s, a: actor(s).log_prob(a), exact.s, exact.a)
     fisher = scores.matrix.T @ scores.matrix / n

@@ -19,12 +19,14 @@ from functools import partial
 
 import numpy as np
 import torch
-from common import context, panels, save, write
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from agents.optim.adabound import AdaBound, AMSBound
+from benchmarks.common import context, panels, save, write
+
+NAME = "optim/counterexamples"
 
 LR = 0.1
 REPORTED = (1000, 5000, 20_000)
@@ -74,12 +76,12 @@ def main() -> None:
             reported = {t: path[t - 1] for t in REPORTED if t <= steps}
             rows.append({"problem": problem, "optimizer": name, "x": reported})
             print(f"{problem:38} {name:23}", *(f"x({t}) = {x:+.3f} " for t, x in reported.items()), flush=True)
-    print(write("counterexamples", {**context(), "steps": steps, "lr": LR, "rows": rows}))
+    print(write(NAME, {**context(), "steps": steps, "lr": LR, "rows": rows}))
     draw(paths, steps)
 
 
 def follow(make: Callable, slope: Callable[[int, float], float], start: float, bound: float, steps: int) -> np.ndarray:
-    """x after every step, [steps]."""
+    """Return x after every step, [steps]."""
     x = nn.Parameter(torch.tensor(start, dtype=torch.float64))
     optimizer = make([x])
     schedule = LambdaLR(optimizer, lambda t: 1 / math.sqrt(t + 1))
@@ -105,7 +107,7 @@ def draw(paths: dict[tuple[str, str], np.ndarray], steps: int) -> None:
             axis.plot(np.arange(1, steps + 1), path, style, linewidth=width, color=color, label=name)
         axis.set(title=problem, xlabel="step t", xscale="log", ylabel="x")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
-    print(save(figure, "counterexamples"))
+    print(save(figure, NAME))
 
 
 if __name__ == "__main__":

@@ -2,22 +2,21 @@
 
 Returns: full runs, `--jobs` at a time in processes of one thread each, then 16 deterministic episodes. Rates
 (--rates): iterations of all settings in turn in one process, beside the environment layer of the same N alone. Finished
-runs are kept in results/settings.json by task, configuration, seed and versions, and are not repeated.
+runs are kept in results/natural/rollout_size.json by task, configuration, seed and versions, and are not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
-from common import context, is_same, keep, read, write
+from benchmarks.common import as_json, context, is_same, keep, read, write
 
-NAME = "settings"
+NAME = "natural/rollout_size"
 EPISODES = 16
 EVALUATION_SEED = 1000
 GRID: dict[str, list[dict[str, Any]]] = {
@@ -49,11 +48,10 @@ def main() -> None:
 
 
 def config_of(env: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The preset's values but for the settings, as JSON values."""
+    """Return the preset's values but for the settings, as JSON values."""
     from agents import NPG
 
-    found: dict[str, Any] = json.loads(json.dumps({**dataclasses.asdict(NPG.preset(env)), **settings}))
-    return found
+    return as_json({**dataclasses.asdict(NPG.preset(env)), **settings})
 
 
 def collect_returns(kept: dict[str, Any], arguments: argparse.Namespace) -> None:
@@ -73,7 +71,7 @@ def collect_returns(kept: dict[str, Any], arguments: argparse.Namespace) -> None
 
 
 def run(env: str, steps: int, config: dict[str, Any], seed: int, deadline: float) -> dict[str, Any] | None:
-    """One full run; None after the deadline."""
+    """Make one full run; None after the deadline."""
     if time.monotonic() > deadline:
         return None
     import torch
@@ -91,7 +89,7 @@ def run(env: str, steps: int, config: dict[str, Any], seed: int, deadline: float
 
 
 def rates(env: str, turns: int = 5, seconds: float = 1.0) -> list[dict[str, Any]]:
-    """Environment steps per second of training with each setting, medians over turns."""
+    """Measure environment steps per second of training with each setting, medians over turns."""
     from agents import NPG
     from envs import make_vec
 
@@ -127,7 +125,7 @@ def table(kept: dict[str, Any], env: str) -> None:
     measured = {str(row["settings"]): row for row in kept["rates"].get(env, {}).get("rows", [])}
     for settings in GRID[env]:
         config = config_of(env, settings)
-        means = [run["mean"] for run in kept["runs"] if run["env"] == env and run["config"] == config]
+        means = [run["mean"] for run in kept["runs"] if is_same(run, {"env": env, "config": config}, versions=False)]
         row = measured.get(str(settings))
         rate = f"{row['rate']:7,} steps/s, {row['rate'] / row['layer']:.2f} of the layer" if row else ""
         values = " ".join(f"{mean:.0f}" for mean in sorted(means))

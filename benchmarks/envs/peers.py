@@ -3,7 +3,7 @@
 All sides of one task and number of environments take turns in one process, with the same uniform actions over their
 whole range; medians over turns. Steps that only reset an environment are not counted (EnvPool has them; the others
 reset within the step). EnvPool brings its own MuJoCo (3.6.0 in EnvPool 1.2) and draws its own reset states, so its
-episodes are similar, not equal. Measured groups are kept in results/environment_peers.json by task, number of
+episodes are similar, not equal. Measured groups are kept in results/envs/peers.json by task, number of
 environments and versions, and are not repeated; the table and the figure show all that are kept.
 
 EnvPool is optional: pip install -c constraints.txt -e ".[peers]"
@@ -23,14 +23,14 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from common import context, installed, keep, missing, panels, read, save
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
+from benchmarks.common import context, installed, keep, missing, panels, read, save
 from envs import make_vec
 from envs.mujoco import TASKS
 
-NAME = "environment_peers"
+NAME = "envs/peers"
 OURS = "geodesic-rl"
 NUM_ENVS = (1, 8, 32, 128, 512, 1024)
 ACTIONS = 64
@@ -148,7 +148,9 @@ def main() -> None:
 
 
 def measure(env_id: str, num_envs: int, turns: int, seconds: float) -> dict[str, list[float]]:
-    """Each side's rate in every turn, in environment steps per second; turn k of all sides ran one after the other."""
+    """Measure each side's rate in every turn, in environment steps per second; turn k of all sides runs one after the
+    other.
+    """
     space = gymnasium.make(env_id).action_space
     draw = np.random.default_rng(0).uniform
     actions = draw(space.low, space.high, (ACTIONS, num_envs, *space.shape)).astype(np.float32)
@@ -168,7 +170,7 @@ def measure(env_id: str, num_envs: int, turns: int, seconds: float) -> dict[str,
 
 
 def run(step: Step, actions: np.ndarray, seconds: float) -> float:
-    """Environment steps per second, over whole steps of at least so many seconds."""
+    """Return environment steps per second, over whole steps of at least so many seconds."""
     taken, k, begin = 0, 0, time.perf_counter()
     while (elapsed := time.perf_counter() - begin) < seconds:
         taken += step(actions[k % len(actions)])
@@ -183,7 +185,7 @@ def line(group: dict[str, Any]) -> str:
 
 
 def print_table(groups: list[dict[str, Any]]) -> None:
-    """The best rate of every side at any number of environments, and the median ratio to ours where N is equal."""
+    """Print the best rate of every side at any number of environments, and the median ratio to ours at equal N."""
     print(f"\n{'best environment steps per second':26}" + "".join(f"{name:>25}" for name in SIDES))
     for env_id in TASKS:
         cells = []

@@ -18,13 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import context, panels, save, write
 from torch import Tensor, nn
 
 from agents import noise
 from agents.adaptation.inner_loop import InnerOptimizer, adapt, gradients_of, linear_anneal, meta_gradients
 from agents.policy.batched import BatchedNetwork
 from agents.policy.networks import parameter_vector
+from benchmarks.common import context, panels, save, write
+
+NAME = "adaptation/sine"
 
 POINTS = torch.linspace(-5, 5, 50)
 STEPS = (0, 1, 2, 4, 8, 16, 32)
@@ -42,7 +44,7 @@ def squares(theta: Tensor, batch: Batch) -> Tensor:
 
 
 def initial(seed: int) -> Tensor:
-    """PyTorch's own initialization, [P]."""
+    """Return PyTorch's own initialization, [P]."""
     torch.manual_seed(seed)
     for layer in MODULE:
         if isinstance(layer, nn.Linear):
@@ -51,7 +53,7 @@ def initial(seed: int) -> Tensor:
 
 
 def waves(generator: np.random.Generator, n: int) -> Tensor:
-    """n waves at all points, [n, 50, 1]."""
+    """Draw n waves at all points, [n, 50, 1]."""
     a, b = generator.uniform(0.1, 5, (n, 1)), generator.uniform(0, 2 * np.pi, (n, 1))
     return torch.from_numpy(a * np.sin(POINTS.numpy() + b)).float()[..., None]
 
@@ -72,7 +74,7 @@ class Tasks:
 
 
 def train(method: str, seeds: list[int], tasks: int) -> Tensor:
-    """Initial parameters [S, P] after meta-training on a number of tasks, one after the other."""
+    """Return initial parameters [S, P] after meta-training on a number of tasks, one after the other."""
     phi, source = torch.stack([initial(seed) for seed in seeds]), Tasks(seeds)
     adam = torch.optim.Adam([phi], lr=1e-3)
     for task in range(tasks):
@@ -92,7 +94,7 @@ def train(method: str, seeds: list[int], tasks: int) -> Tensor:
 
 
 def combine(seeds: list[int], tasks: int, inner_lr: float) -> Tensor:
-    """Initial parameters [S * sums, P] after meta-training with each of SUMS as the meta-gradient."""
+    """Return initial parameters [S * sums, P] after meta-training with each of SUMS as the meta-gradient."""
     phi = torch.stack([initial(seed) for seed in seeds]).repeat_interleave(len(SUMS), 0)
     weights = torch.tensor([[float(f"g{i + 1}" in name.split("+")) for i in range(4)] for name in SUMS])
     weights = (weights / weights.sum(1, keepdim=True)).repeat(len(seeds), 1).T[..., None]
@@ -104,7 +106,7 @@ def combine(seeds: list[int], tasks: int, inner_lr: float) -> Tensor:
 
 
 def errors_of(phi: Tensor, seed: int = 1, waves_per_row: int = 500) -> list[list[float]]:
-    """Mean squared errors after each of STEPS, for each row of phi; all rows meet the same waves."""
+    """Measure mean squared errors after each of STEPS, for each row of phi; all rows meet the same waves."""
     generator = noise.stream(seed, "test", 0)
     y = waves(generator, waves_per_row)
     order = torch.from_numpy(np.stack([generator.permutation(50)[:10] for _ in range(waves_per_row)]))
@@ -146,7 +148,7 @@ def main() -> None:
     for k, name in enumerate(SUMS):
         add(sums, {"sum": name}, seeds, errors[k :: len(SUMS)])
         show(name, sums[-len(seeds) :], seconds)
-    print(write("sine", {**context(), "steps": STEPS, "rows": rows, "sums": sums, "settings": vars(arguments)}))
+    print(write(NAME, {**context(), "steps": STEPS, "rows": rows, "sums": sums, "settings": vars(arguments)}))
     plot(rows, sums)
 
 
@@ -174,7 +176,7 @@ def plot(rows: list[dict[str, Any]], sums: list[dict[str, Any]]) -> None:
         axis.legend(fontsize=8, frameon=False)
     axes[0].set_title("Sine waves, mean and range of seeds", loc="left", fontsize=11)
     axes[1].set_title("Inner gradients as meta-step", loc="left", fontsize=11)
-    save(figure, "sine")
+    save(figure, NAME)
 
 
 if __name__ == "__main__":

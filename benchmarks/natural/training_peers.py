@@ -3,12 +3,13 @@
 --seconds S: all sides train in turn in one process, S seconds each time; medians over turns. Within its turn each
 iteration of our preset is followed by the environment layer alone, which repeats the iteration's steps. --steps N: full
 runs, then 16 deterministic episodes in Gymnasium's own environments (seeds 1000, 1001, ...; raw reward; each side's
-observation statistics frozen). Finished runs are kept in results/training_peers.json by side, task, seed, steps,
-settings and versions, and are not repeated.
+observation statistics frozen). Finished runs are kept in results/natural/training_peers.json by side, task, seed,
+steps, settings and versions, and are not repeated.
 
-Every peer runs as its library recommends for these tasks; SETTINGS names the sources. EnvPool comes with
-pip install -c constraints.txt -e ".[peers]". tianshou 2.0 asks for a virtualenv that conflicts with the pinned
-filelock, and does not import it; so it is installed without its dependencies, then those that it does import:
+Every peer runs as its library recommends for these tasks; SETTINGS and benchmarks/peers.py name the sources.
+EnvPool comes with pip install -c constraints.txt -e ".[peers]". tianshou 2.0 asks for a virtualenv that conflicts with
+the pinned filelock, and does not import it; so it is installed without its dependencies, then those that it does
+import:
 
     pip install --no-deps tianshou==2.0.1
     pip install -c constraints.txt h5py numba "overrides<8" "pandas<3" pettingzoo "deepdiff<8" sensai-utils
@@ -16,50 +17,43 @@ filelock, and does not import it; so it is installed without its dependencies, t
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import math
 import statistics
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
-from common import context, installed, keep, missing, panels, read, save, write
 from gymnasium import spaces
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
 
 from agents import NPG
-from agents.run.evaluation import evaluate
+from benchmarks.common import as_json, context, installed, keep, missing, panels, read, save, write
+from benchmarks.peers import (
+    ENDLESS,
+    EPISODES,
+    ZOO_PPO,
+    ZOO_TRPO,
+    Learner,
+    Ours,
+    draw_rates,
+    draw_returns,
+    full_run,
+    in_turns,
+    parse,
+    sb3_ppo,
+    sb3_trpo,
+)
 from envs import make_vec
 
-NAME = "training_peers"
+NAME = "natural/training_peers"
 TASKS = ("Hopper-v5", "HalfCheetah-v5")
-EPISODES = 16
-EVALUATION_SEED = 1000
 PRESET, LAYER = "ours, preset", "environment layer alone"
 
-TRPO_SETTINGS = {
-    "n_envs": 2,
-    "n_steps": 1024,
-    "batch_size": 128,
-    "gamma": 0.99,
-    "gae_lambda": 0.95,
-    "sub_sampling_factor": 1,
-    "cg_max_steps": 25,
-    "cg_damping": 0.1,
-    "n_critic_updates": 20,
-    "learning_rate": 1e-3,
-}
-PPO_POLICY = {"log_std_init": -2, "ortho_init": False, "activation_fn": "relu", "net_arch": [256, 256]}
 TIANSHOU_SETTINGS = {
     "hidden_sizes": [64, 64],
     "sigma_init": -0.5,
@@ -77,40 +71,8 @@ TIANSHOU_SETTINGS = {
     "trust_region_size": 0.1,
 }
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    # https://github.com/DLR-RM/rl-baselines3-zoo hyperparams/trpo.yml: Hopper-v4 and HalfCheetah-v4 ("tuned"), with
-    # "normalize: true", which is VecNormalize of observations and rewards.
-    "sb3-contrib TRPO": {"Hopper-v5": TRPO_SETTINGS, "HalfCheetah-v5": {**TRPO_SETTINGS, "target_kl": 0.04}},
-    # The same, hyperparams/ppo.yml: Hopper-v3 and HalfCheetah-v3 ("tuned").
-    "SB3 PPO": {
-        "Hopper-v5": {
-            "n_envs": 1,
-            "n_steps": 512,
-            "batch_size": 32,
-            "gamma": 0.999,
-            "learning_rate": 9.80828e-05,
-            "ent_coef": 0.00229519,
-            "clip_range": 0.2,
-            "n_epochs": 5,
-            "gae_lambda": 0.99,
-            "max_grad_norm": 0.7,
-            "vf_coef": 0.835671,
-            "policy_kwargs": PPO_POLICY,
-        },
-        "HalfCheetah-v5": {
-            "n_envs": 1,
-            "n_steps": 512,
-            "batch_size": 64,
-            "gamma": 0.98,
-            "learning_rate": 2.0633e-05,
-            "ent_coef": 0.000401762,
-            "clip_range": 0.1,
-            "n_epochs": 20,
-            "gae_lambda": 0.92,
-            "max_grad_norm": 0.8,
-            "vf_coef": 0.58096,
-            "policy_kwargs": PPO_POLICY,
-        },
-    },
+    "sb3-contrib TRPO": ZOO_TRPO,
+    "SB3 PPO": ZOO_PPO,
     # https://github.com/thu-ml/tianshou examples/mujoco/mujoco_npg.py: its defaults, one set for all tasks; 16
     # environments in ShmemVectorEnv, or in EnvPool where that is installed (examples/mujoco/mujoco_env.py).
     "tianshou NPG": {env_id: {**TIANSHOU_SETTINGS, "environments": "ShmemVectorEnv"} for env_id in TASKS},
@@ -118,66 +80,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     PRESET: {env_id: dataclasses.asdict(NPG.preset(env_id)) for env_id in TASKS},
     "ours, default": {env_id: dataclasses.asdict(NPG.Config()) for env_id in TASKS},
 }
-
-
-class Learner(Protocol):
-    """A side at work."""
-
-    def train(self, steps: int) -> int:
-        """Go on training for at least so many environment steps; how many it took."""
-        ...
-
-    def act(self, obs: Tensor, deterministic: bool = False) -> Tensor:
-        """Raw observations [n, O] to actions [n, A] within their bounds."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class Ours:
-    """NPG through the Python API."""
-
-    def __init__(self, env_id: str, seed: int, total: int, settings: dict[str, Any]) -> None:
-        self.agent = NPG("MlpPolicy", env_id, seed=seed, device="cpu", **settings)
-        self.act = self.agent.act
-
-    def train(self, steps: int) -> int:
-        before = self.agent.num_timesteps
-        self.agent.learn(steps, reset_num_timesteps=False)
-        return self.agent.num_timesteps - before
-
-    def close(self) -> None:
-        self.agent.env.close()
-
-
-class StableBaselines:
-    """A Stable-Baselines3 algorithm as rl-baselines3-zoo trains it: monitored DummyVecEnv within VecNormalize."""
-
-    ACTIVATIONS: ClassVar = {"relu": nn.ReLU}
-
-    def __init__(
-        self, algorithm: type[OnPolicyAlgorithm], env_id: str, seed: int, total: int, settings: dict[str, Any]
-    ) -> None:
-        values = dict(settings)
-        policy_kwargs = dict(values.pop("policy_kwargs", {}))
-        if "activation_fn" in policy_kwargs:
-            policy_kwargs["activation_fn"] = self.ACTIVATIONS[policy_kwargs["activation_fn"]]
-        self.env = VecNormalize(make_vec_env(env_id, n_envs=values.pop("n_envs"), seed=seed), gamma=values["gamma"])
-        self.model = algorithm(
-            "MlpPolicy", self.env, seed=seed, device="cpu", policy_kwargs=policy_kwargs or None, **values
-        )
-
-    def train(self, steps: int) -> int:
-        before = self.model.num_timesteps
-        self.model.learn(steps, reset_num_timesteps=False)
-        return self.model.num_timesteps - before
-
-    def act(self, obs: Tensor, deterministic: bool = False) -> Tensor:
-        actions, _ = self.model.predict(self.env.normalize_obs(obs.numpy()), deterministic=deterministic)
-        return torch.as_tensor(actions)
-
-    def close(self) -> None:
-        self.env.close()
 
 
 class Tianshou:
@@ -291,7 +193,7 @@ class EnvironmentLayer:
         self.env = make_vec(env_id, learner.agent.n_envs, seed=0)
 
     def remember(self) -> None:
-        """Before the learner's iteration: the states that it begins in."""
+        """Remember, before the learner's iteration, the states that it begins in."""
         agent = self.learner.agent
         assert agent.env is not None
         if agent.num_timesteps == 0:
@@ -299,9 +201,9 @@ class EnvironmentLayer:
         self.kept = agent.env.vector.snapshot()
 
     def follow(self) -> None:
-        """After it: the actions that it took."""
+        """Take, after it, the actions that it took, and go back to its first states."""
         agent = self.learner.agent
-        self.actions = [agent.policy.to_environment(actions) for actions in agent.buffer["actions"]]
+        self.actions = [agent.policy.to_environment(actions) for actions in agent.collector.rollout["actions"]]
         self.env.restore(self.kept)
 
     def train(self, steps: int) -> int:
@@ -309,18 +211,6 @@ class EnvironmentLayer:
 
     def close(self) -> None:
         self.env.close()
-
-
-def sb3_ppo(*arguments: Any) -> Learner:
-    from stable_baselines3 import PPO
-
-    return StableBaselines(PPO, *arguments)
-
-
-def sb3_trpo(*arguments: Any) -> Learner:
-    from sb3_contrib import TRPO
-
-    return StableBaselines(TRPO, *arguments)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,8 +223,8 @@ class Side:
 
 
 SIDES = {
-    PRESET: Side(Ours, (), "#1f5fa8"),
-    "ours, default": Side(Ours, (), "#6f9fd0"),
+    PRESET: Side(partial(Ours, NPG), (), "#1f5fa8"),
+    "ours, default": Side(partial(Ours, NPG), (), "#6f9fd0"),
     "sb3-contrib TRPO": Side(sb3_trpo, ("sb3-contrib",), "#8e5bb5"),
     "SB3 PPO": Side(sb3_ppo, (), "#c0445e"),
     "tianshou NPG": Side(Tianshou, ("tianshou",), "#3f9a5f"),
@@ -343,17 +233,7 @@ SIDES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--seconds", type=float, default=3.0, help="throughput only: seconds of every side's turn")
-    mode.add_argument("--steps", type=int, help="full runs of so many environment steps")
-    mode.add_argument("--plot", action="store_true", help="only the table and the figure of what is kept")
-    parser.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS)
-    parser.add_argument("--sides", nargs="*", default=list(SIDES), choices=list(SIDES))
-    parser.add_argument("--turns", type=int, default=7, help="with --seconds")
-    parser.add_argument("--seeds", type=int, default=5, help="with --steps")
-    parser.add_argument("--budget-minutes", type=float, default=60.0, help="with --steps")
-    arguments = parser.parse_args()
+    arguments = parse(__doc__, TASKS, SIDES, seconds=3.0, seeds=5)
     warnings.simplefilter("ignore")
     kept = {"throughput": {}, "runs": [], **(read(NAME) or {})}
     sides = [name for name in arguments.sides if available(name)]
@@ -378,8 +258,10 @@ def available(name: str) -> bool:
 
 
 def throughput(env_id: str, sides: list[str], turns: int, seconds: float) -> dict[str, Any]:
-    """Each side's rate in every turn, in environment steps per second; turn k of all sides ran one after the other."""
-    started = {name: SIDES[name].start(env_id, 0, 1_000_000, SETTINGS[name][env_id]) for name in sides}
+    """Measure each side's rate in every turn, in environment steps per second; turn k of all sides runs one after the
+    other.
+    """
+    started = {name: SIDES[name].start(env_id, 0, ENDLESS, SETTINGS[name][env_id]) for name in sides}
     layer = EnvironmentLayer(env_id, started[PRESET])
     learners: dict[str, Any] = {PRESET: started[PRESET], LAYER: layer, **started}
 
@@ -400,53 +282,17 @@ def throughput(env_id: str, sides: list[str], turns: int, seconds: float) -> dic
     }
 
 
-def in_turns(
-    learners: dict[str, Learner],
-    turns: int,
-    seconds: float,
-    before: Callable[[str], object],
-    together: tuple[str, ...] = (),
-) -> dict[str, list[float]]:
-    """Environment steps per second of each learner in every turn. Closes the learners.
-
-    Args:
-        seconds: that a learner's turn takes at least.
-        before: is told whose iteration is next, and is not timed.
-        together: learners that share a turn and take its iterations one by one, because the machine's speed drifts
-            within seconds.
-    """
-    groups = [together, *((name,) for name in learners if name not in together)]
-    rates: dict[str, list[float]] = {name: [] for name in learners}
-    for turn in range(turns + 1):
-        for names in filter(None, groups):
-            taken, spent = dict.fromkeys(names, 0), dict.fromkeys(names, 0.0)
-            while min(spent.values()) < seconds:
-                for name in names:
-                    before(name)
-                    begin = time.perf_counter()
-                    taken[name] += learners[name].train(1)  # one iteration
-                    spent[name] += time.perf_counter() - begin
-                if turn == 0:  # the first one warms up
-                    break
-            if turn > 0:
-                for name in names:
-                    rates[name].append(round(taken[name] / spent[name], 1))
-    for learner in learners.values():
-        learner.close()
-    return rates
-
-
 def run_all(
     kept: dict[str, Any], tasks: list[str], sides: list[str], steps: int, seeds: int, budget_minutes: float
 ) -> None:
-    """Full runs, seeds outermost, so that every side has about as many when the minutes are spent."""
+    """Make full runs, seeds outermost, so that every side has about as many when the minutes are spent."""
     keys = [
         {
             "side": name,
             "env_id": env_id,
             "steps": steps,
             "seed": seed,
-            "settings": json.loads(json.dumps(SETTINGS[name][env_id])),
+            "settings": as_json(SETTINGS[name][env_id]),
             "packages": installed(*SIDES[name].packages),
         }
         for seed in range(seeds)
@@ -457,30 +303,6 @@ def run_all(
         name, env_id = key["side"], key["env_id"]
         start = partial(SIDES[name].start, env_id, key["seed"], steps, SETTINGS[name][env_id])
         keep(NAME, kept, full_run(start, key), ("side", "env_id", "steps", "seed"))
-
-
-def full_run(start: Callable[[], Learner], key: dict[str, Any]) -> dict[str, Any]:
-    """What a learner that starts now makes of the key's task and steps, and the seconds that both take."""
-    env_id = key["env_id"]
-    begin = time.perf_counter()
-    learner = start()
-    taken = learner.train(key["steps"])
-    seconds = time.perf_counter() - begin
-    env = make_vec(env_id, EPISODES, backend="gymnasium", autoreset="disabled")
-    result = evaluate(learner, env, EPISODES, EVALUATION_SEED)
-    env.close()
-    learner.close()
-    print(f"{env_id} {key['side']} seed {key['seed']}: {result.mean:.0f} in {seconds:.0f} s", flush=True)
-    return {
-        **key,
-        **context(),
-        "mean": round(result.mean, 2),
-        "returns": result.returns.round(2).tolist(),
-        "training_steps": taken,
-        "evaluation_steps": result.steps,
-        "seconds": round(seconds, 1),
-        "torch_threads": torch.get_num_threads(),
-    }
 
 
 def print_throughput(env_id: str, row: dict[str, Any]) -> None:
@@ -526,33 +348,6 @@ def plot(kept: dict[str, Any]) -> Any:
         returns = {name: [row["mean"] for row in rows] for name, rows in sides.items()}
         draw_returns(next(free), f"{env_id}, {steps:,} steps", returns, colors)
     return save(figure, NAME)
-
-
-def draw_rates(axis: Any, title: str, rates: dict[str, list[float]], colors: dict[str, str]) -> None:
-    """A bar for the median of each side's rates."""
-    from matplotlib.ticker import EngFormatter
-
-    names = list(rates)[::-1]
-    medians = [statistics.median(rates[name]) for name in names]
-    bars = axis.barh(names, medians, color=[colors[name] for name in names], height=0.65)
-    axis.bar_label(bars, [f" {rate:,.0f}" for rate in medians], fontsize=9)
-    axis.set_xlim(0, 1.15 * max(medians))
-    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axis.set_xlabel("environment steps per second, whole training")
-    axis.set_title(title, loc="left", fontsize=11)
-
-
-def draw_returns(axis: Any, title: str, returns: dict[str, list[float]], colors: dict[str, str]) -> None:
-    """Each side's returns as dots, one per seed, and their median."""
-    names = list(returns)[::-1]
-    for place, name in enumerate(names):
-        means = returns[name]
-        axis.plot(means, [place] * len(means), "o", color=colors[name], alpha=0.55, markersize=6)
-        axis.plot(statistics.median(means), place, "|", color=colors[name], markersize=22, markeredgewidth=2.5)
-    axis.set_yticks(range(len(names)), names)
-    axis.set_ylim(-0.6, len(names) - 0.4)
-    axis.set_xlabel("return, deterministic policy; dots: seeds, bars: medians")
-    axis.set_title(title, loc="left", fontsize=11)
 
 
 if __name__ == "__main__":

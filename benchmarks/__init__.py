@@ -1,0 +1,5 @@
+"""Benchmarks: one script per claim in a folder per subject, the libraries that they share beside this file.
+
+`python -m benchmarks.natural.returns`, called in the project's root, measures one claim; `--help` says what and how.
+What was measured lies in results/, under the subject and the script's name.
+"""
