@@ -27,7 +27,7 @@ from agents.config import CommonConfig, near, preset_values
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.distributions import Head
 from agents.rollout.buffer import FieldSpec
-from agents.rollout.collector import Collector, buffer_fields, single_thread
+from agents.rollout.collector import Collector, buffer_fields
 from agents.saving import Saved
 from envs import make_vec
 from envs.sb3 import SB3View, as_vector
@@ -251,15 +251,15 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             while self.num_timesteps < total:
                 started = time.perf_counter()
                 listener.on_rollout_start()
-                with single_thread():
-                    batch = self.collect()
+                batch = self.collect()
                 if batch is None:
                     break
                 listener.on_rollout_end()
                 collected = time.perf_counter()
                 self._update_current_progress_remaining(self.num_timesteps, total)
                 self.train(batch)
-                self.collector.follow(self.policy)
+                if self.collector.policy is not self.policy:
+                    self.collector.follow(self.policy)
                 self.iteration += 1
                 self.counter += 1
                 self._record(collected - started, time.perf_counter() - collected)
@@ -273,7 +273,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
 
     def collect(self) -> Any:
         """Give what `train` takes, a rollout where the policy trains; None if a callback asked to stop."""
-        return self.collector.fill(self.collector.policy.sampler(), self.counter)
+        return self.collector.fill(self.counter)
 
     @abstractmethod
     def train(self, batch: Any) -> None:
@@ -281,9 +281,9 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
 
     def _record(self, collect_seconds: float, train_seconds: float) -> None:
         assert self.env is not None
-        if self.ep_info_buffer:
-            self.logger.record("rollout/ep_rew_mean", float(np.mean(self.episode_returns)))
-            self.logger.record("rollout/ep_len_mean", float(np.mean(self.episode_lengths)))
+        if episodes := self.ep_info_buffer:
+            self.logger.record("rollout/ep_rew_mean", float(np.mean([episode["r"] for episode in episodes])))
+            self.logger.record("rollout/ep_len_mean", float(np.mean([episode["l"] for episode in episodes])))
         self.logger.record("rollout/diverged_simulations", self.env.vector.blowups)
         elapsed = max((time.time_ns() - self.start_time) * 1e-9, 1e-9)
         self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))

@@ -20,7 +20,7 @@ from agents.natural.kronecker import PRECONDITIONERS, effective_dimension
 from agents.natural.scores import FactoredScores, Scores, is_factored, scores
 from agents.natural.step import Line, StepReport, line_search, match_kl, report_step, step_size
 from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
-from agents.rollout.buffer import Rollout, advantages, standardize
+from agents.rollout.buffer import Rollout, advantages, explained_variance, standardize
 from envs.sb3 import SB3View
 
 DETAILS_EVERY = 10
@@ -156,21 +156,34 @@ class NPG(Agent):
     @torch.no_grad()
     def train(self, batch: Rollout) -> None:
         """θ ← θ + β w with w = (F + λ I)⁻¹ g (Kakade 2002, section 3) and the β of target_kl; then fit the critic."""
-        c, policy = self.config, self.policy
-        s, a = policy.normalize(batch.flat("observations")), batch.flat("actions")
-        A, returns = advantages(batch, s, policy, c.gamma, c.gae_lambda)  # Schulman et al. 2016, equation 16
-        if c.normalize_advantage:
-            A = standardize(A)
+        c, policy, target = self.config, self.policy, self.target_kl
+        observations, a = batch["observations"].flatten(0, 1), batch["actions"].flatten(0, 1)
+        s = policy.normalize(observations)
+        A, returns = advantages(batch, policy.critic(s), policy, c.gamma, c.gae_lambda)  # Schulman et al. 2016, (16)
+        explained = explained_variance(returns, returns - A)
+        A = standardize(A) if c.normalize_advantage else A
         Psi, old = scores(policy.actor, s, a)  # Ψ = ∇ log π(a|s), [n, p]
-        rows = noise.few(self.stream_seed, "curvature", self.counter, len(s), c.curvature_samples)
+        few = c.curvature_samples
+        rows = None if few is None else noise.few(self.stream_seed, "curvature", self.counter, len(s), few)
         step = self.curvature.direction(Psi, A, rows)  # (Ψᵀ Ψ / n + λ I) w = Ψᵀ A / n
-        line = Line(policy.actor, step.direction, old, s, c.log_std_min)
-        beta = self._take(line, step, a, A, Psi)  # mean KL(old || new) = target_kl
+
+        line, beta = Line(policy.actor, step.direction, old, s, c.log_std_min), 0.0
+        if 0 < step.quadratic < math.inf:
+            first = step_size(step.quadratic, target)
+            if c.line_search:  # Schulman et al. 2015, appendix C
+                gain = lambda: (torch.expm1(line.new.log_prob(a) - Psi.values) * A).mean().item()  # noqa: E731
+                beta, _ = line_search(lambda beta: (line.kl(beta), gain()), first, target)
+            else:
+                beta, _ = match_kl(line.kl, first, target)  # mean KL(old || new) = target_kl
+        if beta == 0:
+            line.back()
         report = report_step(line, beta, step, Psi, a, A)
-        policy.critic.update_scale(returns)
-        fit = self.critic_fit.fit(policy.critic, s, returns, rows)  # |V - returns|² / n, by Gauss-Newton
-        self._record_update(Psi, step, report, line.new, fit)
-        policy.update_normalizer(batch.flat("observations"))
+
+        z = policy.critic.update_scale(returns)
+        fit = self.critic_fit.fit(policy.critic, s, z, rows)  # |V - z|² / n
+        self._count_rejection(beta, step)
+        self._record_update(Psi, step, report, line.new, explained, fit)
+        policy.update_normalizer(observations)
 
     @property
     def target_kl(self) -> float:
@@ -178,32 +191,16 @@ class NPG(Agent):
         first, last = self.config.target_kl, self.config.target_kl_end
         return first if last is None else last + (first - last) * max(self._current_progress_remaining, 0.0)
 
-    def _take(self, line: Line, step: NaturalGradient, a: Tensor, A: Tensor, Psi: Scores) -> float:
-        """Take and return the β at which the mean KL(old || new) is the target, or that a line search accepts.
+    # Checks and logging ----------------------------------------------------------------------------------------------
 
-        Where there is no usable direction, or no finite KL, θ stays, β is 0 and the update counts as rejected.
+    def _count_rejection(self, beta: float, step: NaturalGradient) -> None:
+        """Count updates that changed nothing, and stop after max_rejected_updates in a row.
+
+        Without advantages there is nothing to learn from; anything else is a failed solve, step or line search.
         """
-        c, target, beta = self.config, self.target_kl, 0.0
-        usable = bool(0 < step.quadratic < math.inf)
-        if usable:
-            first = step_size(step.quadratic, target)
-            if c.line_search:
-
-                def try_step(beta: float) -> tuple[float, float]:
-                    kl = line.kl(beta)
-                    return kl, (torch.expm1(line.new.log_prob(a) - Psi.values) * A).mean().item()
-
-                beta, _ = line_search(try_step, first, target)
-                self.rejected_steps += beta == 0
-            else:
-                beta, _ = match_kl(line.kl, first, target)
-        if beta == 0:
-            line.back()
-        # Without advantages there is nothing to learn from; anything else is a failed solve or step.
-        self._count_rejection(beta == 0 and step.solution.status != "zero_rhs", searched=usable and c.line_search)
-        return beta
-
-    def _count_rejection(self, rejected: bool, searched: bool) -> None:
+        searched = self.config.line_search and bool(0 < step.quadratic < math.inf)
+        rejected = beta == 0 and step.solution.status != "zero_rhs"
+        self.rejected_steps += rejected and searched
         self.rejected_updates += rejected and not searched
         self._rejected_in_a_row = self._rejected_in_a_row + 1 if rejected else 0
         if self._rejected_in_a_row >= self.config.max_rejected_updates:
@@ -214,10 +211,8 @@ class NPG(Agent):
             )
             self._rejected_in_a_row = 0
 
-    # Logging ---------------------------------------------------------------------------------------------------------
-
     def _record_update(
-        self, Psi: Scores, step: NaturalGradient, report: StepReport, new: Any, fit: FitStatistics
+        self, Psi: Scores, step: NaturalGradient, report: StepReport, new: Any, explained: Tensor, fit: FitStatistics
     ) -> None:
         record, actor, c = self.logger.record, self.policy.actor, self.config
         values = {
@@ -226,6 +221,7 @@ class NPG(Agent):
             "gradient_norm": step.gradient.norm(),
             "cosine": torch.cosine_similarity(step.gradient, step.direction, dim=0),
             "compatible_r2": step.compatible_r2,
+            "explained_variance": explained,
         }
         if actor.log_std is not None:
             values["std"] = actor.log_std.bias.exp().mean()
@@ -239,7 +235,6 @@ class NPG(Agent):
         record("train/rejected_updates", self.rejected_updates)
         if c.line_search:
             record("train/rejected_steps", self.rejected_steps)
-        record("train/explained_variance", fit.explained_variance_before)
         record("train/critic_step", fit.step)
 
     # Set-up ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -18,8 +19,7 @@ from agents.optim.effective_steps import charts, report
 from agents.optim.registry import OptimizerName, load_optimizer_tensors, make_flat_optimizer, optimizer_tensors
 from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
 from agents.policy.distributions import Distribution
-from agents.policy.networks import explained_variance
-from agents.rollout.buffer import Rollout, advantages
+from agents.rollout.buffer import Rollout, advantages, explained_variance
 from agents.rollout.surrogates import clipped_surrogate
 from envs.sb3 import SB3View
 
@@ -137,14 +137,14 @@ class PPO(Agent):
     def train(self, batch: Rollout) -> None:
         """Take minibatch steps on the losses of equation 9, for n_epochs or up to target_kl (algorithm 1)."""
         c, policy = self.config, self.policy
-        s, a = policy.normalize(batch.flat("observations")), batch.flat("actions")
-        A, returns = advantages(batch, s, policy, c.gamma, c.gae_lambda)  # Â, equation 11
+        observations, a = batch["observations"].flatten(0, 1), batch["actions"].flatten(0, 1)
+        s = policy.normalize(observations)
         with torch.no_grad():
-            old = policy.actor(s)
+            A, returns = advantages(batch, policy.critic(s), policy, c.gamma, c.gae_lambda)  # Â, equation 11
+            old = copy.deepcopy(policy.actor.shared_std(s))  # whose standard deviation stays
             log_old = old.log_prob(a)
-        if c.normalize_returns:
-            policy.critic.update_scale(returns)
-        z = policy.critic.scale.normalize(returns)
+        z = policy.critic.update_scale(returns) if c.normalize_returns else returns
+        explained = explained_variance(returns, returns - A)
 
         history: list[Losses] = []
         for minibatch in self._minibatches(Minibatch(s, a, A, z, log_old)):
@@ -155,10 +155,9 @@ class PPO(Agent):
             self.flat.differentiate(losses.loss, c.max_grad_norm)
             self.optimizer.step()
 
-        metrics = report(self.optimizer, PARTS)
-        metrics["explained_variance"] = explained_variance(returns, returns - A).item()
+        metrics = report(self.optimizer, PARTS) | {"explained_variance": explained.item()}
         self._record_update(metrics, history, s, old)
-        policy.update_normalizer(batch.flat("observations"))
+        policy.update_normalizer(observations)
 
     def _minibatches(self, rollout: Minibatch) -> Iterator[Minibatch]:
         """Go n_epochs times through all n samples, in a new order each time."""

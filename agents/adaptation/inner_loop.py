@@ -1,7 +1,7 @@
 """Learning to adapt: the inner loop that Reptile, FOMAML and MAML share, and their meta-gradients.
 
-N tasks adapt in one batch: parameters are rows theta [N, P], and a loss gives one number per row. U^k is k steps of the
-inner optimizer from the shared initial parameters phi [P].
+N tasks adapt in one batch: parameters are rows theta [N, P], and a loss gives one number per row. U^k is k steps of SGD
+from the shared initial parameters phi [P].
 
     Reptile  phi - U^k(phi)                     a difference, which plays the gradient's part
     FOMAML   L'(U^k(phi))                       the Jacobian of U^k left out
@@ -15,130 +15,116 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 Loss = Callable[[Tensor, Any], Tensor]
 """theta [N, P] and a batch of each of N tasks to N losses; row i depends on theta[i] alone."""
-State = dict[str, Tensor]
+Gradients = Callable[[Tensor, Any], Tensor]
+"""The same to each row's gradient of its own loss, [N, P]."""
+NextBatch = Callable[[int, Tensor], Any]
+"""j and θ_j, theta after j steps [N, P], to a batch of each task for the next step."""
 
 RULES = ("reptile", "fomaml", "maml")
-INNER_OPTIMIZERS = ("sgd", "adam")
-INNER_STATES = ("reset", "persist")
 
 
 @dataclass(frozen=True)
-class InnerOptimizer:
-    """The steps of the inner loop, as a function of parameters, gradient and state."""
+class InnerSGD:
+    """The step of the inner loop: theta - α g."""
 
-    name: Literal["sgd", "adam"] = "sgd"
-    lr: float = 0.02
-    """Step size."""
-    betas: tuple[float, float] = (0.0, 0.999)
-    """Adam's decay rates of the moments. Nichol et al. take 0 for the first, so that no momentum crosses tasks."""
-    eps: float = 1e-8
-    """Added to the root of Adam's second moment."""
-    state: Literal["reset", "persist"] = "reset"
-    """What becomes of Adam's moments between tasks: each task begins anew, or begins with the mean of the moments that
-    the tasks before it ended with."""
+    lr: float
+    """α of a task's first step."""
     later: float = 1.0
-    """Factor on the step size after a task's first step."""
+    """Factor on α after it."""
 
     def __post_init__(self) -> None:
-        if self.name not in INNER_OPTIMIZERS:
-            raise ValueError(f"the inner optimizer is {self.name!r}; use 'sgd' or 'adam'.")
-        if self.state not in INNER_STATES:
-            raise ValueError(f"the inner optimizer's state is {self.state!r}; use 'reset' or 'persist'.")
         if not self.lr > 0:
             raise ValueError(f"the inner step size is {self.lr}; give a number above 0.")
         if not self.later > 0:
             raise ValueError(f"the factor on later inner steps is {self.later}; give a number above 0.")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"the inner betas are {self.betas}; give numbers from 0 to below 1.")
-        if not self.eps > 0:
-            raise ValueError(f"the inner eps is {self.eps}; give a number above 0.")
 
-    def begin(self, theta: Tensor, before: State | None = None) -> State:
-        """The state at the start of N tasks, theta [N, P]; before is what the tasks before them ended with."""
-        if self.name == "sgd":
-            return {}
-        if self.state == "persist" and before:
-            return {
-                name: value if name == "step" else value.mean(0, keepdim=True).expand_as(theta)
-                for name, value in before.items()
-            }
-        zeros = torch.zeros_like(theta)
-        return {"step": theta.new_zeros(()), "m": zeros, "v": zeros}
-
-    def step(self, theta: Tensor, g: Tensor, state: State, *, first: bool = True) -> tuple[Tensor, State]:
-        """theta [N, P] after one step against the gradients g [N, P], and the state after it.
-
-        Args:
-            first: whether it is the tasks' first step.
-        """
-        lr = self.lr if first else self.lr * self.later
-        if self.name == "sgd":
-            return theta - lr * g, state
-        (beta1, beta2), t = self.betas, state["step"] + 1
-        m = beta1 * state["m"] + (1 - beta1) * g
-        v = beta2 * state["v"] + (1 - beta2) * g.square()
-        root = (v / (1 - beta2**t)).sqrt() + self.eps
-        return theta - lr * (m / (1 - beta1**t)) / root, {"step": t, "m": m, "v": v}
+    def step(self, theta: Tensor, g: Tensor, j: int) -> Tensor:
+        """Return theta [N, P] after step j, 0 being the tasks' first, against the gradients g [N, P]."""
+        return theta - (self.lr if j == 0 else self.lr * self.later) * g
 
 
-class Adapted(NamedTuple):
-    """What the inner loop gives."""
+class Adaptation(NamedTuple):
+    """What the inner loop went through."""
 
-    theta: Tensor
-    """U^k(theta), [N, P]."""
+    thetas: list[Tensor]
+    """θ_0 to θ_k = U^k(θ_0), [N, P] each."""
+    batches: list[Any]
+    """What the steps were computed from, and what was asked for after the last one."""
     gradients: Tensor
     """g_1 to g_k, [k, N, P]."""
-    state: State
-    """The inner optimizer's, after the last step."""
+
+
+def inner_loop(
+    next_batch: NextBatch, gradients: Gradients, theta: Tensor, inner: InnerSGD, steps: int, after: int = 0
+) -> Adaptation:
+    """Take steps from theta [N, P], each against the gradients on a batch that may depend on where it begins.
+
+    Args:
+        next_batch: gives a batch for each step.
+        gradients: of the tasks' losses; see `gradients_of`.
+        theta: θ_0, [N, P]: phi.expand(N, -1) where the tasks share it.
+        inner: the step.
+        steps: k, at least 0.
+        after: how many batches of θ_k to ask for, once the steps are done.
+    """
+    thetas, batches, found = [theta], [], []
+    for j in range(steps + after):
+        batches.append(next_batch(j, theta))
+        if j < steps:
+            g = gradients(theta, batches[-1])
+            theta = inner.step(theta, g, j)
+            thetas.append(theta)
+            found.append(g)
+    return Adaptation(thetas, batches, torch.stack(found) if found else theta.new_empty(0, *theta.shape))
+
+
+def adapt(loss: Loss, theta: Tensor, batches: Sequence[Any], inner: InnerSGD) -> Adaptation:
+    """Take one inner step from theta [N, P] on each of k batches that are there already, k at least 0.
+
+    It is differentiable in theta through torch.func.
+    """
+    return inner_loop(lambda j, _: batches[j], partial(gradients_of, loss), theta, inner, len(batches))
 
 
 def gradients_of(loss: Loss, theta: Tensor, batch: Any) -> Tensor:
-    """Each row's gradient of its own loss, [N, P]."""
+    """Return each row's gradient of its own loss, [N, P]."""
     gradient: Tensor = torch.func.grad(lambda rows: loss(rows, batch).sum())(theta)
     return gradient
 
 
-def adapt(
-    loss: Loss, theta: Tensor, batches: Sequence[Any], inner: InnerOptimizer, before: State | None = None
-) -> Adapted:
-    """U^k: one inner step on each of k batches, k at least 0, from theta [N, P].
+def gradients_after(adapted: Callable[[Tensor], Tensor], loss: Loss, phi: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+    """Differentiate the losses after adaptation by the chain rule.
 
-    It is differentiable in theta through torch.func.
+    Args:
+        adapted: phi to the tasks' parameters [N, P].
+        loss: see `Loss`.
+        phi: the initial parameters, of any shape.
+        batch: what the losses are taken on.
+
+    Returns:
+        The product of adapted's transposed Jacobian with the losses' gradients, in phi's shape, and these gradients
+        L'(adapted(phi)), [N, P].
     """
-    state = inner.begin(theta, before)
-    gradients = []
-    for batch in batches:
-        g = gradients_of(loss, theta, batch)
-        gradients.append(g)
-        theta, state = inner.step(theta, g, state, first=len(gradients) == 1)
-    return Adapted(theta, torch.stack(gradients) if gradients else theta.new_empty(0, *theta.shape), state)
-
-
-class MetaGradients(NamedTuple):
-    """Directions for the initial parameters, to be followed downhill."""
-
-    gradients: Tensor
-    """One for each task, [N, P]; tasks that start from one phi give it their mean."""
-    adapted: Adapted
+    theta, pullback = torch.func.vjp(adapted, phi)  # type: ignore[misc]
+    g = gradients_of(loss, theta, batch)
+    (through,) = pullback(g)
+    return through, g
 
 
 def meta_gradients(
-    rule: str,
-    loss: Loss,
-    theta: Tensor,
-    train: Sequence[Any],
-    test: Any | None,
-    inner: InnerOptimizer,
-    before: State | None = None,
-) -> MetaGradients:
-    """The meta-gradients of N tasks. One task a time is serial Reptile, the mean of several is batched Reptile.
+    rule: str, loss: Loss, theta: Tensor, train: Sequence[Any], test: Any | None, inner: InnerSGD
+) -> Tensor:
+    """Return directions for the initial parameters of N tasks, to be followed downhill, [N, P].
+
+    Tasks that start from one phi give it their mean: one task a time is serial Reptile, several are batched Reptile.
 
     Args:
         rule: "reptile", "fomaml" or "maml".
@@ -146,56 +132,38 @@ def meta_gradients(
         theta: the initial parameters, [N, P]: phi.expand(N, -1) where the tasks share them.
         train: k batches, one inner step on each.
         test: the batch of L in FOMAML and MAML; None for Reptile, which needs none.
-        inner: the inner optimizer.
-        before: the inner optimizer's state after the tasks before these.
-
-    Returns:
-        Reptile's is phi - phi~, so that SGD of step size eps is phi <- phi + eps (phi~ - phi); over alpha it is the sum
-        of the inner gradients.
+        inner: the inner step. Reptile's direction is phi - phi~, so that SGD of step size eps is
+            phi <- phi + eps (phi~ - phi); over α it is the sum of the inner gradients.
 
     Raises:
-        ValueError: the rule is unknown, there is no inner step (k = 0), test is missing, or MAML's inner step is one
-            that it cannot differentiate.
+        ValueError: the rule is unknown, there is no inner step (k = 0), or test is missing.
     """
-    check_rule(rule, inner, len(train))
-    if rule == "reptile":
-        adapted = adapt(loss, theta, train, inner, before)
-        return MetaGradients(theta - adapted.theta, adapted)
-    if test is None:
-        raise ValueError(f"{rule} needs the batch that its loss after adaptation is taken on; give test.")
-    if rule == "fomaml":
-        adapted = adapt(loss, theta, train, inner, before)
-        return MetaGradients(gradients_of(loss, adapted.theta, test), adapted)
-
-    def updated(rows: Tensor) -> tuple[Tensor, Adapted]:
-        result = adapt(loss, rows, train, inner, before)
-        return result.theta, result
-
-    phi_tilde, pullback, adapted = torch.func.vjp(updated, theta, has_aux=True)  # type: ignore[misc]
-    (through,) = pullback(gradients_of(loss, phi_tilde, test))
-    return MetaGradients(through, adapted)
-
-
-def check_rule(rule: str, inner: InnerOptimizer, steps: int) -> None:
-    """Raises ValueError for a rule that is unknown or that these inner steps make impossible."""
     if rule not in RULES:
         raise ValueError(f"the rule is {rule!r}; use 'reptile', 'fomaml' or 'maml'.")
-    if steps < 1:
-        raise ValueError(f"there are {steps} inner steps; adaptation needs at least 1.")
-    if rule == "maml" and inner.name != "sgd":
-        raise ValueError(
-            f"maml differentiates through the inner steps, and {inner.name}'s have no derivative where a second moment "
-            "is 0; use 'sgd' as inner optimizer, or fomaml."
-        )
+    if not train:
+        raise ValueError("there are 0 inner steps; adaptation needs at least 1.")
+    if test is None and rule != "reptile":
+        raise ValueError(f"{rule} needs the batch that its loss after adaptation is taken on; give test.")
+
+    def adapted(rows: Tensor) -> Tensor:
+        return adapt(loss, rows, train, inner).thetas[-1]
+
+    match rule:
+        case "reptile":
+            return theta - adapted(theta)
+        case "fomaml":
+            return gradients_of(loss, adapted(theta), test)
+        case _:
+            return gradients_after(adapted, loss, theta, test)[0]
 
 
 def linear_anneal(first: float, done: float) -> float:
-    """A step size that falls from first to 0 in equal steps; done is the share of training that is over."""
+    """Return a step size that falls from first to 0 in equal steps; done is the share of training that is over."""
     return first * max(1.0 - done, 0.0)
 
 
 def inner_products(gradients: Tensor) -> Tensor:
-    """The mean inner product of a task's gradients g_i and g_j, i < j: gradients [k, N, P] to [N].
+    """Average the inner products of a task's gradients g_i and g_j, i < j: gradients [k, N, P] to [N].
 
     Nichol et al. 2018, section 5.1: all three rules raise it. Zero for k = 1, which has no pair.
     """

@@ -1,32 +1,22 @@
-"""Rollouts of many tasks with one policy each, and the inner step that each policy takes from its own.
+"""What the rollouts of many tasks say, each with its own policy.
 
-M tasks have R environments each, side by side: environment i belongs to task i // R. All M policies act in one forward
-pass.
+M tasks have R environments each, side by side: environment i belongs to task i // R.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from agents.adaptation.inner_loop import InnerOptimizer, State, gradients_of
-from agents.policy.actor_critic import ActorCriticPolicy
+from agents.adaptation.shards import over_shards, shards
+from agents.policy.actor_critic import ActorPolicy
 from agents.policy.batched import BatchedActor
-from agents.rollout.buffer import Rollout, gae
-from agents.rollout.surrogates import dice_surrogate, lvc_surrogate
-from agents.rollout.threads import over_shards
+from agents.rollout.buffer import Rollout, gae, standardize
 
 RIDGE = 1e-5
 """Of the linear baseline, relative to the mean of its features' squares."""
-CG_ITERATIONS = 10
-SHARD = 8192
-"""Steps that are worked on at a time: few enough that what the layers keep of them stays in a core's cache."""
-INNER_STEPS = ("policy_gradient", "natural_gradient")
-SURROGATES = ("lvc", "dice")
 
 
 class TaskData(NamedTuple):
@@ -42,58 +32,41 @@ class TaskData(NamedTuple):
     """log π(a|s) of the policies that acted, [M, n]."""
     begin: Tensor
     """The first step of each step's episode, int64 [M, R, T]."""
+    returns: Tensor
+    """The undiscounted return of each environment's first episode, float64 [M, R]."""
 
     def tasks(self, rows: slice) -> TaskData:
-        """Some tasks' share."""
-        s, a, advantages, log_old, begin = (x[rows] for x in self)
-        return TaskData(s, a, advantages, log_old, begin)
-
-    def thinned(self, most: int) -> TaskData:
-        """Evenly spaced steps of every task, about `most` in all; begin stays that of all."""
-        stride = -(-self.log_old.numel() // most)
-        s, a, advantages, log_old = (x[:, ::stride] for x in (self.s, self.a, self.advantages, self.log_old))
-        return TaskData(s, a, advantages, log_old, self.begin)
+        """Return some tasks' share."""
+        return TaskData(*(x[rows] for x in self))
 
     @property
     def shards(self) -> list[slice]:
+        """The tasks in groups that are worked on at a time."""
         tasks, n = self.log_old.shape
         return shards(tasks, n, self.log_old.device)
 
 
-def shards(tasks: int, n: int, device: torch.device) -> list[slice]:
-    """Tasks of n steps each in groups of about `SHARD` steps; on an accelerator in one group."""
-    size = max(SHARD // n, 1) if device.type == "cpu" else tasks
-    return [slice(first, min(first + size, tasks)) for first in range(0, tasks, size)]
-
-
-def first_returns(buffer: Rollout) -> Tensor:
-    """The undiscounted return of each environment's first episode of a rollout, float64 [N]."""
-    ended = (buffer["terminated"] | buffer["truncated"]).long()
-    alive = ended.cumsum(0) - ended == 0
-    return (buffer["rewards"] * alive).sum(0)
-
-
 def task_data(
-    policy: ActorCriticPolicy,
+    policy: ActorPolicy,
     actor: BatchedActor,
     theta: Tensor,
-    buffer: Rollout,
+    rollout: Rollout,
     gamma: float,
     gae_lambda: float,
     *,
     normalize: bool = True,
 ) -> TaskData:
-    """What the policies theta [M, P] made of the rollout in the buffer, [T, M * R].
+    """Work out what the policies theta [M, P] made of a rollout of theirs, [T, M * R].
 
     Advantages are generalized, around a linear baseline that is fitted to each task's own returns. A rollout is a whole
     horizon: nothing follows its last step.
     """
-    tasks, (T, N) = len(theta), buffer["rewards"].shape
+    tasks, (T, N) = len(theta), rollout["rewards"].shape
     R = N // tasks
 
     @torch.no_grad()
-    def of(which: slice) -> TaskData:
-        fields = {name: buffer[name][:, which.start * R : which.stop * R] for name in buffer.specs}
+    def of(which: slice) -> tuple[Tensor, ...]:
+        fields = {name: rollout[name][:, which.start * R : which.stop * R] for name in rollout.specs}
         rows = (which.stop - which.start, R * T)
         s = policy.normalize(fields["observations"].transpose(0, 1).flatten(0, 1)).view(*rows, -1)
         a = fields["actions"].transpose(0, 1)
@@ -114,21 +87,15 @@ def task_data(
         A = advantages.T.reshape(rows)
         A = standardize(A) if normalize else A
         log_old = actor.distribution(theta[which], s).log_prob(a.flatten(0, 1)).view(rows)
-        return TaskData(s, a, A.float(), log_old, begin.T.reshape(-1, R, T))
+        return s, a, A.float(), log_old, begin.T.reshape(-1, R, T)
 
     parts = over_shards(of, shards(tasks, R * T, theta.device))
-    return TaskData(*(torch.cat(part) for part in zip(*parts, strict=True)))
-
-
-def standardize(A: Tensor) -> Tensor:
-    """Rows of A [M, n] with mean 0 and standard deviation 1; zeros where a row's entries are equal but for rounding."""
-    spread = A.std(1, keepdim=True, correction=0)
-    differ = spread > 1e-9 * A.abs().amax(1, keepdim=True)
-    return torch.where(differ, (A - A.mean(1, keepdim=True)) / spread, 0.0)
+    s, a, A, log_old, begin = (torch.cat(part) for part in zip(*parts, strict=True))
+    return TaskData(s, a, A, log_old, begin, first_returns(rollout).view(tasks, R))
 
 
 def linear_baseline(s: Tensor, t: Tensor, returns: Tensor) -> Tensor:
-    """Least-squares values of each task's own returns: [M, n, O], [M, n] and [M, n] to float64 [M, n].
+    """Fit least-squares values to each task's own returns: [M, n, O], [M, n] and [M, n] to float64 [M, n].
 
     Features are s, s², t, t², t³ (t in hundreds of steps) and 1, as in Duan et al. 2016, appendix A.
     """
@@ -141,100 +108,8 @@ def linear_baseline(s: Tensor, t: Tensor, returns: Tensor) -> Tensor:
     return (X @ weights)[..., 0]
 
 
-@dataclass(frozen=True)
-class InnerStep:
-    """How a policy takes one step from its own task's rollouts."""
-
-    actor: BatchedActor
-    optimizer: InnerOptimizer
-    kind: str = "policy_gradient"
-    """One of `INNER_STEPS`."""
-    surrogate: str = "lvc"
-    """One of `SURROGATES`."""
-    target_kl: float = 0.01
-    """Of a natural-gradient step, in nats."""
-    damping: float = 0.1
-    """Of the natural gradient's Fisher matrix, in units of the gradient's own Rayleigh quotient."""
-
-    def log_ratio(self, theta: Tensor, data: TaskData) -> Tensor:
-        """log π_θ(a|s) - log π_old(a|s), [M, n]."""
-        log_prob = self.actor.distribution(theta, data.s).log_prob(data.a.flatten(0, 1))
-        return log_prob.view_as(data.log_old) - data.log_old
-
-    def loss(self, theta: Tensor, data: TaskData) -> Tensor:
-        """What the inner step descends: minus the mean surrogate of each task, [M]."""
-        log_ratio = self.log_ratio(theta, data)
-        if self.surrogate == "lvc":
-            return -lvc_surrogate(log_ratio, data.advantages).mean(1)
-        shape = data.begin.shape
-        return -dice_surrogate(log_ratio.view(shape), data.advantages.view(shape), data.begin).mean((1, 2))
-
-    def __call__(
-        self, theta: Tensor, data: TaskData, state: State, *, first: bool = True
-    ) -> tuple[Tensor, Tensor, State]:
-        """theta [M, P] after one step, the gradients g [M, P] that it was made of, and the optimizer's state.
-
-        Args:
-            first: whether it is the tasks' first step.
-        """
-        natural = self.kind == "natural_gradient"
-
-        def of(rows: slice) -> tuple[Tensor, Tensor]:
-            here, theirs = theta[rows], data.tasks(rows)
-            g = gradients_of(self.loss, here, theirs)
-            return g, self._natural(here, theirs, g) if natural else here
-
-        g, moved = (torch.cat(parts) for parts in zip(*over_shards(of, data.shards), strict=True))
-        if not natural:
-            moved, state = self.optimizer.step(theta, g, state, first=first)
-        return moved, g, state
-
-    def _natural(self, theta: Tensor, data: TaskData, g: Tensor) -> Tensor:
-        """θ - β (F + λ I)⁻¹ g for each task, with the β of target_kl to second order; a zero gradient moves nothing."""
-        with torch.no_grad():
-            old = self.actor.distribution(theta, data.s)
-
-        def kl(rows: Tensor) -> Tensor:
-            return old.kl(self.actor.distribution(rows, data.s)).view(data.log_old.shape).mean(1).sum()
-
-        def fisher(v: Tensor) -> Tensor:
-            product: Tensor = torch.func.grad(lambda rows: (torch.func.grad(kl)(rows) * v).sum())(theta)
-            return product
-
-        tiny = torch.finfo(g.dtype).tiny
-        size = g.square().sum(1, keepdim=True)
-        shift = self.damping * (g * fisher(g)).sum(1, keepdim=True) / (size + tiny)
-        w = conjugate_gradients(lambda v: fisher(v) + shift * v, g, CG_ITERATIONS)
-        quadratic = (w * fisher(w)).sum(1, keepdim=True)
-        beta = torch.where(quadratic > 0, (2 * self.target_kl / quadratic.clamp_min(tiny)).sqrt(), 0.0)
-        return theta - beta * w
-
-
-def conjugate_gradients(matvec: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
-    """Approximate solutions [M, P] of M systems at once, after a number of iterations; a solved row stays.
-
-    Args:
-        matvec: [M, P] to [M, P], each row times its own symmetric positive definite matrix.
-        b: [M, P].
-
-    Source: Nocedal & Wright 2006, algorithm 5.2; `agents.natural.curvature.conjugate_gradient` solves one system.
-    """
-    x, r, d = torch.zeros_like(b), b.clone(), b.clone()
-    squared = r.square().sum(1, keepdim=True)
-    enough = 1e-10 * squared
-    for _ in range(iterations):
-        product = matvec(d)
-        curvature = (d * product).sum(1, keepdim=True)
-        goes_on = (squared > enough) & (curvature > 0)
-        step = torch.where(goes_on, squared / curvature, 0.0)
-        x, r = x + step * d, r - step * product
-        following = r.square().sum(1, keepdim=True)
-        d = torch.where(goes_on, r + following / squared * d, d)
-        squared = torch.where(goes_on, following, squared)
-    return x
-
-
-def task_sampler(policy: ActorCriticPolicy, actor: BatchedActor, theta: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Actions [N, *A] of the policies theta at observations [N, *O] from noise [N, *noise_shape]."""
-    sample = actor.sampler(theta)
-    return lambda observations, draws: sample(policy.normalize(observations), draws)
+def first_returns(rollout: Rollout) -> Tensor:
+    """Sum the rewards of each environment's first episode of a rollout, float64 [N]."""
+    ended = (rollout["terminated"] | rollout["truncated"]).long()
+    alive = ended.cumsum(0) - ended == 0
+    return (rollout["rewards"] * alive).sum(0)

@@ -14,7 +14,7 @@ from agents.config import CommonConfig, at_least
 from agents.evolution.engine import Scheme
 from agents.evolution.unroll import ParticleState
 from agents.evolution.whitening import Products
-from agents.policy.normalizer import Moments
+from agents.policy.base import Moments
 from agents.rollout.buffer import FieldSpec
 from agents.rollout.collector import Collector
 from envs.vector import SnapshotError, VectorEnv

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agents.checkpoint import with_prefix
 from agents.config import CommonConfig, at_least
-from agents.policy.normalizer import Moments, ObservationNormalizer
+from agents.policy.base import Moments, ObservationNormalizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from agents import noise
 from agents.natural.curvature import Precondition, Status, cholesky, conjugate_gradient, damped
 from agents.natural.scores import capture
 from agents.optim.registry import load_optimizer_tensors, make_optimizer, optimizer_tensors
-from agents.policy.networks import Critic, assign_parameters, explained_variance, output_layer, parameter_vector
+from agents.policy.networks import Critic, assign_parameters, output_layer, parameter_vector
 
 HALVINGS = 4
 """How often a Gauss-Newton step that raises the loss is halved before it is given up."""
@@ -24,8 +24,6 @@ HALVINGS = 4
 class FitStatistics:
     """What a fit of a critic did."""
 
-    explained_variance_before: float
-    explained_variance_after: float
     iterations: int
     """Conjugate-gradient iterations, all steps together; or an optimizer's steps."""
     residual: float = 0.0
@@ -40,12 +38,12 @@ class CriticFit(ABC):
     """A way to fit a critic to value targets, with what it keeps between updates."""
 
     @abstractmethod
-    def fit(self, critic: Critic, s: Tensor, targets: Tensor, rows: Tensor | None = None) -> FitStatistics:
-        """Fit the critic. Its scale is the caller's: `Critic.update_scale` first.
+    def fit(self, critic: Critic, s: Tensor, z: Tensor, rows: Tensor | None = None) -> FitStatistics:
+        """Fit the critic's outputs y = `Critic.normalized`(s) to normalized targets z.
 
         Args:
             s: normalized observations, [n, O].
-            targets: value targets in reward units, [n].
+            z: value targets as `Critic.update_scale` gives them, [n].
             rows: the samples that curvature is estimated from, int64 [k], where there is any; None takes all.
         """
 
@@ -59,7 +57,7 @@ class CriticFit(ABC):
 
 @dataclass(frozen=True)
 class GaussNewton(CriticFit):
-    """Damped Gauss-Newton steps on |y - z|² / n, with z the normalized targets.
+    """Damped Gauss-Newton steps on |y - z|² / n.
 
     Each step solves (Jᵀ J / n + λ I) d = Jᵀ (z - y) / n with the Jacobian J [n, p] of the outputs y. A step that raises
     the loss is halved a few times, then given up.
@@ -91,13 +89,10 @@ class GaussNewton(CriticFit):
             raise ValueError(f"damping is {self.damping}; give 0 or more.")
 
     @torch.no_grad()
-    def fit(self, critic: Critic, s: Tensor, targets: Tensor, rows: Tensor | None = None) -> FitStatistics:
-        z = critic.scale.normalize(targets)
-        outputs: list[Tensor] = []
+    def fit(self, critic: Critic, s: Tensor, z: Tensor, rows: Tensor | None = None) -> FitStatistics:
         iterations = 0
         for _ in range(self.steps):
             jacobian = capture(critic.network, lambda: critic.normalized(s))
-            outputs.append(jacobian.values)
             error = z - jacobian.values
             curvature = jacobian if rows is None else jacobian.of(rows)
             shift = self.damping * curvature.trace() / curvature.p
@@ -113,20 +108,18 @@ class GaussNewton(CriticFit):
             origin, loss, step = parameter_vector(critic.network), error.square().mean(), 1.0
             for _ in range(HALVINGS + 1):
                 assign_parameters(critic.network, origin + step * solution.direction)
-                after = critic.normalized(s)
-                if (after - z).square().mean() <= loss:
+                if (critic.normalized(s) - z).square().mean() <= loss:
                     break
                 step /= 2
             else:
                 assign_parameters(critic.network, origin)
-                after, step = critic.normalized(s), 0.0
-        before, now = (explained_variance(z, y).item() for y in (outputs[0], after))
-        return FitStatistics(before, now, iterations, solution.residual, solution.status, step)
+                step = 0.0
+        return FitStatistics(iterations, solution.residual, solution.status, step)
 
 
 @dataclass(frozen=True)
 class Ridge(CriticFit):
-    """The output layer [W, b] that minimizes |Φ W + b - z|² / n + λ |W|², with z the normalized targets.
+    """The output layer [W, b] that minimizes |Φ W + b - z|² / n + λ |W|².
 
     The critic's network is a chain of layers without parameters, which give the features Φ [n, m], and a Linear; `fit`
     raises ValueError where it has other parameters than its output layer's.
@@ -140,15 +133,13 @@ class Ridge(CriticFit):
     damping: float
 
     @torch.no_grad()
-    def fit(self, critic: Critic, s: Tensor, targets: Tensor, rows: Tensor | None = None) -> FitStatistics:
+    def fit(self, critic: Critic, s: Tensor, z: Tensor, rows: Tensor | None = None) -> FitStatistics:
         output = output_layer(critic.network)
         if sum(x.numel() for x in critic.network.parameters()) != output.weight.numel() + 1:
             raise ValueError("the critic has hidden layers; ridge takes value_network='linear', 'quadratic' or 'rbf'.")
-        z = critic.scale.normalize(targets)
         features = s
         for layer in list(critic.network.children())[:-1]:
             features = layer(features)
-        before = explained_variance(z, output(features)[:, 0])
         # Centered, the bias is free of the penalty; float64, because the sums run over all samples.
         center, mean = features.mean(0, dtype=torch.float64), z.mean(dtype=torch.float64)
         centered = features.double() - center
@@ -159,12 +150,11 @@ class Ridge(CriticFit):
         if usable:
             output.weight.copy_(solution.direction[None])
             output.bias.copy_(mean - center @ solution.direction)
-        after = explained_variance(z, output(features)[:, 0])
-        return FitStatistics(before.item(), after.item(), 1, solution.residual, solution.status, float(usable))
+        return FitStatistics(1, solution.residual, solution.status, float(usable))
 
 
 class Descent(CriticFit):
-    """Steps of an optimizer on |y - z|² over minibatches in a new order each epoch, with z the normalized targets.
+    """Steps of an optimizer on |y - z|² over minibatches in a new order each epoch.
 
     Args:
         name: one of `OPTIMIZERS`.
@@ -180,10 +170,7 @@ class Descent(CriticFit):
         self.optimizer = make_optimizer(name, critic.network.parameters(), lr=lr, eps=1e-5)
         self.updates = 0
 
-    def fit(self, critic: Critic, s: Tensor, targets: Tensor, rows: Tensor | None = None) -> FitStatistics:
-        z = critic.scale.normalize(targets)
-        with torch.no_grad():
-            before = explained_variance(z, critic.normalized(s))
+    def fit(self, critic: Critic, s: Tensor, z: Tensor, rows: Tensor | None = None) -> FitStatistics:
         steps = 0
         for some in self._minibatches(len(s)):
             some = some.to(s.device)
@@ -194,9 +181,7 @@ class Descent(CriticFit):
             self.optimizer.step()
             steps += 1
         self.updates += 1
-        with torch.no_grad():
-            after = explained_variance(z, critic.normalized(s))
-        return FitStatistics(before.item(), after.item(), steps)
+        return FitStatistics(steps)
 
     def _minibatches(self, n: int) -> Iterator[Tensor]:
         for epoch in range(self.epochs):

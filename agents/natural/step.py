@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -45,7 +46,11 @@ class Line:
     def __init__(self, actor: Actor, direction: Tensor, old: Any, s: Tensor, log_std_min: float | None = None) -> None:
         self.actor, self.direction, self.old, self.new, self.s = actor, direction, old, old, s
         self.log_std_min = log_std_min
-        self.theta = parameter_vector(actor)
+
+    @cached_property
+    def theta(self) -> Tensor:
+        """θ, [p]: the parameters before the first step."""
+        return parameter_vector(self.actor)
 
     def kl(self, beta: float) -> float:
         """Take the step β and measure the mean KL(old || new), in nats."""

@@ -40,7 +40,7 @@ class BatchedNetwork:
                 self._layers.append(layer)
 
     def at(self, theta: Tensor) -> Operation:
-        """The N networks as one function of their inputs [N, B, I]; theta is cut into layers once."""
+        """Give the N networks as one function of their inputs [N, B, I]; theta is cut into layers once."""
         plan = [
             layer.forward if isinstance(layer, nn.Module) else partial(_affine, *_weights(theta, *layer))
             for layer in self._layers
@@ -71,15 +71,15 @@ class BatchedActor:
 
     @property
     def size(self) -> int:
-        """P, the length of a parameter vector."""
+        """Return P, the length of a parameter vector."""
         return self.network.size
 
     def distribution(self, theta: Tensor, s: Tensor) -> Distribution:
-        """The policies theta [N, P] at normalized observations s [N, B, O], as N * B distributions in this order."""
+        """Evaluate the policies theta [N, P] at normalized s [N, B, O]: N * B distributions in this order."""
         return self._distribution(self.network(theta, s), theta)
 
     def sampler(self, theta: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """Actions [N * B, *A] of the policies theta at s [N * B, O] from noise [N * B, *noise_shape]."""
+        """Give actions [N * B, *A] of the policies theta from s [N * B, O] and noise [N * B, *noise_shape]."""
         run, n = self.network.at(theta), len(theta)
         scale = None if self.log_std is None else theta[:, self.log_std]
 
@@ -99,7 +99,7 @@ class BatchedActor:
 
 
 def _slices(module: nn.Module) -> dict[int, slice]:
-    """id of a parameter -> its place in the parameter vector."""
+    """Map the id of a parameter to its place in the parameter vector."""
     found, first = {}, 0
     for parameter in module.parameters():
         found[id(parameter)] = slice(first, first + parameter.numel())
@@ -108,7 +108,7 @@ def _slices(module: nn.Module) -> dict[int, slice]:
 
 
 def _weights(theta: Tensor, layer: nn.Linear, weight: slice, bias: slice) -> tuple[Tensor, Tensor]:
-    """Weights [N, I, K] and biases [N, 1, K] of a layer."""
+    """Cut a layer's weights [N, I, K] and biases [N, 1, K] out of theta."""
     n = len(theta)
     return theta[:, weight].reshape(n, layer.out_features, layer.in_features).mT, theta[:, None, bias]
 

@@ -59,7 +59,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def activation_key(activation: str | type[nn.Module]) -> str:
-    """The registry key of an activation given as key or class; others raise ValueError."""
+    """Find the registry key of an activation given as key or class; others raise ValueError."""
     for key, module in ACTIVATIONS.items():
         if activation in (key, module) or (activation is nn.Tanh and module is Tanh):
             return key
@@ -67,8 +67,8 @@ def activation_key(activation: str | type[nn.Module]) -> str:
 
 
 def unrolled(network: nn.Sequential) -> Callable[[Tensor], Tensor]:
-    """The network with the parameters that it has now, as one function without module calls and their overhead, which
-    on small batches costs more than the arithmetic.
+    """Give the network with the parameters that it has now, as one function without module calls and their overhead,
+    which on small batches costs more than the arithmetic.
 
     tanh(x) = 2 σ(2 x) - 1 is a sigmoid between layers of other weights, so that outputs differ by rounding.
     """
@@ -103,7 +103,7 @@ def _affine(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str, output_gain: float) -> nn.Sequential:
-    """Linear layers with an activation between them; weights orthogonal (gain √2, the last output_gain), biases 0."""
+    """Make Linear layers with activations between them: orthogonal weights (gain √2, the last output_gain), biases 0."""
     sizes = [inputs, *hidden, outputs]
     layers: list[nn.Module] = []
     for i, (size_in, size_out) in enumerate(pairwise(sizes)):
@@ -128,7 +128,7 @@ class Constant(nn.Module):
         self.bias = nn.Parameter(torch.full((size,), value))
 
     def forward(self, n: int) -> Tensor:
-        """The vector once per sample, [n, size]: copies, which keep their values when the parameters change."""
+        """Give the vector once per sample, [n, size]: copies, which keep their values when the parameters change."""
         return self.bias.repeat(n, 1)
 
 
@@ -195,7 +195,7 @@ class ReturnScale(nn.Module):
 
     @property
     def std(self) -> Tensor:
-        """The standard deviation, or 1 where there is none; a float64 scalar."""
+        """Give the standard deviation, or 1 where there is none; a float64 scalar."""
         std = (self.m2 / self.count).sqrt()
         return torch.where(std > torch.finfo(torch.float32).eps * self.mean.abs(), std, 1.0)
 
@@ -213,11 +213,11 @@ class ReturnScale(nn.Module):
         self.count.copy_(total)
 
     def normalize(self, targets: Tensor) -> Tensor:
-        """(targets - mean) / std, in the targets' dtype."""
+        """Give (targets - mean) / std, in the targets' dtype."""
         return ((targets.double() - self.mean) / self.std).to(targets.dtype)
 
     def denormalize(self, outputs: Tensor) -> Tensor:
-        """outputs * std + mean, in the outputs' dtype."""
+        """Give outputs * std + mean, in the outputs' dtype."""
         return outputs * self.std.to(outputs.dtype) + self.mean.to(outputs.dtype)
 
 
@@ -239,16 +239,17 @@ class Critic(nn.Module):
         self.scale = ReturnScale() if scale is None else scale
 
     def forward(self, observations: Tensor) -> Tensor:
-        """V(s) in reward units: [n, O] -> [n]."""
+        """Give V(s) in reward units: [n, O] to [n]."""
         return self.scale.denormalize(self.normalized(observations))
 
     def normalized(self, observations: Tensor) -> Tensor:
-        """The network's own output, (V(s) - mean) / std: [n, O] -> [n]."""
+        """Give the network's own output, (V(s) - mean) / std: [n, O] to [n]."""
         return self.network(observations).squeeze(-1)
 
     @torch.no_grad()
-    def update_scale(self, targets: Tensor) -> None:
-        """Merge targets [n] into the scale and rescale the output layer, so that V stays what it was.
+    def update_scale(self, targets: Tensor) -> Tensor:
+        """Merge targets [n] into the scale, rescale the output layer so that V stays what it was, and give the targets
+        as the network learns them, [n].
 
         Source: van Hasselt et al. 2016, proposition 1, https://arxiv.org/abs/1602.07714.
         """
@@ -258,18 +259,7 @@ class Critic(nn.Module):
         new_mean, new_std = self.scale.mean, self.scale.std
         output.weight.copy_(output.weight * (old_std / new_std))
         output.bias.copy_((old_std * output.bias.double() + old_mean - new_mean) / new_std)
-
-
-def explained_variance(targets: Tensor, values: Tensor) -> Tensor:
-    """Give 1 - Var(targets - values) / Var(targets), a float64 scalar; not a number where the targets do not vary.
-
-    Args:
-        targets, values: [n].
-    """
-    targets = targets.double()
-    variance = targets.var(correction=0)
-    share = (targets - values).var(correction=0) / variance
-    return torch.where(variance > 0, 1 - share, torch.nan)
+        return self.scale.normalize(targets)
 
 
 def output_layer(network: nn.Module) -> nn.Linear:
@@ -282,7 +272,7 @@ def output_layer(network: nn.Module) -> nn.Linear:
 
 @torch.no_grad()
 def parameter_vector(module: nn.Module) -> Tensor:
-    """A copy of the module's parameters, [p]."""
+    """Copy the module's parameters, [p]."""
     return parameters_to_vector(module.parameters())
 
 

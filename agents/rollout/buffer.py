@@ -69,11 +69,11 @@ class Rollout:
 
     def clear(self) -> None:
         """Begin a new rollout. The fields keep their memory and are overwritten step by step."""
-        self._final.clear()
-        self.last_observations = None
+        self._final, self.last_observations = [], None
 
     def add(self, t: int, **values: Tensor) -> None:
-        """Copy values of one step, [N, *shape] each, into row t of their fields; dtypes are cast.
+        """Copy values of one step, [N, *shape] each, into row t of their fields; dtypes are cast. Step 0 begins a new
+        rollout.
 
         Raises:
             ValueError: a field is unknown, or a value has another shape.
@@ -82,8 +82,10 @@ class Rollout:
             raise ValueError(
                 f"add got {', '.join(sorted(unknown))}; this rollout keeps {', '.join(sorted(self._fields))}."
             )
+        if t == 0:
+            self._final, self.last_observations = [], None
         for name, value in values.items():
-            row = self._fields[name][t]
+            row = self[name][t]
             if value.shape != row.shape:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}; the rollout keeps {tuple(row.shape)} a step.")
             row.copy_(value)
@@ -115,15 +117,10 @@ class Rollout:
     def final_observations(self) -> tuple[Tensor, Tensor, Tensor]:
         """Give what `add_final` kept since `clear`: steps [k], environments [k] and observations [k, *O]."""
         if not self._final:
-            shape, dtype = self._observation_spec()
             none = torch.empty(0, dtype=torch.int64, device=self.device)
-            return none, none, torch.empty((0, *shape), dtype=dtype, device=self.device)
+            return none, none, self["observations"].new_empty((0, *self["observations"].shape[2:]))
         steps, ids, observations = (torch.cat(parts) for parts in zip(*self._final, strict=True))
         return steps, ids, observations
-
-    def flat(self, name: str) -> Tensor:
-        """View a field as [T * N, *shape], steps outermost."""
-        return self[name].flatten(0, 1)
 
     def to(self, device: torch.device | str) -> Rollout:
         """Give this rollout on another device: itself if it is there already, else a twin that is allocated once and
@@ -156,18 +153,18 @@ class Rollout:
 
 
 @torch.no_grad()
-def advantages(batch: Rollout, s: Tensor, policy: Any, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
-    """Estimate each step's advantage and value target by the policy's critic: [T * N] each, steps outermost.
+def advantages(batch: Rollout, values: Tensor, policy: Any, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
+    """Estimate each step's advantage and value target: [T * N] each, steps outermost.
 
     Args:
         batch: a complete rollout, where the policy trains.
-        s: its observations, normalized, [T * N, O].
-        policy: has `critic` (normalized observations to values, in reward units) and `normalize`.
+        values: V of its observations, in reward units, [T * N].
+        policy: has `critic` (normalized observations to values) and `normalize`, for what the episodes came to.
         gamma: discount γ per environment step.
         gae_lambda: λ of `gae`.
     """
     assert batch.last_observations is not None
-    values = policy.critic(s).view(batch.n_steps, batch.num_envs)
+    values = values.view(batch.n_steps, batch.num_envs)
     last = policy.critic(policy.normalize(batch.last_observations))
     steps, ids, final = batch.final_observations()
     following = next_values(values, last, (steps, ids, policy.critic(policy.normalize(final))))
@@ -243,6 +240,18 @@ def standardize(A: Tensor) -> Tensor:
     # Advantages that differ by rounding only say nothing: they are equal.
     equal = spread <= 4 * torch.finfo(torch.float32).eps * A.abs().amax(-1, keepdim=True)
     return torch.where(equal, 0.0, (A - A.mean(-1, keepdim=True)) / spread)
+
+
+def explained_variance(targets: Tensor, values: Tensor) -> Tensor:
+    """Give 1 - Var(targets - values) / Var(targets), a float64 scalar; not a number where the targets do not vary.
+
+    Args:
+        targets, values: [n].
+    """
+    targets = targets.double()
+    variance = targets.var(correction=0)
+    share = (targets - values).var(correction=0) / variance
+    return torch.where(variance > 0, 1 - share, torch.nan)
 
 
 def resolved(device: torch.device | str) -> torch.device:

@@ -82,30 +82,32 @@ class Collector:
         if self.policy is not policy:
             self.policy.load_state_dict(policy.state_dict())
 
-    def fill(self, sample: Sample, counter: int) -> Rollout | None:
+    def fill(self, counter: int, sample: Sample | None = None) -> Rollout | None:
         """Collect T steps of all environments.
 
         Args:
-            sample: chooses actions.
             counter: which of the run's rollouts this is, which decides its noise.
+            sample: chooses actions; None is the policy's sampler.
 
         Returns:
             The rollout, where the policy trains; None if a callback asked to stop.
         """
-        T, N = self.rollout.n_steps, self.vector.num_envs
-        block = action_noise(self.policy, self.agent.stream_seed, counter, T, N).to(self.vector.device)  # type: ignore[attr-defined]
-
-        def act(t: int, observations: Tensor) -> tuple[Tensor, Tensor]:
-            actions = sample(observations, block[t])
-            return actions, self.policy.to_environment(actions)
-
         assert self.observations is not None
+        T, N, seed = self.rollout.n_steps, self.vector.num_envs, self.agent.stream_seed  # type: ignore[attr-defined]
         # Callbacks, where there are any, see ordinary tensors.
-        with torch.inference_mode(self.listener is None), torch.no_grad():
-            observations, complete = collect(self.vector, act, self.rollout, self.observations, self._on_step())
-        if not self._taken(observations, complete):
+        with single_thread(), torch.inference_mode(self.listener is None), torch.no_grad():
+            block = action_noise(self.policy, seed, counter, T, N).to(self.vector.device)
+            choose = self.policy.sampler() if sample is None else sample
+
+            def act(t: int, observations: Tensor) -> tuple[Tensor, Tensor]:
+                actions = choose(observations, block[t])
+                return actions, self.policy.to_environment(actions)
+
+            on_step = None if self.listener is None else self._on_step
+            complete = self._take(*collect(self.vector, act, self.rollout, self.observations, on_step))
+        if not complete:
             return None
-        return self.rollout.to(self.device)
+        return self.rollout if self.device == self.rollout.device else self.rollout.to(self.device)
 
     def fill_some(self, act: ActSome, ids: Tensor) -> bool:
         """Collect at most T steps of the environments ids [k], each of which stands still once it has ended.
@@ -114,27 +116,22 @@ class Collector:
             Whether the rollout is complete; not if a callback asked to stop.
         """
         assert self.observations is not None
-        with torch.inference_mode(self.listener is None), torch.no_grad():
-            observations, complete = collect_some(
-                self.vector, act, self.rollout, self.observations, ids, self._on_step()
-            )
-        return self._taken(observations, complete)
+        on_step = None if self.listener is None else self._on_step
+        with single_thread(), torch.inference_mode(self.listener is None), torch.no_grad():
+            return self._take(*collect_some(self.vector, act, self.rollout, self.observations, ids, on_step))
 
-    def _taken(self, observations: Tensor, complete: bool) -> bool:
-        # An ordinary tensor, and one that the next step does not overwrite.
-        self.observations = observations.clone()
-        self.rollout.last_observations = self.observations
-        if self.listener is None:
-            self._count()
+    def _take(self, observations: Tensor, complete: bool) -> bool:
+        """Take the observations to go on from, and count steps and episodes where nobody listened to single steps."""
+        with torch.inference_mode(False):
+            # An ordinary tensor, and one that the next step does not overwrite.
+            self.observations = self.rollout.last_observations = observations.clone()
+            if self.listener is None:
+                rollout = self.rollout
+                ended = rollout["terminated"] | rollout["truncated"]
+                stepped = rollout["stepped"] if "stepped" in rollout.specs else None
+                self.agent.num_timesteps += ended.numel() if stepped is None else int(stepped.sum())
+                self._finish(*self.episodes.update_rollout(rollout["rewards"], ended, stepped))
         return complete
-
-    def _count(self) -> None:
-        """Count the steps and episodes of the whole rollout at once, where nobody listens to single steps."""
-        rollout = self.rollout
-        ended = rollout["terminated"] | rollout["truncated"]
-        stepped = rollout["stepped"] if "stepped" in rollout.specs else None
-        self.agent.num_timesteps += ended.numel() if stepped is None else int(stepped.sum())
-        self._finish(*self.episodes.update_rollout(rollout["rewards"], ended, stepped))
 
     def _finish(self, returns: Tensor, lengths: Tensor) -> list[dict[str, Any]]:
         """Keep the statistics of the episodes that ended, [k] each; returns them as SB3's infos do."""
@@ -147,22 +144,16 @@ class Collector:
         agent.ep_info_buffer.extend(episodes)
         return episodes
 
-    def _on_step(self) -> Callable[[Step], bool] | None:
-        """Give what counts a step and shows it to the callbacks; None where there are none."""
-        listener = self.listener
-        if listener is None:
-            return None
-
-        def on_step(step: Step) -> bool:
-            self.agent.num_timesteps += self.vector.num_envs if step.ids is None else len(step.ids)
-            ended = step.terminated | step.truncated
-            finished = self.episodes.update(step.rewards, ended, step.ids)
-            episodes: dict[int, dict[str, Any]] = {}
-            if finished is not None:
-                episodes = dict(zip(ended.nonzero()[:, 0].tolist(), self._finish(*finished), strict=True))
-            return self._tell(listener, step, ended, episodes)
-
-        return on_step
+    def _on_step(self, step: Step) -> bool:
+        """Count a step and show it to the callbacks; False if one asks to stop."""
+        assert self.listener is not None
+        self.agent.num_timesteps += self.vector.num_envs if step.ids is None else len(step.ids)
+        ended = step.terminated | step.truncated
+        finished = self.episodes.update(step.rewards, ended, step.ids)
+        episodes: dict[int, dict[str, Any]] = {}
+        if finished is not None:
+            episodes = dict(zip(ended.nonzero()[:, 0].tolist(), self._finish(*finished), strict=True))
+        return self._tell(self.listener, step, ended, episodes)
 
     def _tell(self, listener: BaseCallback, step: Step, ended: Tensor, episodes: dict[int, dict[str, Any]]) -> bool:
         """Show a step to the callbacks, under the names that SB3 uses; False if one asks to stop."""
@@ -256,14 +247,13 @@ def collect(
     Args:
         env: num_envs = N, in SAME_STEP mode.
         act: chooses actions.
-        rollout: is cleared first.
+        rollout: begins anew.
         observations: [N, *O], current in env.
         on_step: called after each step; False stops collecting.
 
     Returns:
         The observations to go on from, valid until the next step, and whether all T steps were made.
     """
-    rollout.clear()
     keeps = rollout.specs.keys()
     for t in range(rollout.n_steps):
         actions, environment_actions = act(t, observations)

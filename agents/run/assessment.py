@@ -15,7 +15,7 @@ from rich.console import Console
 from tyro.conf import Positional, UseAppendAction, arg
 
 from agents import checkpoint, load
-from agents.run import report
+from agents.run import adaptation, report
 from agents.run.errors import RunError, UsageError
 from agents.run.evaluation import BLOCK, Evaluation, evaluate
 from agents.run.folder import RunFolder
@@ -55,10 +55,6 @@ class Assessment:
     beside: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="RUN_OR_FILE")] = ()
     """With --adapt: another run on the same family, such as joint pretraining, whose policy is adapted alike. One that
     observes the task (--env-kwargs observe_task=true) is an oracle and not adapted. May be given again."""
-    joint_steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
-    """With --adapt: first train npg for this many steps jointly on training tasks, to show beside."""
-    oracle_steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
-    """With --adapt: first train npg for this many steps with the task in its observations, to show beside."""
     backend: Literal["auto", "mujoco", "gymnasium"] = "auto"
     """Physics: mujoco is the batched one, gymnasium runs any registered environment."""
     device: str = "auto"
@@ -71,14 +67,12 @@ class Assessment:
     def check(self) -> None:
         """Raise UsageError for a value that is not possible, and for an output that exists."""
         least_of = {"episodes": 1, "seed": 0, "threads": 1, "adapt": 0, "tasks": 1, "rollouts": 2}
-        for name, least in {**least_of, "joint_steps": 1, "oracle_steps": 1}.items():
+        for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and value < least:
-                raise UsageError(f"--{name.replace('_', '-')} is {value}; give at least {least}.")
-        if self.adapt is None and (self.beside or self.joint_steps or self.oracle_steps):
-            raise UsageError(
-                "--beside, --joint-steps and --oracle-steps belong to --adapt; give it a number of updates."
-            )
+                raise UsageError(f"--{name} is {value}; give at least {least}.")
+        if self.adapt is None and self.beside:
+            raise UsageError("--beside belongs to --adapt; give it a number of updates.")
         check_device(self.device)
         for option in ("json", "plot", "video"):
             _check_output(option, getattr(self, option))
@@ -98,10 +92,15 @@ def assess(asked: Assessment) -> int:
     torch.manual_seed(asked.seed)  # sampled actions draw from it
     file = checkpoint_file(asked.target, asked.best)
     manifest, _ = checkpoint.read(file)
-    if asked.adapt is not None:
-        from agents.run.adaptation import assess_adaptation
+    if asked.adapt is None:
+        _assess_episodes(asked, file, manifest)
+    else:
+        _assess_adaptation(asked, file, manifest)
+    return 0
 
-        return assess_adaptation(asked, file, [checkpoint_file(name, asked.best) for name in asked.beside])
+
+def _assess_episodes(asked: Assessment, file: Path, manifest: dict[str, Any]) -> None:
+    """Run whole episodes and show their returns."""
     agent = load(file, device=asked.device)
     env_id, env_kwargs = manifest["env_id"], manifest["env_kwargs"]
     if env_id is None:
@@ -128,7 +127,44 @@ def assess(asked: Assessment) -> int:
 
         filmed = film(agent, env_id, env_kwargs, asked.seed, not asked.stochastic, Path(asked.video))
         console.print(f"video       {asked.video} (return {filmed:,.1f})", soft_wrap=True)
-    return 0
+
+
+def _assess_adaptation(asked: Assessment, file: Path, manifest: dict[str, Any]) -> None:
+    """Adapt the policy and those beside it, and show returns after each update."""
+    assert asked.adapt is not None
+    tasks, policies = adaptation.compare(
+        file,
+        [checkpoint_file(name, asked.best) for name in asked.beside],
+        updates=asked.adapt,
+        tasks=asked.tasks,
+        rollouts=asked.rollouts,
+        split=asked.split,
+        seed=asked.seed,
+    )
+    rows = {one.name: one.returns for one in policies}
+    console = Console(highlight=False, markup=False)
+    where = "held-out tasks" if asked.split == "held_out" else "training tasks"
+    title = f"{manifest['env_id']}: {asked.tasks} {where}, {asked.rollouts} episodes each, sampled actions"
+    console.print(title, style="bold", soft_wrap=True)
+    console.print(report.adaptation_table(rows))
+    console.print("mean return after so many updates, and its 95 % bootstrap interval over tasks", soft_wrap=True)
+    if asked.json:
+        record = {
+            "env_id": manifest["env_id"],
+            "env_kwargs": manifest["env_kwargs"],
+            "split": asked.split,
+            "rollouts": asked.rollouts,
+            "seed": asked.seed,
+            "tasks": tasks.tolist(),
+            "config": manifest["config"],
+            "policies": {one.name: one.record() for one in policies},
+            "versions": _versions(manifest),
+        }
+        Path(asked.json).write_text(json.dumps(record, indent=1) + "\n")
+        console.print(f"returns     {asked.json}", soft_wrap=True)
+    if asked.plot:
+        report.plot_adaptation(rows, Path(asked.plot), title)
+        console.print(f"plot        {asked.plot}", soft_wrap=True)
 
 
 def _check_output(option: str, name: str | None) -> None:
@@ -141,7 +177,7 @@ def _check_output(option: str, name: str | None) -> None:
 
 
 def checkpoint_file(name: str, best: bool) -> Path:
-    """The checkpoint that a run's folder or a file's name means."""
+    """Find the checkpoint that a run's folder or a file's name means."""
     target = Path(name)
     if not target.is_dir():
         if best:
@@ -166,5 +202,10 @@ def _record(asked: Assessment, file: Path, manifest: dict[str, Any], evaluation:
         "interval": evaluation.interval,
         "returns": evaluation.returns.tolist(),
         "lengths": evaluation.lengths.tolist(),
-        "versions": {"training": manifest["versions"], "evaluation": checkpoint.versions()},
+        "versions": _versions(manifest),
     }
+
+
+def _versions(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the versions of packages that the agent was trained and is evaluated with."""
+    return {"training": manifest["versions"], "evaluation": checkpoint.versions()}

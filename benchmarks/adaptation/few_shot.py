@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agents import noise
-from agents.adaptation.inner_loop import InnerOptimizer, gradients_of, linear_anneal, meta_gradients
+from agents.adaptation.inner_loop import InnerSGD, gradients_of, linear_anneal, meta_gradients
 from agents.policy.batched import BatchedNetwork
 from agents.policy.networks import parameter_vector
 from benchmarks.common import context, panels, save, write
@@ -103,7 +103,7 @@ def train(settings: dict[str, Any], seed: int, iterations: int) -> Tensor:
     for layer in (MODULE[0], MODULE[2]):
         layer.reset_parameters()
     phi, generator, pool = parameter_vector(MODULE), noise.stream(seed, "tasks", 0), classes(range(6))
-    inner = InnerOptimizer("sgd", settings["inner_lr"])
+    inner = InnerSGD(settings["inner_lr"])
     for iteration in range(iterations):
         x, y, x_test, y_test = draw(pool, generator, settings["tasks"])
         batches = minibatches(x, y, settings, settings["inner_steps"], generator)
@@ -112,7 +112,7 @@ def train(settings: dict[str, Any], seed: int, iterations: int) -> Tensor:
         if settings["rule"] != "reptile":
             source = (x, y) if settings["tail"] == "shared" else (x_test, y_test)
             tail = minibatches(*source, settings, 1, generator)[0]
-        step = meta_gradients(settings["rule"], cross_entropy, theta, batches, tail, inner).gradients.mean(0)
+        step = meta_gradients(settings["rule"], cross_entropy, theta, batches, tail, inner).mean(0)
         # FOMAML's gradient is one inner gradient long, Reptile's difference α times a sum of k.
         scale = 1.0 if tail is None else settings["inner_lr"] * settings["inner_steps"]
         phi = phi - linear_anneal(settings["outer"], iteration / iterations) * scale * step

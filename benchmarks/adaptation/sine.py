@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from agents import noise
-from agents.adaptation.inner_loop import InnerOptimizer, adapt, gradients_of, linear_anneal, meta_gradients
+from agents.adaptation.inner_loop import InnerSGD, adapt, gradients_of, linear_anneal, meta_gradients
 from agents.policy.batched import BatchedNetwork
 from agents.policy.networks import parameter_vector
 from benchmarks.common import context, panels, save, write
@@ -31,7 +31,7 @@ NAME = "adaptation/sine"
 POINTS = torch.linspace(-5, 5, 50)
 STEPS = (0, 1, 2, 4, 8, 16, 32)
 SHOWN = (0, 1, 8, 32)
-INNER = InnerOptimizer("sgd", 0.02)
+INNER = InnerSGD(0.02)
 SUMS = ("g1", "g2", "g1+g2", "g3", "g1+g2+g3", "g4", "g1+g2+g3+g4")
 Batch = tuple[Tensor, Tensor]
 
@@ -80,15 +80,15 @@ def train(method: str, seeds: list[int], tasks: int) -> Tensor:
     for task in range(tasks):
         *head, tail = source.minibatches(5)
         if method == "FOMAML":
-            phi.grad = meta_gradients("fomaml", squares, phi, head, tail, INNER).gradients
+            phi.grad = meta_gradients("fomaml", squares, phi, head, tail, INNER)
             adam.param_groups[0]["lr"] = linear_anneal(1e-3, task / tasks)
             adam.step()
         elif method == "Reptile":
-            step = meta_gradients("reptile", squares, phi, [*head, tail], None, INNER).gradients
+            step = meta_gradients("reptile", squares, phi, [*head, tail], None, INNER)
             phi = phi - linear_anneal(0.1, task / tasks) * step
         else:  # one SGD step on all points of the task
             whole = tuple(torch.cat(parts, 1) for parts in zip(*head, tail, strict=True))
-            step = meta_gradients("reptile", squares, phi, [whole], None, INNER).gradients
+            step = meta_gradients("reptile", squares, phi, [whole], None, INNER)
             phi = phi - linear_anneal(1.0, task / tasks) * step
     return phi
 
@@ -98,7 +98,7 @@ def combine(seeds: list[int], tasks: int, inner_lr: float) -> Tensor:
     phi = torch.stack([initial(seed) for seed in seeds]).repeat_interleave(len(SUMS), 0)
     weights = torch.tensor([[float(f"g{i + 1}" in name.split("+")) for i in range(4)] for name in SUMS])
     weights = (weights / weights.sum(1, keepdim=True)).repeat(len(seeds), 1).T[..., None]
-    source, inner = Tasks(seeds, len(SUMS)), InnerOptimizer("sgd", inner_lr)
+    source, inner = Tasks(seeds, len(SUMS)), InnerSGD(inner_lr)
     for task in range(tasks):
         gradients = adapt(squares, phi, source.minibatches(4), inner).gradients
         phi = phi - linear_anneal(0.02, task / tasks) * (weights * gradients).sum(0)

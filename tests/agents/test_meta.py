@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
 
 import agents
 from agents import FOMAML, MAML, NPG, REGISTRY, Reptile
-from agents.adaptation import task_data as adaptation
-from agents.adaptation.inner_loop import InnerOptimizer
-from agents.adaptation.task_data import InnerStep, TaskData, first_returns, linear_baseline, task_data
+from agents.adaptation import shards
+from agents.adaptation.inner_loop import Adaptation
+from agents.adaptation.task_data import TaskData, first_returns, linear_baseline, task_data
 from agents.meta import MetaAgent
-from agents.policy.actor_critic import ActorCriticPolicy
+from agents.policy.actor_critic import ActorPolicy
 from agents.policy.batched import BatchedActor
 from agents.policy.networks import parameter_vector
-from agents.rollout.buffer import RolloutBuffer
-from agents.rollout.collect import buffer_fields
+from agents.rollout.buffer import Rollout
+from agents.rollout.collector import buffer_fields
 from agents.run import cli
 from agents.run.adaptation import adapted_returns
 from envs import make_vec
@@ -39,10 +40,19 @@ def parameters(agent: MetaAgent) -> Tensor:
     return torch.cat([tensor.double().flatten() for tensor in agent.policy.state_dict().values()])
 
 
-def filled_buffer(policy: ActorCriticPolicy, T: int, N: int, seed: int = 0) -> RolloutBuffer:
+def learn_once(agent: MetaAgent) -> Adaptation:
+    """Let the agent learn for one iteration; returns what it trained on."""
+    seen: list[Adaptation] = []
+    train = agent.train
+    agent.train = lambda batch: (seen.append(batch), train(batch))  # type: ignore[method-assign]
+    agent.learn(1)
+    return seen[0]
+
+
+def filled_buffer(policy: ActorPolicy, T: int, N: int, seed: int = 0) -> Rollout:
     """Random steps with some ends of episodes."""
     generator = torch.Generator().manual_seed(seed)
-    buffer = RolloutBuffer(T, N, buffer_fields(policy))
+    buffer = Rollout(T, N, buffer_fields(policy))
     for name, values in (("observations", 2), ("actions", 2)):
         buffer[name].copy_(torch.randn(T, N, values, generator=generator))
     buffer["rewards"].copy_(torch.randn(T, N, generator=generator))
@@ -52,13 +62,13 @@ def filled_buffer(policy: ActorCriticPolicy, T: int, N: int, seed: int = 0) -> R
 
 
 @pytest.fixture(name="policy")
-def _policy() -> ActorCriticPolicy:
+def _policy() -> ActorPolicy:
     env = make_vec("families/Point-v0", 1)
     torch.manual_seed(0)
-    return ActorCriticPolicy(env.single_observation_space, env.single_action_space, net_arch=(3,))
+    return ActorPolicy(env.single_observation_space, env.single_action_space, net_arch=(3,))
 
 
-def test_task_data_is_what_a_loop_over_episodes_gives(policy: ActorCriticPolicy) -> None:
+def test_task_data_is_what_a_loop_over_episodes_gives(policy: ActorPolicy) -> None:
     T, M, R, gamma, lam = 9, 2, 3, 0.9, 0.8
     buffer, actor = filled_buffer(policy, T, M * R), BatchedActor(policy.actor)
     theta = parameter_vector(policy.actor).expand(M, -1) + torch.randn(M, actor.size)
@@ -97,7 +107,7 @@ def test_task_data_is_what_a_loop_over_episodes_gives(policy: ActorCriticPolicy)
     torch.testing.assert_close(data.log_old[1], alone)
 
 
-def test_returns_are_those_of_first_episodes(policy: ActorCriticPolicy) -> None:
+def test_returns_are_those_of_first_episodes(policy: ActorPolicy) -> None:
     buffer = filled_buffer(policy, 9, 6)
     for i in range(6):
         total = 0.0
@@ -115,94 +125,68 @@ def test_the_linear_baseline_finds_what_is_linear_in_its_features_for_each_task(
     torch.testing.assert_close(linear_baseline(s, t, y), y, atol=0.02, rtol=0.01)
 
 
-def test_systems_are_solved_side_by_side() -> None:
-    generator = torch.Generator().manual_seed(0)
-    root = torch.randn(4, 6, 6, generator=generator, dtype=torch.float64)
-    A = root @ root.mT + torch.eye(6, dtype=torch.float64)
-    b = torch.randn(4, 6, generator=generator, dtype=torch.float64)
-    b[2] = 0
-    x = adaptation.conjugate_gradients(lambda v: torch.einsum("nij,nj->ni", A, v), b, 30)
-    torch.testing.assert_close(x, torch.linalg.solve(A, b))
-
-
-def test_a_natural_inner_step_has_its_length_in_every_task(policy: ActorCriticPolicy) -> None:
-    buffer, actor = filled_buffer(policy, 40, 6), BatchedActor(policy.actor)
-    nn.init.orthogonal_(policy.actor.net[-1].weight)
-    theta = parameter_vector(policy.actor).expand(2, -1)
-    data = task_data(policy, actor, theta, buffer, 0.9, 1.0)
-    step = InnerStep(actor, InnerOptimizer(), "natural_gradient", target_kl=1e-3)
-    after, g, _ = step(theta, data, {})
-    kl = actor.distribution(theta, data.s).kl(actor.distribution(after, data.s)).view(2, -1).mean(1)
-    torch.testing.assert_close(kl, torch.full((2,), 1e-3), rtol=0.1, atol=0)
-    assert ((after - theta) * g).sum(1).max() < 0
-    assert (step.loss(after, data) < step.loss(theta, data)).all()
-    still = data._replace(advantages=torch.zeros_like(data.advantages))
-    assert torch.equal(step(theta, still, {})[0], theta)
-
-
 @pytest.mark.parametrize("losses", ["last", "each"])
 @pytest.mark.parametrize("surrogate", ["lvc", "dice"])
 def test_mamls_meta_gradient_is_that_of_the_whole_computation(
     surrogate: str, losses: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adaptation, "SHARD", 2 * 4 * SMALL["n_steps"])  # type: ignore[operator]
+    monkeypatch.setattr(shards, "SHARD", 2 * 4 * SMALL["n_steps"])  # type: ignore[operator]
     settings = {"inner_surrogate": surrogate, "outer_losses": losses, "inner_lr_later": 0.3}
-    agent = make(MAML, inner_lr=0.5, inner_steps=2, net_arch=(3,), **settings).learn(1)
+    agent = make(MAML, inner_lr=0.5, inner_steps=2, net_arch=(3,), **settings)
+    batch = learn_once(agent)
     # The inner steps that are differentiated are those that were taken.
-    begun = agent.thetas[0][0] + 0.5 * agent.gradients[0][0]
-    torch.testing.assert_close(agent._post(begun, 2), agent.thetas[1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(agent._adapted(batch.thetas[0][0], batch, 2), batch.thetas[2], atol=1e-5, rtol=1e-4)
     widen = lambda data: TaskData(*(x.double() if x.is_floating_point() else x for x in data))  # noqa: E731
-    agent.data = [widen(data) for data in agent.data]
+    batch = batch._replace(batches=[widen(data) for data in batch.batches])
     agent.phi = agent.phi.double()
     phi = agent.phi + 0.01 * torch.randn(len(agent.phi), dtype=torch.float64)
 
     def objective(x: Tensor) -> Tensor:
-        after = [agent._loss(agent._post(x, j), agent.data[j]).mean() for j in (1, 2)]
+        after = [agent._loss(agent._adapted(x, batch, j), batch.batches[j]).mean() for j in (1, 2)]
         return sum(after) / 2 if losses == "each" else after[-1]
 
     h, eye = 1e-6, torch.eye(len(phi), dtype=torch.float64)
     differences = torch.stack([(objective(phi + h * e) - objective(phi - h * e)) / (2 * h) for e in eye])
     agent.phi = phi
-    assert len(agent.data[-1].shards) == 2
-    torch.testing.assert_close(agent._meta_gradient()[0], differences, atol=1e-7, rtol=1e-5)
+    assert len(batch.batches[-1].shards) == 2
+    torch.testing.assert_close(agent._meta_gradient(batch)[0], differences, atol=1e-7, rtol=1e-5)
     # What FOMAML leaves out is there: the Jacobian of the inner steps is not I.
-    jacobian = torch.func.jacrev(lambda x: agent._post(x, 2))(phi)
+    jacobian = torch.func.jacrev(lambda x: agent._adapted(x, batch, 2))(phi)
     assert (jacobian - torch.eye(len(phi))).abs().max() > 1e-3
 
 
 def test_fomaml_takes_the_jacobian_for_the_identity() -> None:
-    agent = make(FOMAML).learn(1)
-    shift = torch.randn(len(agent.phi))
-    before = agent._post(torch.zeros_like(shift), 1)
-    torch.testing.assert_close(agent._post(shift, 1) - before, shift.expand(3, -1), atol=1e-5, rtol=1e-5)
-    through, gradients = agent._meta_gradient()
+    agent = make(FOMAML)
+    batch, shift = learn_once(agent), torch.randn(len(agent.phi))
+    assert torch.equal(agent._adapted(batch.thetas[0][0], batch, 1), batch.thetas[1])
+    before = agent._adapted(torch.zeros_like(shift), batch, 1)
+    torch.testing.assert_close(agent._adapted(shift, batch, 1) - before, shift.expand(3, -1), atol=1e-5, rtol=1e-5)
+    through, gradients = agent._meta_gradient(batch)
     torch.testing.assert_close(through, gradients.mean(0))
 
 
 def test_with_losses_after_each_step_fomaml_averages_their_gradients() -> None:
-    agent = make(FOMAML, inner_steps=3, outer_losses="each").learn(1)
-    assert agent._gradient_after(3)[0].norm() > 0
-    expected = sum(agent._gradient_after(j)[0] for j in (1, 2, 3)) / 3
-    torch.testing.assert_close(agent._meta_gradient()[0], expected)
+    agent = make(FOMAML, inner_steps=3, outer_losses="each")
+    batch = learn_once(agent)
+    assert agent._gradient_after(batch, 3)[0].norm() > 0
+    expected = sum(agent._gradient_after(batch, j)[0] for j in (1, 2, 3)) / 3
+    torch.testing.assert_close(agent._meta_gradient(batch)[0], expected)
 
 
 def test_later_inner_steps_have_their_own_size() -> None:
-    agent = make(FOMAML, inner_steps=3, inner_lr=0.5, inner_lr_later=0.1, learning_rate=1e-9).learn(1)
-    before = agent.phi
-    for theta, g, lr in zip(agent.thetas, agent.gradients, (0.5, 0.05, 0.05), strict=True):
-        torch.testing.assert_close(theta - before, (-lr * g).expand_as(theta), atol=1e-6, rtol=1e-4)
-        before = theta
+    batch = learn_once(make(FOMAML, inner_steps=3, inner_lr=0.5, inner_lr_later=0.1))
+    for before, theta, g, lr in zip(batch.thetas, batch.thetas[1:], batch.gradients, (0.5, 0.05, 0.05), strict=False):
+        torch.testing.assert_close(theta - before, -lr * g, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("changed", [{}, {"inner_step": "natural_gradient"}, {"outer_step": "trust_region"}])
-def test_threads_do_not_change_a_bit(changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adaptation, "SHARD", 4 * SMALL["n_steps"])  # type: ignore[operator]
+def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "SHARD", 4 * SMALL["n_steps"])  # type: ignore[operator]
     threads, found = torch.get_num_threads(), []
     try:
         for number in (1, 2):
             torch.set_num_threads(number)
-            agent = make(FOMAML, **changed).learn(1)
-            assert len(agent.data[-1].shards) == agent.num_tasks
+            agent = make(FOMAML)
+            assert len(learn_once(agent).batches[-1].shards) == agent.num_tasks
             assert torch.get_num_threads() == number
             found.append(parameters(agent))
     finally:
@@ -213,22 +197,10 @@ def test_threads_do_not_change_a_bit(changed: dict[str, Any], monkeypatch: pytes
 def test_reptile_moves_towards_the_adapted_policies() -> None:
     agent = make(Reptile, learning_rate=0.25, inner_lr=0.5)
     phi = parameter_vector(agent.policy.actor)
-    agent.learn(1)
-    expected = phi + 0.25 * (agent.adapted - phi).mean(0)
+    batch = learn_once(agent)
+    expected = phi + 0.25 * (batch.thetas[-1] - phi).mean(0)
     torch.testing.assert_close(parameter_vector(agent.policy.actor), expected)
-    assert len(agent.returns) == agent.config.inner_steps
-
-
-@pytest.mark.parametrize("algorithm", [FOMAML, MAML])
-def test_a_trust_region_bounds_the_adapted_policies(algorithm: type[MetaAgent]) -> None:
-    found = []
-    for seed in range(3):
-        agent = make(algorithm, seed=seed, outer_step="trust_region", target_kl=0.005)
-        agent.learn(1)
-        found.append(agent.last_metrics["train/kl"])
-    # A step may be halved until the surrogate improves, but not for every seed.
-    assert min(found) > 0
-    assert 0.5 * 0.005 < max(found) <= 1.5 * 0.005
+    assert len(batch.batches) == agent.config.inner_steps
 
 
 def test_annealing_ends_at_zero() -> None:
@@ -257,9 +229,9 @@ def test_each_task_of_an_iteration_is_new_and_runs_whole_episodes(name: str) -> 
 @pytest.mark.parametrize(
     ("name", "changed"),
     [
-        ("reptile", {"inner_optimizer": "adam", "inner_state": "persist", "inner_lr": 0.01}),
+        ("reptile", {}),
         ("fomaml", {"outer_optimizer": "adabound"}),
-        ("fomaml", {"inner_step": "natural_gradient", "outer_step": "trust_region"}),
+        ("fomaml", {"outer_losses": "each"}),
         ("maml", {}),
     ],
 )
@@ -273,20 +245,70 @@ def test_resuming_on_a_family_is_exact(name: str, changed: dict[str, Any], tmp_p
     assert torch.equal(parameters(resumed), parameters(whole))
 
 
+@pytest.mark.parametrize("name", ["reptile", "fomaml", "maml"])
+def test_an_iteration_begins_and_ends_one_rollout_for_callbacks(name: str) -> None:
+    class Told(BaseCallback):
+        seen = ""
+
+        def _on_rollout_start(self) -> None:
+            self.seen += "("
+
+        def _on_rollout_end(self) -> None:
+            self.seen += ")"
+
+        def _on_step(self) -> bool:
+            return True
+
+    told = Told()
+    agent = make(REGISTRY[name]).learn(240 * 3, callback=told)
+    assert agent.iteration == 3
+    assert told.seen == "()()()"
+
+
+@pytest.mark.parametrize("stop_after", [120, 130])
+def test_a_callback_can_stop_amid_the_inner_loop(stop_after: int) -> None:
+    class Stop(BaseCallback):
+        def _on_step(self) -> bool:
+            return self.num_timesteps < stop_after
+
+    agent = make(FOMAML)
+    before = parameters(agent)
+    agent.learn(1000, callback=Stop())
+    assert stop_after <= agent.num_timesteps < stop_after + 12
+    assert agent.iteration == 0
+    assert torch.equal(parameters(agent), before)
+
+
+def test_a_second_training_meets_other_tasks_and_other_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make(FOMAML)
+    counters: list[int] = []
+    tasks, fill = [], agent.collector.fill
+
+    def counted(sample: Any, counter: int) -> Any:
+        counters.append(counter)
+        return fill(sample, counter)
+
+    monkeypatch.setattr(agent.collector, "fill", counted)
+    for _ in range(2):
+        agent.learn(1)
+        assert agent.iteration == 1
+        tasks.append(agent.env.vector.tasks.copy())
+    assert counters == [0, 1, 2, 3]
+    np.testing.assert_array_equal(tasks[1][::4], agent.env.vector.draw_tasks(3 + np.arange(3), "train"))
+    assert not np.array_equal(*tasks)
+
+
 @pytest.mark.parametrize(
     ("algorithm", "changed", "words"),
     [
-        (FOMAML, {"inner_steps": 0}, "0 inner steps; adaptation needs at least 1"),
-        (MAML, {"inner_step": "natural_gradient"}, "no differentiable function"),
-        (MAML, {"inner_optimizer": "adam"}, "use 'sgd' as inner optimizer"),
+        (FOMAML, {"inner_steps": 0}, "inner_steps is 0; give an integer of at least 1"),
         (MAML, {"inner_surrogate": "dise"}, "did you mean 'dice'"),
-        (FOMAML, {"outer_step": "cliped"}, "did you mean 'clipped'"),
         (Reptile, {"outer_optimizer": "adan"}, "did you mean 'adam'"),
         (Reptile, {"meta_batch_size": 5}, "meta_batch_size = 5 does not divide"),
         (Reptile, {"inner_lr": -1.0}, "inner_lr is -1"),
         (Reptile, {"inner_lr_later": 0.0}, "inner_lr_later is 0"),
         (FOMAML, {"outer_losses": "all"}, "no outer_losses 'all'"),
-        (FOMAML, {"outer_losses": "each", "outer_step": "trust_region"}, "the trust region does not take"),
+        (FOMAML, {"clip_range": 0.0}, "clip_range is 0"),
         (Reptile, {"value_network": "rbf"}, "has no hyperparameter 'value_network'"),
         (FOMAML, {"policy_kwargs": {"rbf_features": 9}}, "policy_kwargs has no 'rbf_features'"),
     ],
@@ -332,7 +354,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     oracle = train("npg", "oracle", "--env-kwargs", "observe_task=true", "--num-envs", "4")
     capsys.readouterr()
     small = ["--tasks", "3", "--rollouts", "4", "--adapt", "2"]
-    beside = ["--beside", joint, "--beside", oracle, "--beside", run, "--joint-steps", "100", "--oracle-steps", "100"]
+    beside = ["--beside", joint, "--beside", oracle, "--beside", run, "--beside", joint]
     files = ["--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png")]
     assert cli.evaluate([run, *small, *beside, *files]) == 0
     shown = capsys.readouterr().out
@@ -342,19 +364,20 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         "beside: fomaml",
         "oracle: npg",
         "joint training: npg",
+        "steps (2)",
         "random",
     ):
         assert words in shown
     record = json.loads((tmp_path / "a.json").read_text())
     lengths = [len(entry["mean"]) for entry in record["policies"].values()]
-    assert lengths == [3, 3, 1, 3, 3, 1, 3]
+    assert lengths == [3, 3, 1, 3, 3, 3]
     assert (tmp_path / "a.png").stat().st_size > 10_000
     assert cli.evaluate([joint, *small]) == 0  # any policy can be adapted
     capsys.readouterr()
     assert cli.evaluate([run, "--adapt", "-1"]) == 2
     assert "--adapt is -1" in capsys.readouterr().err
-    assert cli.evaluate([run, "--joint-steps", "3"]) == 2
-    assert "belong to --adapt" in capsys.readouterr().err
+    assert cli.evaluate([run, "--beside", joint]) == 2
+    assert "belongs to --adapt" in capsys.readouterr().err
 
 
 def test_reports_without_held_out_tasks_or_a_family_are_refused(

@@ -27,8 +27,8 @@ from agents.evolution.whitening import whitening_matrix
 from agents.optim.clipup import ClipUp
 from agents.pes import PESConfig, centered_ranks, top_pairs
 from agents.policy.actor_critic import ActorCriticPolicy
+from agents.policy.base import Moments, ObservationNormalizer
 from agents.policy.networks import parameter_vector
-from agents.policy.normalizer import Moments, ObservationNormalizer
 from agents.rollout.buffer import Rollout
 from agents.rollout.collector import Collector, Step, collect_some
 from envs import GymVectorEnv, SnapshotError, VectorEnv, make_vec

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agents.evolution.whitening import Products, whitening_matrix
-from agents.policy.normalizer import Moments
+from agents.policy.base import Moments
 
 
 @pytest.mark.parametrize("counts", [(1, 4), (40, 3), (0, 5), (5, 0)])

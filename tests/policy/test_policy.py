@@ -9,9 +9,9 @@ from gymnasium import spaces
 from torch import distributions as reference
 
 from agents.policy.actor_critic import ActorCriticPolicy, LinearPolicy, RBFPolicy
+from agents.policy.base import ObservationNormalizer
 from agents.policy.distributions import Bernoullis, Categoricals, DiagonalGaussian, Head
 from agents.policy.networks import ACTIVATIONS, activation_key, mlp
-from agents.policy.normalizer import ObservationNormalizer
 
 N = 7
 
