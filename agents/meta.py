@@ -164,10 +164,10 @@ class MetaAgent(Agent):
             self.collector.begin(vector.reset()[0])
         sample = self.tasks.sampler(theta.to(vector.device), self.collector.policy)
         rollouts = self.config.inner_steps + self.rollouts_after
-        rollout = self.collector.fill(sample, self.counter * rollouts + j)
-        if rollout is None:
+        self.rollout = self.collector.fill(self.counter * rollouts + j, sample)
+        if self.rollout is None:
             raise StopCollecting
-        return rollout
+        return self.rollout
 
     # The outer loop --------------------------------------------------------------------------------------------------
 
@@ -192,7 +192,8 @@ class MetaAgent(Agent):
         if self.tasks.actor.log_std is not None and self.config.log_std_min is not None:
             self.phi[self.tasks.actor.log_std].clamp_(min=self.config.log_std_min)
         assign_parameters(self.policy.actor, self.phi)
-        self.policy.update_normalizer(self.collector.rollout.to(self.device).flat("observations"))
+        assert self.rollout is not None
+        self.policy.update_normalizer(self.rollout["observations"].flatten(0, 1))
         report = self.tasks.report(batch, gradients) | {"train/meta_gradient_norm": meta_gradient.norm().item()}
         for name, value in report.items():
             self.logger.record(name, value)

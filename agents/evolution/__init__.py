@@ -1,1 +1,1 @@
-"""Evolution strategies: unrolled computations, the engine, policies as particles, their search, and trials."""
+"""Evolution strategies: unrolled computations, the engine, policies as particles, their search, updates and trials."""

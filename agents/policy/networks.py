@@ -103,7 +103,7 @@ def _affine(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str, output_gain: float) -> nn.Sequential:
-    """Make Linear layers with activations between them: orthogonal weights (gain √2, the last output_gain), biases 0."""
+    """Make Linear layers with activations between: orthogonal weights (gain √2, the last output_gain), biases 0."""
     sizes = [inputs, *hidden, outputs]
     layers: list[nn.Module] = []
     for i, (size_in, size_out) in enumerate(pairwise(sizes)):

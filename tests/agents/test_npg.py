@@ -43,8 +43,8 @@ def test_the_update_is_the_damped_natural_gradient_of_the_definition(env_id: str
     agent = make(env_id, cg_max_steps=200, cg_tolerance=1e-6)
     collect(agent)
     policy, batch = agent.policy, agent.collector.rollout
-    s, a = policy.normalize(batch.flat("observations")), batch.flat("actions")
-    advantages, _ = rollout_advantages(batch, s, policy, agent.config.gamma, agent.config.gae_lambda)
+    s, a = policy.normalize(batch["observations"].flatten(0, 1)), batch["actions"].flatten(0, 1)
+    advantages, _ = rollout_advantages(batch, policy.critic(s), policy, agent.config.gamma, agent.config.gae_lambda)
     advantages = standardize(advantages)
     actor = policy.actor
     before = parameter_vector(actor).double()
@@ -137,8 +137,8 @@ def test_truncation_bootstraps_from_the_observation_that_the_episode_ended_in() 
     agent = make(make_vec("Swimmer-v5", 4, max_episode_steps=2), n_steps=3, gae_lambda=0.0)
     collect(agent)
     batch, policy = agent.collector.rollout, agent.policy
-    s = policy.normalize(batch.flat("observations"))
-    advantages, _ = rollout_advantages(batch, s, policy, agent.config.gamma, 0.0)
+    s = policy.normalize(batch["observations"].flatten(0, 1))
+    advantages, _ = rollout_advantages(batch, policy.critic(s), policy, agent.config.gamma, 0.0)
     steps, ids, final = batch.final_observations()
     assert steps.tolist() == [1, 1, 1, 1]
     assert ids.tolist() == [0, 1, 2, 3]

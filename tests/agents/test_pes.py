@@ -342,6 +342,7 @@ def test_truncated_es_puts_twins_into_the_state_of_the_mean() -> None:
     for _ in range(5):
         before = {name: value.clone() for name, value in env.snapshot([2, 5, 8, 11]).items()}
         begins = agent.particles.due.clone()
+        returns = agent.collector.episodes.returns[2::3].clone().masked_fill(begins, 0)
         states: list[Tensor] = []
         step = env.step
 
@@ -357,6 +358,11 @@ def test_truncated_es_puts_twins_into_the_state_of_the_mean() -> None:
             assert torch.equal(state[0], state[2])
             assert torch.equal(state[1], state[2])
             assert begins[pair] or torch.equal(state[2], before["physics"][pair])
+        # The returns go on from those of the state that an environment was put into.
+        rollout = agent.collector.rollout
+        goes_on = ~(rollout["terminated"] | rollout["truncated"]).any(0) & rollout["stepped"][0]
+        expected = returns.repeat_interleave(3) + rollout["rewards"].sum(0)
+        torch.testing.assert_close(agent.collector.episodes.returns[goes_on], expected[goes_on])
     assert agent.last_metrics["steps/mean_parameters"] > 0
     total = agent.last_metrics["steps/mean_parameters"] + agent.last_metrics["steps/perturbed"]
     assert total == agent.num_timesteps

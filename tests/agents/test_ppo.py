@@ -290,7 +290,7 @@ def test_settings_reach_the_optimizer() -> None:
 def test_the_kl_and_the_effective_steps_are_logged() -> None:
     agent = make(handover=4.0, learning_rate=1e-2)
     batch = collect(agent)
-    s = agent.policy.normalize(batch.flat("observations"))
+    s = agent.policy.normalize(batch["observations"].flatten(0, 1))
     with torch.no_grad():
         old = agent.policy.actor(s)
     agent.train(batch)

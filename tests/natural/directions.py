@@ -50,6 +50,6 @@ def gauss_newton(
     cg_preconditioner: str = "none",
     **options: Any,
 ) -> FitStatistics:
-    """Fit a critic by Gauss-Newton steps."""
+    """Fit a critic by Gauss-Newton steps, to targets in reward units."""
     fit = GaussNewton(**options, precondition=PRECONDITIONERS[cg_preconditioner])
-    return fit.fit(critic, observations, targets, rows)
+    return fit.fit(critic, observations, critic.scale.normalize(targets), rows)

@@ -8,7 +8,8 @@ from directions import gauss_newton
 from torch import nn
 
 from agents.natural import critic_fits as critics
-from agents.policy.networks import Critic, ReturnScale, explained_variance, parameter_vector
+from agents.policy.networks import Critic, ReturnScale, parameter_vector
+from agents.rollout.buffer import explained_variance
 
 
 def critic(seed=0, hidden=16, dtype=torch.float32, scale=None):
@@ -140,13 +141,11 @@ def test_a_step_improves_and_its_statistics_are_those_of_the_critic():
     before = explained_variance(y, model(x).detach()).item()
     found = gauss_newton(model, x, y)
     after = explained_variance(y, model(x).detach()).item()
-    assert found.explained_variance_before == pytest.approx(before, abs=1e-5)
-    assert found.explained_variance_after == pytest.approx(after, abs=1e-5)
     assert after > max(before, 0.5)
     assert 1 <= found.iterations <= 15
     assert 0 <= found.residual < 1
     more = gauss_newton(model, x, y, steps=10)
-    assert more.explained_variance_after > 0.95
+    assert explained_variance(y, model(x).detach()) > 0.95
     assert more.iterations > 15
 
 
@@ -210,9 +209,9 @@ def test_a_perfect_critic_stays():
 def test_one_sample():
     model = critic(dtype=torch.float64)
     x, y = torch.ones(1, 3).double(), torch.tensor([5.0]).double()
-    found = gauss_newton(model, x, y, damping=1e-6)
+    gauss_newton(model, x, y, damping=1e-6)
     assert (model(x) - 5).abs() < 1.0
-    assert math.isnan(found.explained_variance_before)
+    assert explained_variance(y, model(x)).isnan()
 
 
 def test_explained_variance_closed_forms():

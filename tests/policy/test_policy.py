@@ -9,7 +9,7 @@ from gymnasium import spaces
 from torch import distributions as reference
 
 from agents.policy.actor_critic import ActorCriticPolicy, LinearPolicy, RBFPolicy
-from agents.policy.base import ObservationNormalizer
+from agents.policy.base import Moments, ObservationNormalizer
 from agents.policy.distributions import Bernoullis, Categoricals, DiagonalGaussian, Head
 from agents.policy.networks import ACTIVATIONS, activation_key, mlp
 
@@ -130,7 +130,7 @@ def test_normalizer_has_the_moments_of_all_batches_and_is_the_identity_before() 
     observations = torch.randn(4, 3)
     torch.testing.assert_close(normalizer(observations), observations)
     for batch in batches:
-        normalizer.update(batch)
+        normalizer.merge(Moments.of(batch))
     everything = torch.cat(batches)
     expected = (everything - everything.mean(0)) / everything.std(0, correction=0)
     torch.testing.assert_close(normalizer(everything.float()), expected.float(), atol=1e-4, rtol=1e-4)
@@ -138,7 +138,7 @@ def test_normalizer_has_the_moments_of_all_batches_and_is_the_identity_before() 
 
 def test_normalizer_bounds_what_it_has_never_seen_vary() -> None:
     normalizer = ObservationNormalizer(2)
-    normalizer.update(torch.tensor([[1.0, 5.0]]).expand(10, 2))
+    normalizer.merge(Moments.of(torch.tensor([[1.0, 5.0]]).expand(10, 2)))
     assert normalizer(torch.tensor([[1.0, 5.0], [2.0, 4.0]])).tolist() == [[0.0, 0.0], [10.0, -10.0]]
 
 
