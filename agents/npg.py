@@ -104,11 +104,11 @@ class NPG(Agent):
                 beta, _ = match_kl(line.kl, first, target)  # mean KL(old || new) = target_kl
         if beta == 0:
             line.back()
+        self.stop_reason = self.rejections.count(beta, step, c.line_search)
         metrics = report_step(line, beta, step, Psi, a, A, explained)
 
         z = policy.critic.update_scale(returns)
         self.critic_fit.fit(policy.critic, s, z, rows)  # |V - z|² / n
-        self.stop_reason = self.rejections.count(beta, step, c.line_search)
         self._record_update(metrics, Psi)
         policy.update_normalizer(observations)
 
