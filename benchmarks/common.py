@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -46,6 +47,13 @@ def context() -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
     }
+
+
+def code_version() -> str:
+    """Name the code that learning depends on: a digest of agents/ and envs/, as committed and as changed since."""
+    folders = ("agents", "envs")
+    state = _git("rev-parse", *(f"HEAD:{folder}" for folder in folders)) + _git("diff", "HEAD", "--", *folders)
+    return hashlib.sha256(state.encode()).hexdigest()[:10]
 
 
 def read(name: str) -> dict[str, Any] | None:
