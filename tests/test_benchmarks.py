@@ -92,7 +92,7 @@ def test_a_searched_run_that_goes_on_is_the_run_that_never_stopped() -> None:
     key = search.key_of("512", "InvertedPendulum-v5", 60, 2048)
     half = search.train(key, None, 1024)
     search.append(half)
-    ((same_key, before),) = search.todo([key], 2048, {"here"})
+    ((same_key, before),) = search.todo([key, key], 2048, {"here"})
     assert (same_key, before) == (key, half)
     runs = [search.train(key, before, 2048), search.train(key, None, 2048)]
     returns, finals = zip(*(([x[::2] for x in run["curve"]], run["final"]) for run in runs), strict=True)

@@ -178,8 +178,8 @@ def run_all(keys: Sequence[Line], budget: int, codes: set[str], jobs: int, deadl
 def todo(keys: Sequence[Line], budget: int, codes: set[str]) -> list[tuple[Line, Line | None]]:
     """List the keys without a result at this budget, each with its last result before it, of this very code."""
     lines, here = read_lines(), code_version()
-    found = []
-    for key in keys:
+    found: list[tuple[Line, Line | None]] = []
+    for key in (key for place, key in enumerate(keys) if key not in keys[:place]):
         mine = [line for line in lines if all(line[name] == value for name, value in key.items())]
         if any(line["code"] in codes and line["budget"] == budget for line in mine):
             continue
