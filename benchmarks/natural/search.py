@@ -89,6 +89,8 @@ CANDIDATES: dict[str, dict[str, Any] | None] = {
     "512, two critic steps, KL 0.01": SMALL | {"critic_steps": 2, "target_kl": 0.01},
     "512 of 32 x 16, renewed every 4": SMALL | {"num_envs": 32, "n_steps": 16, "curvature_renewal": 4},
     "1024 of 64 x 16, KL 0.01": SMALL | {"num_envs": 64, "n_steps": 16, "target_kl": 0.01},
+    "512, short critic steps": SMALL | {"critic_cg_max_steps": 2},
+    "512, short critic steps, KL 0.01": SMALL | {"critic_cg_max_steps": 2, "target_kl": 0.01},
 }
 """Name -> what differs from the defaults, on every task; None is each task's preset."""
 
