@@ -74,7 +74,7 @@ def write(name: str, results: dict[str, Any]) -> Path:
 
 def is_same(run: dict[str, Any], key: dict[str, Any], versions: bool = True) -> bool:
     """Tell whether a kept run answers the key, with the packages that are installed now."""
-    same = all(_without_retired(run[name]) == _without_retired(value) for name, value in key.items())
+    same = all(without_retired(run[name]) == without_retired(value) for name, value in key.items())
     return same and (not versions or run["versions"] == current_versions())
 
 
@@ -155,7 +155,8 @@ def save(figure: Figure, name: str) -> Path:
     return path
 
 
-def _without_retired(value: Any) -> Any:
+def without_retired(value: Any) -> Any:
+    """Leave out hyperparameters of now gone options that stand at the value which is what training does now."""
     if not isinstance(value, dict):
         return value
     return {name: entry for name, entry in value.items() if name not in RETIRED or entry != RETIRED[name]}

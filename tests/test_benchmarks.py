@@ -104,11 +104,20 @@ def test_a_searched_run_that_goes_on_is_the_run_that_never_stopped() -> None:
 
 @pytest.mark.usefixtures("searched")
 def test_results_of_a_search_outlive_a_line_that_was_cut_short() -> None:
-    search.append({"seed": 1})
+    first, second = ({"seed": seed, "settings": search.settings_of("512", "Ant-v5")} for seed in (1, 2))
+    search.append(first)
     with search.LINES.open("a") as file:
         file.write('{"seed": 2, "cur')
-    search.append({"seed": 3})
-    assert search.read_lines() == [{"seed": 1}, {"seed": 3}]
+    search.append(second)
+    assert search.read_lines() == [first, second]
+
+
+@pytest.mark.usefixtures("searched")
+def test_results_of_a_search_outlive_new_and_retired_options() -> None:
+    key = search.key_of("512", "Ant-v5", 60, 9)
+    older = {name: value for name, value in key["settings"].items() if name != "curvature_renewal"}
+    search.append({**key, "settings": {**older, "fisher_rows": 64}})
+    assert search.read_lines() == [key]
 
 
 def test_a_score_is_the_mean_of_tasks_and_its_interval_of_their_seeds() -> None:

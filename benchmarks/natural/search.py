@@ -36,7 +36,7 @@ import torch
 
 from agents import NPG
 from agents.run.evaluation import evaluate
-from benchmarks.common import RESULTS, ROOT, as_json, code_version, context, panels, save
+from benchmarks.common import RESULTS, ROOT, as_json, code_version, context, panels, save, without_retired
 from envs import make_vec
 
 NAME = "natural/search"
@@ -259,11 +259,12 @@ def append(line: Line) -> None:
 
 
 def read_lines() -> list[Line]:
-    """Read all results; lines that were cut short are left out."""
-    found = []
+    """Read all results; lines that were cut short are left out, and options that are newer stand at their defaults."""
+    found, defaults = [], as_json(dataclasses.asdict(NPG.Config()))
     for text in LINES.read_text().splitlines() if LINES.is_file() else ():
         with contextlib.suppress(json.JSONDecodeError):
-            found.append(json.loads(text))
+            line = json.loads(text)
+            found.append(line | {"settings": defaults | without_retired(line["settings"])})
     return found
 
 
