@@ -13,12 +13,13 @@ INSTALLED = $(VENV)/installed
 PIP = $(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt
 RUN = $(VENV)/bin/python
 
-.PHONY: help .venv train test lint bench clean
+.PHONY: help .venv train test lint docs bench clean
 
 help:
 	@echo "make train   train $(ALGORITHM) on $(ENV); ALGORITHM=, ENV=, STEPS= and SEED= change it"
 	@echo "make test    run the tests"
 	@echo "make lint    check style, format and types"
+	@echo "make docs    build the documents and the API's pages into build/site"
 	@echo "make bench   run every benchmark; takes long. BUDGET= are the minutes of those that train, which go on next time"
 	@echo "make .venv   only make the virtual environment"
 	@echo "make clean   remove the virtual environment and what tools leave; runs stay"
@@ -43,6 +44,12 @@ lint: $(INSTALLED)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+docs: $(INSTALLED)
+	$(PIP) -e ".[docs]"
+	$(RUN) docs/generate_options.py
+	$(RUN) -W error docs/build_site.py build/site
+	@echo "open build/site/index.html"
 
 bench: $(INSTALLED)
 	set -e; for script in $(basename $(wildcard benchmarks/*/*.py)); do \

@@ -2,7 +2,10 @@
 
 import sys
 
-from agents.run.cli import evaluate
+from agents.run import process
 
 if __name__ == "__main__":
+    process.prepare()
+    from agents.run.cli import evaluate  # imports PyTorch
+
     sys.exit(evaluate(sys.argv[1:]))

@@ -2,7 +2,10 @@
 
 import sys
 
-from agents.run.cli import train
+from agents.run import process
 
 if __name__ == "__main__":
+    process.prepare()
+    from agents.run.cli import train  # imports PyTorch
+
     sys.exit(train(sys.argv[1:]))

@@ -5,15 +5,16 @@ A file is complete or absent: it is written beside its place, synced, read back 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
@@ -51,28 +52,40 @@ def write(path: StrPath, manifest: Mapping[str, Any], tensors: Mapping[str, Tens
     host = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     digests = {name: digest(tensor) for name, tensor in host.items()}
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "versions": versions(), "sha256": digests}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                archive.writestr(MANIFEST, json.dumps({**manifest, **header}, indent=1))
-                archive.writestr(TENSORS, safetensors.torch.save(host))
-            file.flush()
-            os.fsync(file.fileno())
-        read(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    with replaced(path) as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr(MANIFEST, json.dumps({**manifest, **header}, indent=1))
+            archive.writestr(TENSORS, safetensors.torch.save(host))
+        file.flush()
+        read(file.name)
 
 
 def read(path: StrPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The manifest and the tensors (on the CPU) of the checkpoint at path, every digest verified.
+    """Read the manifest and the tensors (on the CPU) of the checkpoint at path, every digest verified.
 
     Raises:
         CheckpointError: there is no such file, or it is damaged, foreign or from a newer version.
     """
     path = Path(path)
+    with _opened(path) as (manifest, archive):
+        tensors = safetensors.torch.load(archive.read(TENSORS))
+    _check_digests(path, manifest["sha256"], tensors)
+    return manifest, tensors
+
+
+def read_manifest(path: StrPath) -> dict[str, Any]:
+    """Return the manifest of the checkpoint at path without reading its tensors, whose digests stay unverified.
+
+    Raises:
+        CheckpointError: as `read`, as far as the manifest shows it.
+    """
+    with _opened(Path(path)) as (manifest, _):
+        return manifest
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[dict[str, Any], zipfile.ZipFile]]:
+    """Give the manifest of a checkpoint and its open archive; what is wrong with either is a CheckpointError."""
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint file at {path}.")
     try:
@@ -80,11 +93,24 @@ def read(path: StrPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
             _check_members(path, set(archive.namelist()))
             manifest = json.loads(archive.read(MANIFEST))
             _check_format(path, manifest)
-            tensors = safetensors.torch.load(archive.read(TENSORS))
+            yield manifest, archive
     except (zipfile.BadZipFile, json.JSONDecodeError, UnicodeDecodeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged or not a {FORMAT} ({error}); use another checkpoint.") from error
-    _check_digests(path, manifest["sha256"], tensors)
-    return manifest, tensors
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """Give a new file beside path, which takes path's place, synced, on leaving; after an error path is as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -93,7 +119,7 @@ def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]
 
 
 def digest(tensor: Tensor) -> str:
-    """The sha256 of a CPU tensor's dtype, shape and bytes, in hexadecimal."""
+    """Give the sha256 of a CPU tensor's dtype, shape and bytes, in hexadecimal."""
     sha = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
@@ -152,7 +178,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def encode_space(space: spaces.Space) -> dict[str, Any]:
-    """A Box, Discrete, MultiDiscrete or MultiBinary space as JSON values; others raise ValueError."""
+    """Write a Box, Discrete, MultiDiscrete or MultiBinary space as JSON values; others raise ValueError."""
     match space:
         case spaces.Box():
             bounds = {"low": _bound(space.low), "high": _bound(space.high)}
@@ -167,7 +193,7 @@ def encode_space(space: spaces.Space) -> dict[str, Any]:
 
 
 def decode_space(value: dict[str, Any]) -> spaces.Space:
-    """The space that `encode_space` was given."""
+    """Make the space that `encode_space` was given."""
     match value["kind"]:
         case "Box":
             low, high = (np.asarray(value[name], dtype=value["dtype"]) for name in ("low", "high"))
@@ -183,5 +209,5 @@ def decode_space(value: dict[str, Any]) -> spaces.Space:
 
 
 def _bound(bound: np.ndarray) -> Any:
-    """One number for equal bounds (Infinity is valid in Python's JSON), else all of them."""
+    """Write one number for equal bounds (Infinity is valid in Python's JSON), else all of them."""
     return float(bound.flat[0]) if bound.size and (bound == bound.flat[0]).all() else bound.tolist()

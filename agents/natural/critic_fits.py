@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from agents import noise
+from agents.config import AgentConfig, above, at_least
 from agents.natural.curvature import Precondition, Status, cholesky, conjugate_gradient, damped
 from agents.natural.scores import capture
 from agents.optim.registry import load_optimizer_tensors, make_optimizer, optimizer_tensors
@@ -18,6 +19,32 @@ from agents.policy.networks import Critic, assign_parameters, output_layer, para
 
 HALVINGS = 4
 """How often a Gauss-Newton step that raises the loss is halved before it is given up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticFitConfig(AgentConfig):
+    """How the critic is fitted."""
+
+    critic: Literal["gauss_newton", "ridge", "adam", "adabound"] = "gauss_newton"
+    """How the critic is fitted: gauss_newton, ridge (closed form; needs a value_network linear in features), adam or
+    adabound."""
+    critic_learning_rate: Annotated[float, above(0)] = 1e-3
+    """Step size of adam and adabound."""
+    critic_epochs: Annotated[int, at_least(1)] = 10
+    """Passes of adam and adabound over the rollout per iteration."""
+    critic_batch_size: Annotated[int, at_least(1)] = 256
+    """Samples of one of their steps, at most."""
+    critic_steps: Annotated[int, at_least(1)] = 1
+    """Gauss-Newton steps of the critic per iteration."""
+    critic_cg_max_steps: Annotated[int, at_least(1)] = 8
+    """Most conjugate-gradient iterations per Gauss-Newton step."""
+    critic_damping: Annotated[float, at_least(0)] = 0.03
+    """Damping of the Gauss-Newton matrix, in units of its mean eigenvalue."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.critic == "ridge" and self.value_network == "mlp":
+            raise ValueError("critic is 'ridge' with value_network='mlp'; give value_network='quadratic' or 'rbf'.")
 
 
 @dataclass(frozen=True)

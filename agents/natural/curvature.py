@@ -10,12 +10,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
-from agents.config import near
+from agents.config import CommonConfig, above, at_least, near
 from agents.natural.scores import Scores
 
 Status = Literal["converged", "max_iterations", "indefinite", "non_finite", "zero_rhs"]
@@ -35,6 +35,44 @@ MATRIX_BYTES = 2 * 2**30
 
 Precondition = Callable[[Scores, Tensor | float], Product]
 """Scores and the damping λ to b -> M⁻¹ b."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvatureConfig(CommonConfig):
+    """How the Fisher matrix is estimated and the natural gradient solved for."""
+
+    fisher: Literal["compatible", "analytic", "kfac", "ekfac", "diagonal", "empirical", "adaptive"] = "compatible"
+    """Estimate of the Fisher matrix: compatible (the sampled actions' scores), analytic (their mean over actions),
+    kfac, ekfac, diagonal, adaptive (a running inverse), or empirical (the loss's gradients: no Fisher matrix, there to
+    be compared)."""
+    solver: Literal["auto", "cholesky", "gram", "cg"] = "auto"
+    """Of estimates without a closed inverse: cholesky (p x p), gram (n x n), cg, or auto by size."""
+    cg_preconditioner: Literal["none", "diagonal", "kfac", "ekfac", "gram"] = "none"
+    """Of conjugate gradients, for the direction and the Gauss-Newton critic: none, diagonal, kfac, ekfac
+    or gram (the inverse of a few samples' matrix)."""
+    cg_warm_start: bool = False
+    """Whether conjugate gradients begin at the last update's direction."""
+    cg_max_steps: Annotated[int, at_least(1)] = 10
+    """Most conjugate-gradient iterations per direction."""
+    cg_tolerance: Annotated[float, above(0)] = 1e-3
+    """Relative residual at which conjugate gradients stop."""
+    curvature_samples: Annotated[int, at_least(1)] | None = None
+    """Samples, drawn anew for each update, that the Fisher matrix and the critic's Gauss-Newton matrix are estimated
+    from; None takes all. Gradients always take all."""
+    cg_damping: Annotated[float, at_least(0)] = 0.1
+    """Damping of the Fisher matrix, in units of its mean eigenvalue tr(F) / p."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.solver != "auto" and self.fisher in ("kfac", "ekfac", "diagonal", "adaptive"):
+            raise ValueError(
+                f"solver is {self.solver!r}, but fisher={self.fisher!r} has an inverse of its own; give solver='auto', "
+                "or fisher='compatible' or 'analytic'."
+            )
+        if self.solver == "gram" and self.cg_damping == 0:
+            raise ValueError(
+                "cg_damping is 0.0 with solver='gram'; give damping above 0, or solver='cholesky' or 'cg'."
+            )
 
 
 @dataclass(frozen=True)

@@ -411,14 +411,9 @@ def is_factored(module: nn.Module) -> bool:
 
 
 def dense_scores(module: nn.Module, output: Callable[..., Tensor], *batch: Tensor) -> DenseScores:
-    """Give the scores of any module by per-sample differentiation; n times p numbers.
+    """Give the scores of any module by per-sample differentiation, n times p numbers.
 
-    Args:
-        module: whose parameters count.
-        output: output(module, *batch) -> [n], one number per sample.
-        batch: tensors with n rows each.
-
-    Source: https://docs.pytorch.org/tutorials/intermediate/per_sample_grads.html.
+    output(module, *batch) gives [n]; batch are tensors with n rows each.
     """
     call = _Bound(module, output)
     parameters = {name: parameter.detach() for name, parameter in call.named_parameters()}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from agents.config import CommonConfig, above, at_least
 from agents.natural.curvature import NaturalGradient
 from agents.natural.scores import Scores
 from agents.policy.networks import Actor, assign_parameters, parameter_vector
@@ -27,6 +28,23 @@ BACKTRACKS = 10
 """Steps that a line search tries."""
 SHRINKING = 0.8
 """The factor between two of them. Both are those of Schulman's modular_rl."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig(CommonConfig):
+    """How far an update goes."""
+
+    target_kl: Annotated[float, above(0)] = 0.02
+    """Step size: mean KL(old || new) of an update, in nats."""
+    target_kl_end: Annotated[float, above(0)] | None = None
+    """Step size at the end of training, in nats, reached in equal steps; None keeps target_kl throughout."""
+    line_search: bool = False
+    """Whether steps are cut back until the KL is at most target_kl and the surrogate gains, as in TRPO; otherwise they
+    are corrected to have the KL target_kl."""
+    log_std_min: float | None = None
+    """Floor of the log standard deviation of Gaussian actions, or None."""
+    max_rejected_updates: Annotated[int, at_least(1)] = 5
+    """Updates in a row without a usable direction or step after which training stops."""
 
 
 class Line:
@@ -143,26 +161,59 @@ def line_search(try_step: Callable[[float], tuple[float, float]], beta: float, t
     return 0.0, 0.0
 
 
-@dataclass(frozen=True)
-class StepReport:
-    """What a step did beside what the quadratic model said; scalars."""
+class Rejections:
+    """Updates that changed nothing, and when they are too many.
 
-    predicted_gain: Tensor
-    """gᵀ Δθ."""
-    gain: Tensor
-    """The surrogate's: mean of (π / π_old - 1) A."""
-    kl_quadratic: Tensor
-    """½ Δθᵀ F Δθ, in nats."""
-    kl: Tensor
-    """Mean KL(old || new), in nats."""
-    kl_reverse: Tensor
-    """Mean KL(new || old), in nats."""
-    effective_samples: Tensor
-    """(Σ ρ)² / (n Σ ρ²) of the importance weights ρ = π / π_old: 1 where they are equal."""
+    Args:
+        most: how many in a row are.
+
+    Attributes:
+        updates: without a usable direction or step so far.
+        steps: in which a line search found nothing so far.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.updates = self.steps = self.in_a_row = 0
+
+    def count(self, beta: float, step: NaturalGradient, line_search: bool) -> str | None:
+        """Count an update of the step β, and give the sentence that ends training if there were too many.
+
+        Without advantages there is nothing to learn from; anything else is a failed solve, step or line search.
+        """
+        searched = line_search and bool(0 < step.quadratic < math.inf)
+        rejected = beta == 0 and step.solution.status != "zero_rhs"
+        self.steps += rejected and searched
+        self.updates += rejected and not searched
+        self.in_a_row = self.in_a_row + 1 if rejected else 0
+        if self.in_a_row < self.most:
+            return None
+        found = "step within target_kl gained anything" if searched else "direction was usable"
+        sentence = (
+            f"In {self.in_a_row} updates in a row no {found}; the policy is as it was before them. Look for rewards or "
+            "observations that are not finite, or give more cg_damping or more samples."
+        )
+        self.in_a_row = 0
+        return sentence
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Give the counts."""
+        return {"counts": torch.tensor([self.updates, self.in_a_row, self.steps])}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `tensors` gave."""
+        if "counts" in tensors:
+            self.updates, self.in_a_row, self.steps = tensors["counts"].tolist()
 
 
-def report_step(line: Line, beta: float, step: NaturalGradient, Psi: Scores, a: Tensor, A: Tensor) -> StepReport:
-    """Compare what the step Δθ = β w did with the quadratic model's word.
+def report_step(
+    line: Line, beta: float, step: NaturalGradient, Psi: Scores, a: Tensor, A: Tensor, explained: Tensor
+) -> dict[str, float]:
+    """Compare what the step Δθ = β w did with what the quadratic model foretold, name by name as `CURVES` shows it.
+
+    predicted_gain is gᵀ Δθ and gain the surrogate's, the mean of (π / π_old - 1) A; kl_quadratic is ½ Δθᵀ F Δθ, kl the
+    mean KL(old || new) and kl_reverse that of KL(new || old), in nats; effective_samples is (Σ ρ)² / (n Σ ρ²) of the
+    importance weights ρ = π / π_old: 1 where they are equal.
 
     Args:
         line: on which the step was taken.
@@ -171,6 +222,7 @@ def report_step(line: Line, beta: float, step: NaturalGradient, Psi: Scores, a: 
         Psi: the scores at θ, whose values are log π_old(a|s).
         a: actions, [n, *A].
         A: advantages, [n].
+        explained: share of the returns' variance that the critic explains, a scalar.
     """
     log_ratio = line.new.log_prob(a) - Psi.values
     ratio = log_ratio.exp()
@@ -179,11 +231,48 @@ def report_step(line: Line, beta: float, step: NaturalGradient, Psi: Scores, a: 
         # Where the floor has cut it, the step is another.
         moved = parameter_vector(line.actor) - line.theta
         gain, quadratic = step.gradient @ moved, Psi.matvec(moved).square().sum() / Psi.n
-    return StepReport(
-        predicted_gain=gain,
-        gain=(torch.expm1(log_ratio) * A).mean(),
-        kl_quadratic=0.5 * quadratic,
-        kl=line.old.kl(line.new).mean(),
-        kl_reverse=line.new.kl(line.old).mean(),
-        effective_samples=ratio.sum().square() / (len(ratio) * ratio.square().sum()),
-    )
+    values = {
+        "predicted_gain": gain,
+        "gain": (torch.expm1(log_ratio) * A).mean(),
+        "kl_quadratic": 0.5 * quadratic,
+        "kl": line.old.kl(line.new).mean(),
+        "kl_reverse": line.new.kl(line.old).mean(),
+        "effective_samples": ratio.sum().square() / (len(ratio) * ratio.square().sum()),
+        "entropy": line.new.entropy().mean(),
+        "gradient_norm": step.gradient.norm(),
+        "cosine": torch.cosine_similarity(step.gradient, step.direction, dim=0),
+        "compatible_r2": step.compatible_r2,
+        "explained_variance": explained,
+    }
+    if line.actor.log_std is not None:
+        values["std"] = line.actor.log_std.bias.exp().mean()
+    found = dict(zip(values, torch.stack([x.double() for x in values.values()]).tolist(), strict=True))
+    found["cg_iterations"] = step.solution.iterations
+    return found | ({"cg_residual": step.solution.residual} if math.isfinite(step.solution.residual) else {})
+
+
+CURVES: dict[str, dict[str, list[str]]] = {
+    "does the quadratic model hold": {
+        "KL, nats: true, quadratic, reverse": ["train/kl", "train/kl_quadratic", "train/kl_reverse"],
+        "gain: actual, predicted": ["train/gain", "train/predicted_gain"],
+        "effective samples, of 1": ["train/effective_samples"],
+        "rejected updates and steps": ["train/rejected_updates", "train/rejected_steps"],
+    },
+    "is the direction good": {
+        "residual": ["train/cg_residual"],
+        "iterations": ["train/cg_iterations"],
+        "cosine of gradient and direction": ["train/cosine"],
+        "effective dimension": ["train/effective_dimension"],
+    },
+    "do the fits explain": {
+        "critic: explained variance": ["train/explained_variance"],
+        "compatible R²": ["train/compatible_r2"],
+    },
+    "does it learn": {
+        "return": ["rollout/ep_rew_mean", "eval/mean_reward"],
+        "entropy, nats": ["train/entropy"],
+        "standard deviation": ["train/std"],
+    },
+    "where the seconds go": {"collecting and training": ["time/collect_seconds", "time/train_seconds"]},
+}
+"""Group -> chart -> the curves that it shows together, for TensorBoard's page of custom scalars."""

@@ -33,12 +33,12 @@ class Resume:
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
     """The run's folder."""
-    steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
-    """Environment steps in total, counted from the run's beginning; if not given, as many as first asked."""
-    device: str = "auto"
-    """Where networks live: auto, cpu, cuda or cuda:1; auto takes the GPU if there is one."""
-    threads: int = 1
-    """Threads of PyTorch on the CPU; more compete with the threads of the physics."""
+    steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: as the run had)")] = None
+    """Environment steps in total, counted from the run's beginning."""
+    device: Annotated[str | None, arg(metavar="STR", help_behavior_hint="(default: as the run had)")] = None
+    """Where networks live from now on: auto, cpu, cuda or cuda:1."""
+    threads: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: as the run had)")] = None
+    """Threads of PyTorch on the CPU from now on; another number than the run's may round otherwise."""
     quiet: Flag = False
     """Print the final summary only."""
     debug: Flag = False
@@ -46,7 +46,7 @@ class Resume:
 
 
 def train(arguments: Sequence[str]) -> int:
-    """train.py with its arguments; returns the exit code. Unknown options exit with 2."""
+    """Run train.py with its arguments; returns the exit code. Unknown options exit with 2."""
     asked = tyro.cli(
         _subcommands(arguments),
         prog="train.py",
@@ -74,18 +74,20 @@ def _start(algorithm: str, asked: Start[Any], arguments: Sequence[str], command:
 def _resume(asked: Resume, command: str) -> int:
     from agents.run import training
 
-    return training.resume(asked.run, asked.steps, asked.device, asked.threads, asked.quiet, command)
+    changes = {name: getattr(asked, name) for name in ("steps", "device", "threads")}
+    typed = {name: value for name, value in changes.items() if value is not None}
+    return training.resume(asked.run, typed, asked.quiet, command)
 
 
 def origins_of(names: Iterable[str], preset: Container[str], arguments: Sequence[str]) -> dict[str, str]:
-    """Where the value of each name came from: "flag", "preset" or "default"."""
+    """Tell where the value of each name came from: "flag", "preset" or "default"."""
     typed = {_option_name(argument) for argument in arguments if argument.startswith("--")}
     typed |= {name.removeprefix("no_") for name in typed}
     return {name: "flag" if name in typed else "preset" if name in preset else "default" for name in names}
 
 
 def _subcommands(arguments: Sequence[str]) -> Any:
-    """One subcommand per algorithm, its defaults those for the environment that the arguments name, and resume."""
+    """Give one subcommand per algorithm, its defaults those for the environment that the arguments name, and resume."""
     env_id = _value_of("env", arguments)
     starts = []
     for name, algorithm in REGISTRY.items():
@@ -99,12 +101,12 @@ def _subcommands(arguments: Sequence[str]) -> Any:
 
 
 def _without_checks(config: type) -> type:
-    """config without its checks, which run after parsing so that their sentence stands alone."""
+    """Take from config its checks, which run after parsing so that their sentence stands alone."""
     return type(config.__name__, (config,), {"__post_init__": lambda self: None})
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:
-    """The value that follows --option, or stands after its =; None if it is not among the arguments."""
+    """Return the value that follows --option, or stands after its =; None if it is not among the arguments."""
     for position, argument in enumerate(arguments):
         if argument.startswith("--") and _option_name(argument) == option:
             return argument.partition("=")[2] or next(iter(arguments[position + 1 :]), None)
@@ -116,7 +118,7 @@ def _option_name(argument: str) -> str:
 
 
 def evaluate(arguments: Sequence[str]) -> int:
-    """evaluate.py with its arguments; returns the exit code."""
+    """Run evaluate.py with its arguments; returns the exit code."""
     from agents.run.assessment import Assessment, assess
 
     asked = tyro.cli(Assessment, prog="evaluate.py", description=Assessment.__doc__, args=arguments)

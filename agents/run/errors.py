@@ -36,7 +36,7 @@ EXPECTED = (
 
 
 def guarded(program: str, debug: bool, action: Callable[[], int]) -> int:
-    """The exit code of action; an expected error becomes its sentence on stderr unless debug asks for the traceback."""
+    """Return action's exit code; an expected error is its sentence on stderr unless debug asks for the traceback."""
     try:
         return action()
     except KeyboardInterrupt as error:

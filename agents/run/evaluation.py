@@ -18,7 +18,7 @@ BLOCK = 16
 how many environments run."""
 
 
-class Actor(Protocol):
+class Acts(Protocol):
     """What evaluation needs of an agent."""
 
     def act(self, obs: Tensor, deterministic: bool = False) -> Tensor: ...
@@ -44,7 +44,7 @@ class Evaluation:
 
     @property
     def steps(self) -> int:
-        """Environment steps that the evaluation took."""
+        """Count the environment steps that the evaluation took."""
         return int(self.lengths.sum())
 
     @property
@@ -53,19 +53,19 @@ class Evaluation:
 
     @cached_property
     def iqm(self) -> float:
-        """Interquartile mean: without the lowest and the highest quarter (Agarwal et al. 2021, section 4.3)."""
+        """Return the interquartile mean: without the lowest and highest quarter (Agarwal et al. 2021, section 4.3)."""
         from scipy.stats import trim_mean
 
         return float(trim_mean(self.returns, 0.25))
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """95 % percentile bootstrap interval of the mean, over episodes; the value itself if all episodes agree."""
+        """Return `bootstrap_interval` of the returns."""
         return bootstrap_interval(self.returns)
 
 
 def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of values [n]; the value itself if they all agree."""
+    """Return the 95 % percentile bootstrap interval of the mean of values [n]; the value itself if they all agree."""
     if np.ptp(values) == 0.0:
         return float(values[0]), float(values[0])
     from scipy.stats import bootstrap
@@ -74,7 +74,7 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def evaluate(agent: Actor, env: VectorEnv, episodes: int, seed: int, deterministic: bool = True) -> Evaluation:
+def evaluate(agent: Acts, env: VectorEnv, episodes: int, seed: int, deterministic: bool = True) -> Evaluation:
     """Run one episode for each seed, seed + 1, ... with the agent as it is; acting changes nothing in it.
 
     Environment i runs episodes i, i + N, i + 2 N, ... (N: num_envs), so quick episodes are not preferred. With
@@ -116,8 +116,8 @@ def evaluate(agent: Actor, env: VectorEnv, episodes: int, seed: int, determinist
     return Evaluation(returns, lengths, seed)
 
 
-def _act(agent: Actor, observation: Tensor, deterministic: bool) -> Tensor:
-    """Actions [n, *A] for observation [n, *O], computed in blocks of BLOCK rows, the last one filled with zeros."""
+def _act(agent: Acts, observation: Tensor, deterministic: bool) -> Tensor:
+    """Return actions [n, *A] for observation [n, *O], in blocks of BLOCK rows, the last one filled with zeros."""
     n = len(observation)
     padded = observation.new_zeros(-(-n // BLOCK) * BLOCK, *observation.shape[1:])
     padded[:n] = observation

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import fcntl
+import io
 import json
-import os
 import platform
 import re
 import subprocess
@@ -20,6 +20,7 @@ import yaml
 from agents import checkpoint
 from agents.run.errors import RunError
 from agents.run.options import RunOptions
+from envs.cores import usable_cores
 
 EVALUATION_COLUMNS = ("steps", "mean", "iqm", "lower", "upper", "episodes", "seconds")
 
@@ -47,6 +48,7 @@ class RunFolder:
         self.command = self.path / "command.txt"
         self.last = self.path / "checkpoints" / "last.zip"
         self.best = self.path / "checkpoints" / "best.zip"
+        self.locked = self.path / ".lock"
         self.evaluations = self.path / "evaluations.csv"
         self.progress = self.path / "progress.csv"
         self.curve = self.path / "curve.png"
@@ -76,7 +78,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """The folder of an earlier run.
+        """Find the folder of an earlier run.
 
         Raises:
             RunError: there is no run with a checkpoint at path.
@@ -96,7 +98,7 @@ class RunFolder:
         Raises:
             RunError: another process holds it.
         """
-        file = self.config.open()
+        file = self.locked.open("a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -105,11 +107,13 @@ class RunFolder:
         return file
 
     def write_config(self, config: RunConfig) -> None:
+        """Write config.yaml, over an earlier one only when the new one is complete."""
         text = yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
-        self.config.write_text(text)
+        with checkpoint.replaced(self.config) as file:
+            file.write(text.encode())
 
     def read_config(self) -> RunConfig:
-        """What the run was started with.
+        """Return what the run was started with, or last gone on with.
 
         Raises:
             RunError: config.yaml is not one that this version wrote.
@@ -123,7 +127,7 @@ class RunFolder:
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; none if there is no such file."""
+    """Return the rows of a CSV file; none if there is no such file."""
     if not file.is_file():
         return []
     with file.open(newline="") as stream:
@@ -139,12 +143,12 @@ def keep_rows(file: Path, column: str, most: int) -> None:
     if not rows:
         return
     complete = [row for row in rows if row[column] and None not in row.values()]
-    temporary = file.with_name(f".{file.name}.tmp")
-    with temporary.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row for row in complete if int(row[column]) <= most)
-    temporary.replace(file)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row for row in complete if int(row[column]) <= most)
+    with checkpoint.replaced(file) as stream:
+        stream.write(text.getvalue().encode())
 
 
 def append_row(file: Path, row: dict[str, Any]) -> None:
@@ -167,12 +171,12 @@ def _new_path(config: RunConfig) -> Path:
 
 
 def _file_name(text: str) -> str:
-    """text without the characters (/ and : in some environment ids) that a folder's name cannot have."""
+    """Replace the characters (/ and : in some environment ids) that a folder's name cannot have."""
     return re.sub(r"[^\w.-]+", "_", text)
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, so that YAML stays plain."""
+    """Make lists of tuples, so that YAML stays plain."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -184,13 +188,13 @@ def _versions() -> dict[str, Any]:
     return {
         "versions": checkpoint.versions(),
         "platform": platform.platform(),
-        "cpus": os.cpu_count(),
+        "cpus": usable_cores(),
         **_git(Path(__file__).parents[2]),
     }
 
 
 def _git(root: Path) -> dict[str, Any]:
-    """Commit and dirty flag of the checkout at root; nothing if root is none."""
+    """Return commit and dirty flag of the checkout at root; nothing if root is none."""
     if not (root / ".git").exists():
         return {}
 

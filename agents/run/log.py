@@ -39,7 +39,7 @@ class _AppendingTensorBoard(TensorBoardOutputFormat):
 
 
 def run_logger(folder: RunFolder, steps: int, dashboard: dict[str, dict[str, list[str]]] | None = None) -> Logger:
-    """A logger into progress.csv and TensorBoard events for a run that has made steps environment steps.
+    """Open a logger into progress.csv and TensorBoard events for a run that has made steps environment steps.
 
     Args:
         dashboard: group -> chart -> curves, for TensorBoard's page of custom scalars.
@@ -57,7 +57,7 @@ def run_logger(folder: RunFolder, steps: int, dashboard: dict[str, dict[str, lis
 
 
 def record_hyperparameters(logger: Logger, algorithm: str, config: dict[str, Any]) -> None:
-    """For TensorBoard's HPARAMS page; the next dump writes them."""
+    """Record them for TensorBoard's HPARAMS page; the next dump writes them."""
     values = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in config.items()}
     hparams = HParam({"algorithm": algorithm, **values}, {"eval/mean_reward": 0.0})
     logger.record("hparams", hparams, exclude=ONLY_TENSORBOARD)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -10,6 +9,7 @@ import yaml
 from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
 from agents.run.errors import UsageError
+from envs.cores import usable_cores
 
 Flag = FlagCreatePairsOff[bool]
 
@@ -45,7 +45,7 @@ class RunOptions:
     """Word added to the name of the run's folder."""
     run_dir: Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
     """The run's own folder, in place of one in --runs; must not exist."""
-    threads: int = min(4, os.cpu_count() or 1)
+    threads: int = min(4, usable_cores())
     """Threads of PyTorch on the CPU for the updates; a run repeats bit for bit with the same number only."""
     quiet: Flag = False
     """Print the final summary only."""
@@ -62,7 +62,7 @@ class RunOptions:
         self.parsed_env_kwargs()
 
     def parsed_env_kwargs(self) -> dict[str, Any]:
-        """The environment's arguments, their values read as YAML."""
+        """Return the environment's arguments, their values read as YAML."""
         return dict(map(_parse_pair, self.env_kwargs))
 
 
@@ -91,7 +91,7 @@ def _parse_pair(pair: str) -> tuple[str, Any]:
 
 
 def _number_or(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as a string; people mean the number."""
+    """Read the strings that are numbers: 1e-3 is a string in YAML 1.1; people mean the number."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:

@@ -86,7 +86,7 @@ class Progress:
         return min(100.0, 100.0 * self.steps / self.total)
 
     def _line_is_due(self) -> bool:
-        """A line every 5 %, but at least 5 s apart and at most 60 s; and the first iteration's."""
+        """Ask for a line every 5 %, but at least 5 s apart and at most 60 s; and for the first iteration's."""
         seconds = time.monotonic() - self._printed_at
         percent = 100.0 * (self.steps - self._printed_steps) / self.total
         first = self._printed_steps == self._first

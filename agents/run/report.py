@@ -23,7 +23,7 @@ EVALUATION_COLOR, TRAINING_COLOR = "#1f5fa8", "#9a9a9a"
 
 
 def hyperparameter_table(config: Mapping[str, Any], origins: Mapping[str, str]) -> Table:
-    """Every hyperparameter with its value and origin, side by side in two halves."""
+    """List every hyperparameter with its value and origin, side by side in two halves."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for _ in range(2):
         table.add_column("hyperparameter")
@@ -37,7 +37,7 @@ def hyperparameter_table(config: Mapping[str, Any], origins: Mapping[str, str]) 
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """The statistics of an evaluation."""
+    """Show the statistics of an evaluation."""
     lower, upper = evaluation.interval
     columns = {
         "episodes": f"{evaluation.episodes:,}",
@@ -101,12 +101,12 @@ def plot_returns(evaluation: Evaluation, file: Path, title: str) -> None:
 
 
 def adaptation_statistics(values: np.ndarray) -> dict[str, list[Any]]:
-    """Means and intervals over tasks after each update, of returns [updates + 1, M]."""
+    """Return means and intervals over tasks after each update, of returns [updates + 1, M]."""
     return {"mean": values.mean(1).tolist(), "interval": [bootstrap_interval(row) for row in values]}
 
 
 def adaptation_table(rows: Mapping[str, np.ndarray]) -> Table:
-    """Returns after each update, a row per policy: name -> returns [updates + 1, M]."""
+    """Show returns after each update, a row per policy: name -> returns [updates + 1, M]."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("policy", max_width=24)
     for update in range(max(map(len, rows.values()))):

@@ -14,7 +14,7 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports for a process that this signal ended: 130 or 143; 0 if none came."""
+        """Return what a shell reports for a process that this signal ended: 130 or 143; 0 if none came."""
         return 0 if self.signal is None else 128 + self.signal
 
     def __enter__(self) -> StopRequest:

@@ -9,6 +9,7 @@ import shlex
 import signal
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from gymnasium.vector import AutoresetMode
@@ -55,44 +56,51 @@ def start(algorithm: str, run: RunOptions, config: CommonConfig, origins: dict[s
         policy = run.policy or next(iter(kind.policy_aliases))
         env = _make_env(run, config.num_envs, kind.autoreset)
         agent = kind(policy, env, seed=run.seed, device=run.device, **values)
+    run = dataclasses.replace(run, device=str(agent.device))
     settings = RunConfig(algorithm, run, values, origins)
     folder = RunFolder.create(settings, command)
     with folder.lock():
         return _Training(agent, folder, settings).run()
 
 
-def resume(path: str, steps: int | None, device: str, threads: int, quiet: bool, command: str) -> int:
-    """Go on with the run in the folder path; returns the exit code.
+def resume(path: str, changes: dict[str, Any], quiet: bool, command: str) -> int:
+    """Go on with the run in the folder path, as it ran before; returns the exit code.
 
     Args:
-        steps: environment steps in total, counted from the run's beginning; None: as first asked.
+        changes: options of the run, by name, in place of its own: steps (in total, counted from the run's beginning),
+            device or threads. They become the run's own.
 
     Raises:
+        UsageError: a change is not possible, or the run's device is not here.
         RunError: there is no run to go on with, or another process is training in it.
     """
-    check_device(device)
     folder = RunFolder.open(path)
-    settings = folder.read_config()
-    steps = settings.run.steps if steps is None else steps
-    run = dataclasses.replace(settings.run, steps=steps, threads=threads, quiet=quiet)
-    run.check()
-    settings = dataclasses.replace(settings, run=run)
     with folder.lock():
-        manifest, _ = checkpoint.read(folder.last)
+        settings = folder.read_config()
+        run = dataclasses.replace(settings.run, **changes, quiet=quiet)
+        run.check()
+        check_device(run.device)
+        manifest = checkpoint.read_manifest(folder.last)
         done = manifest["num_timesteps"]
         keep_rows(folder.evaluations, "steps", done)
         keep_rows(folder.progress, STEPS, done)
         if done >= run.steps and _evaluated_steps(folder) == done:
             print(f"{folder.path} is finished with {done:,} steps; --steps with a larger number goes on.")
             return 0
-        torch.set_num_threads(threads)
+        torch.set_num_threads(run.threads)
         env = _make_env(run, settings.config["num_envs"], REGISTRY[settings.algorithm].autoreset)
-        agent = load(folder.last, env=env, device=device)
+        agent = load(folder.last, env=env, device=run.device)
+        run = dataclasses.replace(run, device=str(agent.device))
+        for name in sorted(changes.keys() - {"steps"}):
+            before, now = getattr(settings.run, name), getattr(run, name)
+            if now != before:
+                print(f"--{name} {now} in place of the run's {before}: from here on its numbers may round otherwise.")
+        if manifest["env_snapshot"] != "exact":
+            print(f"New episodes begin: {manifest['env_snapshot']}")
+        settings = dataclasses.replace(settings, run=run)
         folder.write_config(settings)
         with folder.command.open("a") as file:
             file.write(command + "\n")
-        if manifest["env_snapshot"] != "exact":
-            print(f"New episodes begin: {manifest['env_snapshot']}")
         return _Training(agent, folder, settings).run()
 
 
@@ -225,14 +233,14 @@ def _make_env(run: RunOptions, num_envs: int, autoreset: AutoresetMode) -> Vecto
 
 
 def _evaluated_steps(folder: RunFolder) -> int | None:
-    """The training steps before the last evaluation, or None."""
+    """Return the training steps before the last evaluation, or None."""
     rows = read_rows(folder.evaluations)
     return int(rows[-1]["steps"]) if rows else None
 
 
 @contextlib.contextmanager
 def _usage_errors() -> Iterator[None]:
-    """Nothing has run yet, so what is wrong is what was typed."""
+    """Make a UsageError of what goes wrong: nothing has run yet, so it is what was typed."""
     try:
         yield
     except (ValueError, ModuleNotFoundError) as error:

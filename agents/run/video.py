@@ -9,10 +9,10 @@ import gymnasium
 import torch
 
 from agents.run.errors import RunError
-from agents.run.evaluation import Actor
+from agents.run.evaluation import Acts
 
 
-def film(agent: Actor, env_id: str, env_kwargs: dict[str, Any], seed: int, deterministic: bool, file: Path) -> float:
+def film(agent: Acts, env_id: str, env_kwargs: dict[str, Any], seed: int, deterministic: bool, file: Path) -> float:
     """Write one episode, rendered by Gymnasium, to an MP4 file; frames go to the encoder one by one.
 
     Returns:

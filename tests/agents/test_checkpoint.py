@@ -64,6 +64,27 @@ def test_the_archive_is_stored_and_holds_two_plain_members(saved: Path) -> None:
         assert {member.compress_type for member in archive.infolist()} == {zipfile.ZIP_STORED}
 
 
+def test_a_tensor_is_hashed_once_to_read_and_twice_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import agents
+
+    hashed: list[int] = []
+    digest = checkpoint.digest
+    monkeypatch.setattr(checkpoint, "digest", lambda tensor: hashed.append(1) or digest(tensor))
+    path = tmp_path / "npg.zip"
+    agents.NPG("MlpPolicy", "CartPole-v1", num_envs=1).save(path)
+    tensors = len(read(path)[1])
+    assert len(hashed) == 3 * tensors
+    hashed.clear()
+    agents.load(path)
+    assert len(hashed) == tensors
+
+
+def test_the_manifest_comes_without_the_tensors(saved: Path) -> None:
+    assert checkpoint.read_manifest(saved) == read(saved)[0]
+    with pytest.raises(CheckpointError, match="no checkpoint file"):
+        checkpoint.read_manifest(saved.with_name("nothing.zip"))
+
+
 def test_a_digest_tells_dtype_and_shape_apart() -> None:
     zeros = [torch.zeros(2, 3), torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int32)]
     assert len({checkpoint.digest(tensor) for tensor in zeros}) == 3

@@ -80,7 +80,7 @@ def test_every_update_has_the_asked_kl(target_kl: float) -> None:
     agent = make(target_kl=target_kl)
     for _ in agent.iterations(128 * 10):
         assert agent.last_metrics["train/kl"] == pytest.approx(target_kl, rel=1.5 * KL_TOLERANCE)
-    assert agent.rejected_updates == 0
+    assert agent.rejections.updates == 0
 
 
 def test_the_kl_falls_to_its_end_in_equal_steps() -> None:
@@ -110,7 +110,7 @@ def test_without_advantages_the_policy_stays_as_it_is() -> None:
     agent.learn(128 * 5)
     # The critic errs by the same everywhere, so advantages are equal but for rounding.
     assert torch.equal(before, parameter_vector(agent.policy.actor))
-    assert agent.rejected_updates == 0
+    assert agent.rejections.updates == 0
 
 
 def test_the_floor_of_the_standard_deviation_holds() -> None:
@@ -128,7 +128,7 @@ def test_a_direction_that_is_not_finite_leaves_the_policy_and_is_counted() -> No
     before = parameter_vector(agent.policy.actor)
     agent.collector.rollout["actions"].fill_(float("inf"))
     agent.train(agent.collector.rollout)
-    assert agent.rejected_updates == 1
+    assert agent.rejections.updates == 1
     assert torch.equal(parameter_vector(agent.policy.actor), before)
 
 
@@ -207,7 +207,7 @@ def test_every_choice_learns_and_resumes_exactly(changed: dict[str, Any], tmp_pa
     settings = {"net_arch": (8,), "gamma": 0.9, "target_kl": 0.05, "rbf_features": 32} | changed
     agent = make("probes/ContinuousAction-v0", **settings).learn(128 * 40)
     assert agent.act(torch.zeros(1, 1), deterministic=True).item() == pytest.approx(0.5, abs=0.15)
-    assert agent.rejected_updates == 0
+    assert agent.rejections.updates == 0
     half = make(**settings).learn(128 * 2)
     half.save(tmp_path / "half")
     resumed = NPG.load(tmp_path / "half.zip", make_vec("InvertedPendulum-v5", 4), device="cpu")
@@ -231,7 +231,7 @@ def test_trpo_steps_within_the_trust_region_and_gains() -> None:
         m = agent.last_metrics
         assert m["train/kl"] <= agent.config.target_kl
         assert m["train/gain"] > 0 or m["train/kl"] == 0
-    assert agent.last_metrics["train/rejected_steps"] == agent.rejected_steps
+    assert agent.last_metrics["train/rejected_steps"] == agent.rejections.steps
 
 
 def test_a_line_search_that_finds_nothing_is_counted_and_leaves_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +240,7 @@ def test_a_line_search_that_finds_nothing_is_counted_and_leaves_the_policy(monke
     before = parameter_vector(agent.policy.actor)
     monkeypatch.setattr("agents.npg.line_search", lambda try_step, beta, target: (try_step(beta)[0] * 0, 0.0))
     agent.train(agent.collector.rollout)
-    assert (agent.rejected_steps, agent.rejected_updates) == (1, 0)
+    assert (agent.rejections.steps, agent.rejections.updates) == (1, 0)
     assert torch.equal(parameter_vector(agent.policy.actor), before)
 
 
@@ -251,10 +251,10 @@ def test_updates_without_a_direction_stop_the_run_after_a_few(tmp_path: Path, mo
     monkeypatch.setattr("agents.natural.adaptive.AdaptiveInverse.update", lambda self, rows, rate: False)
     with pytest.raises(FloatingPointError, match=r"In 3 updates in a row no direction was usable"):
         agent.learn(128 * 10)
-    assert (agent.iteration, agent.rejected_updates) == (3, 3)
+    assert (agent.iteration, agent.rejections.updates) == (3, 3)
     assert torch.equal(parameter_vector(agent.policy.actor), before)
     agent.save(tmp_path / "kept")
-    assert NPG.load(tmp_path / "kept.zip").rejected_updates == 3
+    assert NPG.load(tmp_path / "kept.zip").rejections.updates == 3
     monkeypatch.undo()
     assert agent.learn(256, reset_num_timesteps=False).stop_reason is None
     assert agent.iteration == 5
@@ -265,7 +265,7 @@ def test_line_searches_that_find_nothing_stop_the_run_after_a_few(monkeypatch: p
     monkeypatch.setattr("agents.npg.line_search", lambda try_step, beta, target: (try_step(beta)[0] * 0, 0.0))
     with pytest.raises(FloatingPointError, match=r"In 3 updates in a row no step within target_kl gained anything"):
         agent.learn(128 * 10)
-    assert (agent.iteration, agent.rejected_steps, agent.rejected_updates) == (3, 3, 0)
+    assert (agent.iteration, agent.rejections.steps, agent.rejections.updates) == (3, 3, 0)
 
 
 def test_the_adaptive_estimate_reports_no_residual_that_nobody_measured() -> None:
@@ -317,14 +317,14 @@ def test_what_does_not_fit_is_refused_at_construction_with_what_does(monkeypatch
         npg(NormPolicy, cg_preconditioner="kfac")
     for fisher in ("compatible", "diagonal", "empirical", "adaptive"):
         agent = npg(NormPolicy, fisher=fisher, cg_preconditioner="none").learn(16 * 3)
-        assert agent.rejected_updates == 0
+        assert agent.rejections.updates == 0
     monkeypatch.setattr("agents.natural.curvature.MATRIX_BYTES", 4 * 49**2)
     with pytest.raises(ValueError, match=r"solver is 'cholesky'.*give auto or gram or cg"):
         npg(solver="cholesky")
     few = npg(solver="gram")  # 16 samples
     with pytest.raises(ValueError, match=r"solver is 'gram'.*n = 64 samples"):
         few.set_env(make_vec("InvertedPendulum-v5", 8))
-    monkeypatch.setattr("agents.npg.MATRIX_BYTES", 4 * 49**2)
+    monkeypatch.setattr("agents.natural.MATRIX_BYTES", 4 * 49**2)
     with pytest.raises(ValueError, match=r"fisher is 'adaptive'.*give one of compatible, analytic"):
         npg(fisher="adaptive")
 

@@ -81,7 +81,7 @@ def windows(agent: Seen, count: int) -> list[tuple[Tensor, Particles, Estimate]]
 def test_particles_act_as_the_policies_that_they_are(policy_class: type[DeterministicPolicy], kind: str) -> None:
     torch.manual_seed(0)
     policy = policy_class(BOX, ACTIONS[kind], net_arch=(7, 6))
-    policy.normalizer.update(3 * torch.randn(50, 5) + 1)
+    policy.normalizer.merge(Moments.of(3 * torch.randn(50, 5) + 1))
     n, size = 6, len(parameter_vector(policy.actor))
     theta, observations = torch.randn(n, size), 3 * torch.randn(n, 5, dtype=torch.float64)
     observations[0, 0] = 1000.0  # beyond the normalizer's bound
@@ -127,7 +127,7 @@ def test_merged_moments_are_those_of_everything(counts: tuple[int, int]) -> None
         normalizer = ObservationNormalizer(3)
         normalizer.merge(merged)
         whole = ObservationNormalizer(3)
-        whole.update(everything)
+        whole.merge(Moments.of(everything))
         torch.testing.assert_close(normalizer.shift, whole.shift)
 
 
@@ -225,7 +225,7 @@ def search(policy: DeterministicPolicy, num_envs: int, window: int, **options: f
 
 def hopper_policy() -> DeterministicLinear:
     policy = DeterministicLinear(BOX_11, spaces.Box(-1, 1, (3,)))
-    policy.normalizer.update(torch.randn(50, 11, generator=torch.Generator().manual_seed(0)))
+    policy.normalizer.merge(Moments.of(torch.randn(50, 11, generator=torch.Generator().manual_seed(0))))
     return policy
 
 

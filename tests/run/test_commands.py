@@ -8,14 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agents import checkpoint
+from agents import checkpoint, load
 from agents.run import cli
+from agents.run.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"num-envs": 4, "n-steps": 64, "net-arch": 16, "eval-episodes": 2, "checkpoint-every": 0, "target-kl": 0.01}
@@ -38,10 +39,14 @@ def execute(script: str, *arguments: object) -> subprocess.CompletedProcess[str]
 
 
 def interrupt(
-    run: Path, number: signal.Signals, steps: int, meanwhile: Callable[[], object] = lambda: None
+    run: Path,
+    number: signal.Signals,
+    steps: int,
+    meanwhile: Callable[[], object] = lambda: None,
+    options: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Train to a first checkpoint, then send a signal."""
-    arguments = command("train.py", *SMALL, "--steps", steps, "--run-dir", run)
+    arguments = command("train.py", *SMALL, "--steps", steps, "--run-dir", run, *options)
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), **pipes)
     deadline = time.monotonic() + 60
@@ -149,6 +154,52 @@ def test_a_killed_run_goes_on_as_if_nothing_happened(finished: Path, tmp_path: P
     for file in ("evaluations.csv", "progress.csv"):
         assert timeless(killed / file) == timeless(finished / file)
     assert (killed / "command.txt").read_text().count("\n") == 2
+
+
+def test_a_killed_run_goes_on_with_its_own_threads_and_device(tmp_path: Path) -> None:
+    asked = ["--threads=2", "--quiet"]
+    whole, killed = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "killed")
+    uninterrupted = execute("train.py", *SMALL, "--steps", 3000, "--run-dir", whole.path, *asked)
+    assert uninterrupted.returncode == 0, uninterrupted.stderr
+    assert interrupt(killed.path, signal.SIGKILL, 3000, options=asked).returncode == -signal.SIGKILL
+    resumed = execute("train.py", "resume", killed.path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "in place of" not in resumed.stdout
+    settings = [folder.read_config().run for folder in (whole, killed)]
+    assert [(run.threads, run.device) for run in settings] == [(2, settings[0].device)] * 2
+    a, b = (checkpoint.read(folder.last)[1] for folder in (whole, killed))
+    assert {name: checkpoint.digest(x) for name, x in a.items()} == {
+        name: checkpoint.digest(x) for name, x in b.items()
+    }
+
+
+def test_flags_of_resume_are_used_kept_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, threads = tmp_path / "run", []
+    monkeypatch.setattr("torch.set_num_threads", threads.append)
+    asked = [*SMALL, "--steps", "256", "--threads", "2", "--device", "cpu", "--quiet"]
+    assert cli.train([*asked, "--run-dir", str(run)]) == 0
+    threads.clear()
+    assert cli.train(["resume", str(run), "--steps", "300", "--quiet"]) == 0
+    assert threads[0] == 2
+    threads.clear()
+    capsys.readouterr()
+    assert cli.train(["resume", str(run), "--steps", "600", "--threads", "3", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("--threads 3 in place of the run's 2: ")
+    assert "--device" not in out
+    assert threads[0] == 3
+    assert RunFolder.open(run).read_config().run.threads == 3
+    assert cli.train(["resume", str(run), "--threads", "0"]) == 2
+    assert cli.train(["resume", str(run), "--device", "warp9"]) == 2
+
+
+def test_what_device_a_run_has_is_kept(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert cli.train([*SMALL, "--steps", "256", "--run-dir", str(run), "--quiet"]) == 0
+    settings = RunFolder.open(run).read_config()
+    assert settings.run.device == str(load(RunFolder(run).last).device) != "auto"
 
 
 def test_more_steps_extend_a_finished_run(tmp_path: Path) -> None:
@@ -266,15 +317,15 @@ def test_what_cannot_be_evaluated_is_one_sentence(
     assert out == ""
 
 
-def test_a_run_without_usable_directions_stops_with_its_state_saved(tmp_path, capsys):
+def test_a_run_without_usable_directions_stops_with_its_state_saved(tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
-    # The first-order inverse refuses each update at such a rate.
-    options = ["--fisher", "adaptive", "--fisher-first-order", "--fisher-rate", "0.9", "--max-rejected-updates", "2"]
+    monkeypatch.setattr("agents.natural.adaptive.AdaptiveInverse.update", lambda self, rows, rate: False)
+    options = ["--fisher", "adaptive", "--max-rejected-updates", "2"]
     asked = [*SMALL, *options, "--policy", "LinearPolicy", "--steps", "5000", "--run-dir", str(run)]
     asked[asked.index("--checkpoint-every=0")] = "--checkpoint-every=1000"
     assert cli.train(asked) == 1
     message = capsys.readouterr().err
-    assert "2 updates in a row had no usable direction" in message
+    assert "In 2 updates in a row no direction was usable" in message
     assert "last saved state" in message
     manifest, _ = checkpoint.read(run / "checkpoints" / "last.zip")
     assert (manifest["num_timesteps"], manifest["policy_class"]) == (2 * 4 * 64, "LinearPolicy")

@@ -84,6 +84,31 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     folder.lock().close()
 
 
+def test_the_lock_outlives_a_new_configuration(tmp_path: Path) -> None:
+    folder = RunFolder.create(settings(tmp_path), "")
+    with folder.lock():
+        folder.write_config(settings(tmp_path, threads=3))
+        with pytest.raises(RunError, match="Another process"):
+            folder.lock()
+
+
+def test_a_kill_while_the_configuration_is_written_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder.create(settings(tmp_path, threads=2), "")
+    seen = []
+
+    def killed(descriptor: int) -> None:
+        seen.append(folder.read_config().run.threads)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.write_config(settings(tmp_path, threads=3))
+    assert seen == [2]
+    assert folder.read_config().run.threads == 2
+
+
 def test_rows_beyond_the_checkpoint_and_broken_ones_are_dropped(tmp_path: Path) -> None:
     file = tmp_path / "progress.csv"
     for steps in (1, 5, 9):

@@ -1,0 +1,28 @@
+"""Every algorithm by its name, and `load`, which asks a checkpoint for the name."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from agents.base import Agent
+from agents.checkpoint import CheckpointError, read_manifest
+from agents.meta import FOMAML, MAML, Reptile
+from agents.npg import NPG, TRPO
+from agents.pes import PES
+from agents.ppo import PPO
+
+__all__ = ["FOMAML", "MAML", "NPG", "PES", "PPO", "REGISTRY", "TRPO", "Agent", "CheckpointError", "Reptile", "load"]
+
+REGISTRY: dict[str, type[Agent]] = {agent.name: agent for agent in (NPG, TRPO, PPO, PES, Reptile, FOMAML, MAML)}
+"""Name -> class of every algorithm; the commands read it."""
+
+
+def load(path: str | os.PathLike[str], env: Any = None, **kwargs: Any) -> Agent:
+    """Return the agent that a checkpoint holds, whatever its algorithm; arguments as for `Agent.load`."""
+    name = read_manifest(path)["algorithm"]
+    if name not in REGISTRY:
+        raise CheckpointError(
+            f"{path} holds an agent of the algorithm {name!r}; this version has {', '.join(REGISTRY)}."
+        )
+    return REGISTRY[name].load(path, env, **kwargs)
