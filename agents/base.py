@@ -289,6 +289,11 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
     def train(self, batch: Any) -> None:
         """Update once from what `collect` gave; a stop_reason, a sentence, ends training after it."""
 
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Log what an update did, name by name, under train/."""
+        for name, value in metrics.items():
+            self.logger.record(f"train/{name}", value)
+
     def _record(self, collect_seconds: float, train_seconds: float) -> None:
         assert self.env is not None
         if episodes := self.ep_info_buffer:
