@@ -257,12 +257,12 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                 listener.on_rollout_end()
                 collected = time.perf_counter()
                 self._update_current_progress_remaining(self.num_timesteps, total)
-                self.train(batch)
+                metrics = self.train(batch)
                 if self.collector.policy is not self.policy:
                     self.collector.follow(self.policy)
                 self.iteration += 1
                 self.counter += 1
-                self._record(collected - started, time.perf_counter() - collected)
+                self._record(metrics or {}, collected - started, time.perf_counter() - collected)
                 if self.iteration % log_interval == 0:
                     self.logger.dump(self.num_timesteps)
                 yield self.iteration
@@ -276,11 +276,17 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         return self.collector.fill(self.counter)
 
     @abstractmethod
-    def train(self, batch: Any) -> None:
-        """Update once from what `collect` gave; a stop_reason, a sentence, ends training after it."""
+    def train(self, batch: Any) -> Mapping[str, float] | None:
+        """Update once from what `collect` gave; a stop_reason, a sentence, ends training after it.
 
-    def _record(self, collect_seconds: float, train_seconds: float) -> None:
+        Returns:
+            Numbers to log, if any: under train/, unless their names have a group of their own.
+        """
+
+    def _record(self, metrics: Mapping[str, float], collect_seconds: float, train_seconds: float) -> None:
         assert self.env is not None
+        for name, value in metrics.items():
+            self.logger.record(name if "/" in name else f"train/{name}", value)
         if episodes := self.ep_info_buffer:
             self.logger.record("rollout/ep_rew_mean", float(np.mean([episode["r"] for episode in episodes])))
             self.logger.record("rollout/ep_len_mean", float(np.mean([episode["l"] for episode in episodes])))

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
 
 from agents import noise
 from agents.base import Agent
-from agents.config import between
 from agents.natural import make_curvature
 from agents.natural.critic_fits import CRITIC_FITS, CriticFitConfig
-from agents.natural.curvature import CurvatureConfig, check_solver
-from agents.natural.kronecker import effective_dimension
-from agents.natural.scores import FactoredScores, Scores, scores
+from agents.natural.curvature import check_solver
+from agents.natural.scores import scores
 from agents.natural.step import (
     CURVES,
+    DETAILS_EVERY,
     Line,
     Rejections,
     StepConfig,
@@ -27,30 +26,14 @@ from agents.natural.step import (
     step_size,
 )
 from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
-from agents.rollout.buffer import Rollout, advantages, explained_variance, standardize
+from agents.rollout.buffer import AdvantageConfig, Rollout, advantages, explained_variance, standardize
 from agents.saving import Stateful
 from envs.sb3 import SB3View
 
-DETAILS_EVERY = 10
-"""Iterations between measurements that cost time of their own."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class NPGConfig(CurvatureConfig, StepConfig, CriticFitConfig):
+class NPGConfig(StepConfig, CriticFitConfig, AdvantageConfig):
     """Hyperparameters of NPG, each declared beside what it is for."""
-
-    gae_lambda: Annotated[float, between(0, 1)] = 0.95
-    """Lambda of generalized advantage estimation (Schulman et al. 2016)."""
-    normalize_advantage: bool = True
-    """Whether advantages are shifted to mean 0 and scaled to standard deviation 1 in each batch."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.cg_preconditioner == "gram" and min(self.cg_damping, self.critic_damping) == 0:
-            raise ValueError(
-                "cg_preconditioner is 'gram' with cg_damping or critic_damping 0.0; give both above 0, or another "
-                "preconditioner."
-            )
 
 
 class NPG(Agent):
@@ -81,7 +64,7 @@ class NPG(Agent):
     # Learning --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def train(self, batch: Rollout) -> None:
+    def train(self, batch: Rollout) -> dict[str, float]:
         """θ ← θ + β w with w = (F + λ I)⁻¹ g (Kakade 2002, section 3) and the β of target_kl; then fit the critic."""
         c, policy, target = self.config, self.policy, self.target_kl
         observations, a = batch["observations"].flatten(0, 1), batch["actions"].flatten(0, 1)
@@ -104,26 +87,20 @@ class NPG(Agent):
                 beta, _ = match_kl(line.kl, first, target)  # mean KL(old || new) = target_kl
         if beta == 0:
             line.back()
-        metrics = report_step(line, beta, step, Psi, a, A, explained)
+        damping = None if self.counter % DETAILS_EVERY else c.cg_damping
+        metrics = report_step(line, beta, step, Psi, a, A, explained, damping)
 
         z = policy.critic.update_scale(returns)
         self.critic_fit.fit(policy.critic, s, z, rows)  # |V - z|² / n
         self.stop_reason = self.rejections.count(beta, step, c.line_search)
-        self._record_update(metrics, Psi)
         policy.update_normalizer(observations)
+        return metrics | {"rejected_updates": self.rejections.updates, "rejected_steps": self.rejections.steps}
 
     @property
     def target_kl(self) -> float:
         """The step size now, in nats."""
         first, last = self.config.target_kl, self.config.target_kl_end
         return first if last is None else last + (first - last) * max(self._current_progress_remaining, 0.0)
-
-    def _record_update(self, metrics: dict[str, float], Psi: Scores) -> None:
-        if self.counter % DETAILS_EVERY == 0 and isinstance(Psi, FactoredScores):
-            metrics["effective_dimension"] = effective_dimension(Psi, self.config.cg_damping).item()
-        metrics |= {"rejected_updates": self.rejections.updates, "rejected_steps": self.rejections.steps}
-        for name, value in metrics.items():
-            self.logger.record(f"train/{name}", value)
 
     # Set-up ----------------------------------------------------------------------------------------------------------
 

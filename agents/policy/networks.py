@@ -216,10 +216,6 @@ class ReturnScale(nn.Module):
         """Give (targets - mean) / std, in the targets' dtype."""
         return ((targets.double() - self.mean) / self.std).to(targets.dtype)
 
-    def denormalize(self, outputs: Tensor) -> Tensor:
-        """Give outputs * std + mean, in the outputs' dtype."""
-        return outputs * self.std.to(outputs.dtype) + self.mean.to(outputs.dtype)
-
 
 class Critic(nn.Module):
     """A value function V(s) whose network learns targets of mean 0 and variance 1.
@@ -240,7 +236,8 @@ class Critic(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Give V(s) in reward units: [n, O] to [n]."""
-        return self.scale.denormalize(self.normalized(observations))
+        y = self.normalized(observations)
+        return y * self.scale.std.to(y.dtype) + self.scale.mean.to(y.dtype)
 
     def normalized(self, observations: Tensor) -> Tensor:
         """Give the network's own output, (V(s) - mean) / std: [n, O] to [n]."""

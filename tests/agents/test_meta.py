@@ -44,7 +44,7 @@ def learn_once(agent: MetaAgent) -> Adaptation:
     """Let the agent learn for one iteration; returns what it trained on."""
     seen: list[Adaptation] = []
     train = agent.train
-    agent.train = lambda batch: (seen.append(batch), train(batch))  # type: ignore[method-assign]
+    agent.train = lambda batch: seen.append(batch) or train(batch)  # type: ignore[func-returns-value, method-assign]
     agent.learn(1)
     return seen[0]
 

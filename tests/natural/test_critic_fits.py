@@ -80,7 +80,7 @@ def test_a_small_spread_is_a_spread():
 def test_no_targets_yet_changes_nothing():
     scale = ReturnScale()
     assert (scale.mean, scale.std) == (0, 1)
-    assert torch.equal(scale.denormalize(torch.tensor([3.0])), torch.tensor([3.0]))
+    assert torch.equal(scale.normalize(torch.tensor([3.0])), torch.tensor([3.0]))
 
 
 def test_statistics_are_part_of_the_state():
