@@ -161,16 +161,16 @@ class MetaAgent(Agent):
         self.phi.grad = gradient
         self.optimizer.step()
 
-    def _finish(self, batch: Adaptation, meta_gradient: Tensor, gradients: Tensor) -> dict[str, float]:
+    def _finish(self, batch: Adaptation, meta_gradient: Tensor, gradients: Tensor) -> None:
         """Take φ into the policy, and the last rollout into the normalizer: all rollouts of an iteration have to be
-        normalized alike. Say what happened; gradients [k, M, P] are the inner steps', and the last loss's.
+        normalized alike. Record what happened; gradients [k, M, P] are the inner steps', and the last loss's.
         """
         if self.tasks.actor.log_std is not None and self.config.log_std_min is not None:
             self.phi[self.tasks.actor.log_std].clamp_(min=self.config.log_std_min)
         assign_parameters(self.policy.actor, self.phi)
         assert self.rollout is not None
         self.policy.update_normalizer(self.rollout["observations"].flatten(0, 1))
-        return self.tasks.report(batch, gradients) | {"meta_gradient_norm": meta_gradient.norm().item()}
+        self.record(self.tasks.report(batch, gradients) | {"meta_gradient_norm": meta_gradient.norm().item()})
 
 
 class Reptile(MetaAgent):
@@ -188,11 +188,11 @@ class Reptile(MetaAgent):
     rollouts_after = 0
 
     @single_thread()
-    def train(self, batch: Adaptation) -> dict[str, float]:
+    def train(self, batch: Adaptation) -> None:
         """φ ← φ + ε (mean of φ~ - φ), with φ~ = U^k(φ)."""
         difference = self.phi - batch.thetas[-1].mean(0)
         self._descend(difference)
-        return self._finish(batch, difference, batch.gradients)
+        self._finish(batch, difference, batch.gradients)
 
 
 class FOMAML(MetaAgent):
@@ -211,15 +211,15 @@ class FOMAML(MetaAgent):
     rollouts_after = 1
 
     @single_thread()
-    def train(self, batch: Adaptation) -> dict[str, float]:
+    def train(self, batch: Adaptation) -> None:
         """φ ← φ - β mean of Jᵀ ∇L(U^k(φ)), n_epochs times on the same rollouts, with J = dU^k/dφ as the rule has it."""
         first, tail = self._meta_gradient(batch)
         self._descend(first)
         for _ in range(self.config.n_epochs - 1):
             self._descend(self._meta_gradient(batch)[0])
         after = self._adapted(self.phi, batch, self.config.inner_steps)
-        kl = self.tasks.kl(batch.thetas[-1], after, batch.batches[-1]).item()
-        return self._finish(batch, first, torch.cat((batch.gradients, tail[None]))) | {"kl": kl}
+        self.record({"kl": self.tasks.kl(batch.thetas[-1], after, batch.batches[-1]).item()})
+        self._finish(batch, first, torch.cat((batch.gradients, tail[None])))
 
     def _meta_gradient(self, batch: Adaptation) -> tuple[Tensor, Tensor]:
         """Average the losses' gradients in φ, [P]; the last loss's at each task's adapted parameters too, [M, P]."""

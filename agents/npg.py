@@ -64,7 +64,7 @@ class NPG(Agent):
     # Learning --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def train(self, batch: Rollout) -> dict[str, float]:
+    def train(self, batch: Rollout) -> None:
         """θ ← θ + β w with w = (F + λ I)⁻¹ g (Kakade 2002, section 3) and the β of target_kl; then fit the critic."""
         c, policy, target = self.config, self.policy, self.target_kl
         observations, a = batch["observations"].flatten(0, 1), batch["actions"].flatten(0, 1)
@@ -87,14 +87,14 @@ class NPG(Agent):
                 beta, _ = match_kl(line.kl, first, target)  # mean KL(old || new) = target_kl
         if beta == 0:
             line.back()
+        self.stop_reason = self.rejections.count(beta, step, c.line_search)
         damping = None if self.counter % DETAILS_EVERY else c.cg_damping
         metrics = report_step(line, beta, step, Psi, a, A, explained, damping)
 
         z = policy.critic.update_scale(returns)
         self.critic_fit.fit(policy.critic, s, z, rows)  # |V - z|² / n
-        self.stop_reason = self.rejections.count(beta, step, c.line_search)
         policy.update_normalizer(observations)
-        return metrics | {"rejected_updates": self.rejections.updates, "rejected_steps": self.rejections.steps}
+        self.record(metrics | {"rejected_updates": self.rejections.updates, "rejected_steps": self.rejections.steps})
 
     @property
     def target_kl(self) -> float:

@@ -75,7 +75,7 @@ class PPO(Agent):
 
     # An iteration ----------------------------------------------------------------------------------------------------
 
-    def train(self, batch: Rollout) -> dict[str, float]:
+    def train(self, batch: Rollout) -> None:
         """Take minibatch steps on the losses of equation 9, for n_epochs or up to target_kl (algorithm 1)."""
         c, policy = self.config, self.policy
         observations, a = batch["observations"].flatten(0, 1), batch["actions"].flatten(0, 1)
@@ -98,7 +98,7 @@ class PPO(Agent):
 
         metrics = report_losses(history, self.minibatches, policy.actor, s, old, c.clip_range)
         policy.update_normalizer(observations)
-        return metrics | report(self.optimizer, PARTS) | {"explained_variance": explained.item()}
+        self.record(metrics | report(self.optimizer, PARTS) | {"explained_variance": explained.item()})
 
     def _minibatches(self, rollout: Minibatch) -> Iterator[Minibatch]:
         """Go n_epochs times through all n samples, in a new order each time."""
