@@ -20,7 +20,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 import agents
-from agents import REGISTRY, Agent, CheckpointError, noise
+from agents import REGISTRY, Agent, CheckpointError, checkpoint, noise
 from agents.policy.actor_critic import ActorPolicy
 from envs import GymVectorEnv, SnapshotError, VectorEnv, make_vec
 from envs.sb3 import SB3View
@@ -193,7 +193,7 @@ def test_environments_that_cannot_be_put_back_are_saved_without(algorithm: type[
     env = Unrestorable([gymnasium.make("CartPole-v1") for _ in range(2)], autoreset=algorithm.autoreset)
     agent = make(algorithm, env).learn(64)
     agent.save(tmp_path / "agent.zip")
-    manifest, _ = agents.read(tmp_path / "agent.zip")
+    manifest, _ = checkpoint.read(tmp_path / "agent.zip")
     assert manifest["env_snapshot"] == "its state is out of reach"
     algorithm.load(tmp_path / "agent.zip", env).learn(32, reset_num_timesteps=False)
 
