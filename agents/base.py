@@ -19,6 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
 from agents import checkpoint
@@ -170,6 +171,10 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
     def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> SB3View:
         return env if isinstance(env, SB3View) else SB3View(as_vector(env))
 
+    def get_vec_normalize_env(self) -> VecNormalize | None:
+        """Give the VecNormalize that rewards go through, if the environments are SB3's and have one."""
+        return None if self.env is None else self.env.normalize
+
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Train on other environments of the same spaces from now on; they may be another number of them."""
         view = self._as_view(env, self.config, wanted=None)
@@ -213,6 +218,10 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             # EvalCallback compares the classes of environments; ours is a view, which steps as any other does.
             warnings.filterwarnings("ignore", message="Training and eval env are not of the same type")
             return super()._init_callback(callback, progress_bar)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle without the logger, whose files stay the original's; `learn` makes a new one."""
+        return {name: value for name, value in self.__dict__.items() if name != "_logger"} | {"_custom_logger": False}
 
     # Learning --------------------------------------------------------------------------------------------------------
 
@@ -269,6 +278,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                 if self.stop_reason is not None:
                     raise FloatingPointError(self.stop_reason)
         finally:
+            self.collector.listener = None
             listener.on_training_end()
 
     def collect(self) -> Any:
@@ -278,6 +288,11 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
     @abstractmethod
     def train(self, batch: Any) -> None:
         """Update once from what `collect` gave; a stop_reason, a sentence, ends training after it."""
+
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Log what an update did, name by name, under train/."""
+        for name, value in metrics.items():
+            self.logger.record(f"train/{name}", value)
 
     def _record(self, collect_seconds: float, train_seconds: float) -> None:
         assert self.env is not None

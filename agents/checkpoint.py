@@ -61,7 +61,7 @@ def write(path: StrPath, manifest: Mapping[str, Any], tensors: Mapping[str, Tens
 
 
 def read(path: StrPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The manifest and the tensors (on the CPU) of the checkpoint at path, every digest verified.
+    """Read the manifest and the tensors (on the CPU) of the checkpoint at path, every digest verified.
 
     Raises:
         CheckpointError: there is no such file, or it is damaged, foreign or from a newer version.
@@ -119,7 +119,7 @@ def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]
 
 
 def digest(tensor: Tensor) -> str:
-    """The sha256 of a CPU tensor's dtype, shape and bytes, in hexadecimal."""
+    """Give the sha256 of a CPU tensor's dtype, shape and bytes, in hexadecimal."""
     sha = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
@@ -178,7 +178,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def encode_space(space: spaces.Space) -> dict[str, Any]:
-    """A Box, Discrete, MultiDiscrete or MultiBinary space as JSON values; others raise ValueError."""
+    """Write a Box, Discrete, MultiDiscrete or MultiBinary space as JSON values; others raise ValueError."""
     match space:
         case spaces.Box():
             bounds = {"low": _bound(space.low), "high": _bound(space.high)}
@@ -193,7 +193,7 @@ def encode_space(space: spaces.Space) -> dict[str, Any]:
 
 
 def decode_space(value: dict[str, Any]) -> spaces.Space:
-    """The space that `encode_space` was given."""
+    """Make the space that `encode_space` was given."""
     match value["kind"]:
         case "Box":
             low, high = (np.asarray(value[name], dtype=value["dtype"]) for name in ("low", "high"))
@@ -209,5 +209,5 @@ def decode_space(value: dict[str, Any]) -> spaces.Space:
 
 
 def _bound(bound: np.ndarray) -> Any:
-    """One number for equal bounds (Infinity is valid in Python's JSON), else all of them."""
+    """Write one number for equal bounds (Infinity is valid in Python's JSON), else all of them."""
     return float(bound.flat[0]) if bound.size and (bound == bound.flat[0]).all() else bound.tolist()

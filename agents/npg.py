@@ -15,7 +15,7 @@ from agents.natural import make_curvature
 from agents.natural.critic_fits import CRITIC_FITS, CriticFitConfig
 from agents.natural.curvature import CurvatureConfig, check_solver
 from agents.natural.kronecker import effective_dimension
-from agents.natural.scores import FactoredScores, Scores, scores
+from agents.natural.scores import FactoredScores, scores
 from agents.natural.step import (
     CURVES,
     Line,
@@ -104,26 +104,22 @@ class NPG(Agent):
                 beta, _ = match_kl(line.kl, first, target)  # mean KL(old || new) = target_kl
         if beta == 0:
             line.back()
+        self.stop_reason = self.rejections.count(beta, step, c.line_search)
         metrics = report_step(line, beta, step, Psi, a, A, explained)
 
         z = policy.critic.update_scale(returns)
         self.critic_fit.fit(policy.critic, s, z, rows)  # |V - z|² / n
-        self.stop_reason = self.rejections.count(beta, step, c.line_search)
-        self._record_update(metrics, Psi)
+        metrics |= {"rejected_updates": self.rejections.updates, "rejected_steps": self.rejections.steps}
+        if self.counter % DETAILS_EVERY == 0 and isinstance(Psi, FactoredScores):
+            metrics["effective_dimension"] = effective_dimension(Psi, c.cg_damping).item()
         policy.update_normalizer(observations)
+        self.record(metrics)
 
     @property
     def target_kl(self) -> float:
         """The step size now, in nats."""
         first, last = self.config.target_kl, self.config.target_kl_end
         return first if last is None else last + (first - last) * max(self._current_progress_remaining, 0.0)
-
-    def _record_update(self, metrics: dict[str, float], Psi: Scores) -> None:
-        if self.counter % DETAILS_EVERY == 0 and isinstance(Psi, FactoredScores):
-            metrics["effective_dimension"] = effective_dimension(Psi, self.config.cg_damping).item()
-        metrics |= {"rejected_updates": self.rejections.updates, "rejected_steps": self.rejections.steps}
-        for name, value in metrics.items():
-            self.logger.record(f"train/{name}", value)
 
     # Set-up ----------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
+import torch
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import get_system_info
 from torch import Tensor
@@ -201,14 +202,14 @@ class Saved:
     def _packed_environments(self: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if self.env is None:
             return {"env_id": None, "env_kwargs": {}, "env_snapshot": "there were none"}, {}
-        vector = self.env.vector
+        vector, rewards = self.env.vector, _scale_of_rewards(self.env.normalize)
         origin = _origin(vector)
         if self.collector.observations is None:
-            return {**origin, "env_snapshot": "no episode had begun"}, {}
+            return {**origin, "env_snapshot": "no episode had begun"}, rewards
         try:
             snapshot = vector.snapshot()
         except SnapshotError as error:
-            return {**origin, "env_snapshot": str(error)}, {}
+            return {**origin, "env_snapshot": str(error)}, rewards
         tensors = {f"env.{name}": tensor for name, tensor in snapshot.items()}
         tensors["episode.returns"] = self.collector.episodes.returns
         tensors["episode.lengths"] = self.collector.episodes.lengths
@@ -216,7 +217,10 @@ class Saved:
 
     def _restore_environments(self: Any, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Put the environments into the stored state, if one was stored for as many; else they begin anew."""
-        vector = self.env.vector
+        vector, normalize = self.env.vector, self.env.normalize
+        if normalize is not None and (held := with_prefix(tensors, "rewards.")):
+            rms = normalize.ret_rms
+            rms.mean, rms.var, rms.count = held["mean"].numpy(), held["var"].numpy(), held["count"].item()
         if manifest["env_snapshot"] != EXACT or vector.num_envs != len(tensors["episode.returns"]):
             return
         self.collector.begin(vector.restore(with_prefix(tensors, "env.")))
@@ -224,6 +228,15 @@ class Saved:
         vector.blowups = manifest["blowups"]
         self.collector.episodes.returns.copy_(tensors["episode.returns"])
         self.collector.episodes.lengths.copy_(tensors["episode.lengths"])
+
+
+def _scale_of_rewards(normalize: Any) -> dict[str, Tensor]:
+    """Give the statistics by which a VecNormalize scales rewards."""
+    if normalize is None:
+        return {}
+    rms = normalize.ret_rms
+    values = {"mean": rms.mean, "var": rms.var, "count": rms.count}
+    return {f"rewards.{name}": torch.as_tensor(value, dtype=torch.float64) for name, value in values.items()}
 
 
 def with_suffix(path: str | os.PathLike[str]) -> Path:

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.utils import EzPickle
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
@@ -138,6 +139,18 @@ class GymVectorEnv(SeededVectorEnv):
                     "observation, so it holds state that reset(seed) does not set."
                 )
         return torch.from_numpy(self._observation[rows])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Such environments are copied by being made anew: their episodes have to be played again.
+        anew = np.array([isinstance(env.unwrapped, EzPickle) for env in self.envs]) & (self._episode >= 0)
+        rows = np.flatnonzero(anew)
+        return {**self.__dict__, "_replays": (rows, self.snapshot(rows))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        rows, kept = state.pop("_replays")
+        self.__dict__.update(state)
+        if len(rows):
+            self.restore(kept, rows)
 
     def render(self) -> tuple[Any, ...] | None:
         """Draw one frame per environment."""

@@ -12,7 +12,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
 from torch import Tensor
 
 from envs.gymnasium_backend import GymVectorEnv
@@ -34,6 +34,11 @@ class SB3View(VecEnv):
         self._statistics = EpisodeStatistics(vector.num_envs, vector.device)
         self._started = time.time()
         super().__init__(vector.num_envs, vector.single_observation_space, vector.single_action_space)
+
+    @property
+    def normalize(self) -> VecNormalize | None:
+        """Find the VecNormalize among the wrappers of the Stable-Baselines3 VecEnv that is viewed, if it is one."""
+        return unwrap_vec_normalize(self.vector.env) if isinstance(self.vector, _FromSB3) else None
 
     @property
     def spec(self) -> Any:

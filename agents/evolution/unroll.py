@@ -9,8 +9,6 @@ from torch import Tensor
 ParticleState = dict[str, Tensor]
 """Of n particles: tensors whose first dimension is n. "steps", int64 [n], counts the steps since init."""
 
-State = ParticleState
-
 
 class Unroll(Protocol):
     """Many copies of one unrolled computation, each with its own parameters.

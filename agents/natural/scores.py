@@ -411,8 +411,9 @@ def is_factored(module: nn.Module) -> bool:
 
 
 def dense_scores(module: nn.Module, output: Callable[..., Tensor], *batch: Tensor) -> DenseScores:
-    """Give the scores of any module by per-sample differentiation, n times p numbers, from output(module, *batch) -> [n]
-    and tensors with n rows each.
+    """Give the scores of any module by per-sample differentiation, n times p numbers.
+
+    output(module, *batch) gives [n]; batch are tensors with n rows each.
     """
     call = _Bound(module, output)
     parameters = {name: parameter.detach() for name, parameter in call.named_parameters()}

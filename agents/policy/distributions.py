@@ -22,27 +22,27 @@ class Distribution(Protocol):
     """n distributions over actions."""
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """Log-density or log-probability of actions [n, *A], in nats: [n]."""
+        """Give the log-density or log-probability of actions [n, *A], in nats: [n]."""
         ...
 
     def entropy(self) -> Tensor:
-        """In nats: [n]."""
+        """Give the entropies in nats, [n]."""
         ...
 
     def kl(self, other: Any) -> Tensor:
-        """KL(self || other) in nats: [n]."""
+        """Give KL(self || other) in nats: [n]."""
         ...
 
     def fisher_roots(self) -> Tensor:
-        """[K, n]: the outer products of these numbers' derivatives, summed over K, are E_a[∇ log π ∇ log πᵀ]."""
+        """Give numbers [K, n] the outer products of whose derivatives, summed over K, are E_a[∇ log π ∇ log πᵀ]."""
         ...
 
     def mode(self) -> Tensor:
-        """The most probable actions [n, *A]."""
+        """Give the most probable actions [n, *A]."""
         ...
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Actions [n, *A] from noise of the head's kind and shape."""
+        """Give actions [n, *A] from noise of the head's kind and shape."""
         ...
 
 

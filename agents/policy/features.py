@@ -64,7 +64,7 @@ class FourierFeatures(nn.Module):
         self.register_buffer("phase", torch.empty(features).uniform_(-math.pi, math.pi))
 
     def forward(self, observations: Tensor) -> Tensor:
-        """[n, O] -> [n, m]."""
+        """Map [n, O] to [n, m]."""
         return torch.addmm(self.phase, observations, self.projection).sin_()
 
 
@@ -88,6 +88,6 @@ class QuadraticFeatures(nn.Module):
         return self.inputs + self._pairs.shape[1]
 
     def forward(self, observations: Tensor) -> Tensor:
-        """[n, O] -> [n, features]."""
+        """Map [n, O] to [n, features]."""
         first, second = self._pairs
         return torch.cat((observations, observations[:, first] * observations[:, second]), dim=1)

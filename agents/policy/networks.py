@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
+from agents.policy.base import Moments
 from agents.policy.distributions import Distribution, Head
 
 
@@ -170,15 +171,13 @@ class Actor(nn.Module):
 class ReturnScale(nn.Module):
     """Running mean and standard deviation of value targets; count, mean and M2 are float64 buffers.
 
-    Batches are merged by Chan's formula. Before each merge the past loses the share 1 - decay of its weight, because
+    Batches are merged as `Moments`. Before each merge the past loses the share 1 - decay of its weight, because
     the targets move with the policy: a cumulative mean would trail behind by half the training. There is no absolute
     epsilon: rewards in other units give the same normalized targets (bit for bit, if the factor is a power of two).
     A standard deviation that float32 cannot tell from zero beside the mean counts as zero, and the scale is then 1.
 
     Args:
         decay: what an update leaves of the past's weight, in (0, 1]; 1 is cumulative.
-
-    Source: Chan, Golub & LeVeque 1983 (the pairwise update), https://doi.org/10.1080/00031305.1983.10483115.
     """
 
     count: Tensor
@@ -202,15 +201,9 @@ class ReturnScale(nn.Module):
     @torch.no_grad()
     def update(self, targets: Tensor) -> None:
         """Merge a batch of targets [n], n at least 1."""
-        batch = targets.double()
-        mean = batch.mean()
-        self.count *= self.decay
-        self.m2 *= self.decay
-        total = self.count + len(batch)
-        shift = mean - self.mean
-        self.m2 += (batch - mean).square().sum() + shift.square() * self.count * len(batch) / total
-        self.mean += shift * len(batch) / total
-        self.count.copy_(total)
+        past = Moments(self.count * self.decay, self.mean, self.m2 * self.decay)
+        for held, merged in zip((self.count, self.mean, self.m2), past.merge(Moments.of(targets)), strict=True):
+            held.copy_(merged)
 
     def normalize(self, targets: Tensor) -> Tensor:
         """Give (targets - mean) / std, in the targets' dtype."""

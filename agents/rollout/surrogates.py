@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
-    """The mean over the last axis of min(r A, clip(r, 1 - ε, 1 + ε) A), which is to be maximised, [...].
+    """Give the mean over the last axis of min(r A, clip(r, 1 - ε, 1 + ε) A), which is to be maximised, [...].
 
     Args:
         ratio: r = π(a|s) / π_old(a|s), [..., n].
@@ -24,7 +24,7 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_range: float) -> T
 
 
 def lvc_surrogate(log_ratio: Tensor, advantages: Tensor) -> Tensor:
-    """r_t A_t, elementwise; r_t = π(a_t|s_t) / π_old(a_t|s_t).
+    """Give r_t A_t, elementwise; r_t = π(a_t|s_t) / π_old(a_t|s_t).
 
     The mean's gradient at π_old is the policy gradient. Its Hessian leaves out the products of scores of different
     steps of an episode: that is biased for episodes of several steps, and varies less.
@@ -39,7 +39,7 @@ def lvc_surrogate(log_ratio: Tensor, advantages: Tensor) -> Tensor:
 
 
 def dice_surrogate(log_ratio: Tensor, advantages: Tensor, begin: Tensor) -> Tensor:
-    """(Π_{u <= t} r_u - Π_{u < t} r_u) A_t, elementwise, with products over the steps of the episode up to t.
+    """Give (Π_{u <= t} r_u - Π_{u < t} r_u) A_t, elementwise, with products over the steps of the episode up to t.
 
     All derivatives of the mean at π_old are unbiased estimates of those of the expected return, the Hessian included,
     where A_t is what followed the action less a baseline of the state.

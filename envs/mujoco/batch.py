@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import gymnasium
 import mujoco
@@ -55,6 +56,7 @@ class MujocoVectorEnv(SeededVectorEnv):
     """
 
     task_types: ClassVar[Mapping[str, Callable[..., Task]]] = TASKS
+    _made_with: tuple[tuple[Any, ...], dict[str, Any]]
     _action_scale: float = 1.0
     """Factor between actions, which are paid for, and controls."""
 
@@ -92,6 +94,21 @@ class MujocoVectorEnv(SeededVectorEnv):
         self._observation[:] = observation
         self.render_mode = self._render_kwargs.get("render_mode")
         self._renderer: gymnasium.Env | None = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = super().__new__(cls)
+        self._made_with = args, kwargs
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle as the arguments that made it and a snapshot: simulations live outside of Python's reach."""
+        args, kwargs = self._made_with
+        kept = {"snapshot": self.snapshot(), "blowups": self.blowups, "made_from": self.made_from}
+        return partial(type(self), *args, **kwargs), (), kept
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        self.restore(kept["snapshot"])
+        self.blowups, self.made_from = kept["blowups"], kept["made_from"]
 
     def _load_model(self) -> mujoco.MjModel:
         return load_model(self.task.xml_file)

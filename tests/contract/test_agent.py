@@ -16,10 +16,11 @@ import torch
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 import agents
-from agents import REGISTRY, Agent, CheckpointError
+from agents import REGISTRY, Agent, CheckpointError, noise
 from agents.policy.actor_critic import ActorPolicy
 from envs import GymVectorEnv, SnapshotError, VectorEnv, make_vec
 from envs.sb3 import SB3View
@@ -385,6 +386,47 @@ def test_callbacks_see_what_they_see_in_sb3_and_can_stop(algorithm: type[Agent])
     assert agent.episode_returns == [episode["r"] for episode in episodes]
 
 
+def test_learning_goes_on_where_a_callback_stopped_it(algorithm: type[Agent], monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make(algorithm, "InvertedPendulum-v5").learn(1000, callback=Recorder(stop_after=400))
+    if algorithm.autoreset is AutoresetMode.SAME_STEP:  # pairs begin anew elsewhere
+        vector = agent.collector.vector
+        assert torch.equal(agent.collector.observations, vector.snapshot()["observation"])
+        monkeypatch.setattr(vector, "reset", None)
+    agent.learn(128, reset_num_timesteps=False)
+    assert agent.num_timesteps >= 528
+
+
+def test_calls_of_learn_never_draw_the_same_numbers_again(
+    algorithm: type[Agent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[Any, ...]] = []
+    stream = noise.stream
+    monkeypatch.setattr(noise, "stream", lambda *key: drawn.append(key) or stream(*key))
+    agent = make(algorithm, "InvertedPendulum-v5")
+    for _ in range(3):
+        agent.learn(128)
+    assert agent.counter >= 3
+    assert len(drawn) >= 3
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_each_iteration_has_one_rollout_for_callbacks(algorithm: type[Agent]) -> None:
+    told: list[str] = []
+
+    class Ends(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            told.append("start")
+
+        def _on_rollout_end(self) -> None:
+            told.append("end")
+
+        def _on_step(self) -> bool:
+            return True
+
+    agent = make(algorithm, "InvertedPendulum-v5").learn(256, callback=Ends())
+    assert told == ["start", "end"] * agent.iteration
+
+
 def test_evaluation_and_checkpoint_callbacks_of_sb3_work(algorithm: type[Agent], tmp_path: Path) -> None:
     evaluate = EvalCallback(
         SB3View(make_vec("InvertedPendulum-v5", 2)),
@@ -442,3 +484,32 @@ def test_parameters_can_be_set_from_a_file_or_a_dict(algorithm: type[Agent], tmp
     other = make(algorithm, "InvertedPendulum-v5", 3)
     other.set_parameters(source.get_parameters())
     assert torch.equal(parameters(source), parameters(other))
+
+
+def test_a_wrapper_that_scales_rewards_is_found_and_its_statistics_are_kept(
+    algorithm: type[Agent], tmp_path: Path
+) -> None:
+    if algorithm.autoreset is not AutoresetMode.SAME_STEP:
+        pytest.skip("this algorithm takes no environments of Stable-Baselines3")
+
+    def env() -> VecNormalize:
+        return VecNormalize(DummyVecEnv([lambda: gymnasium.make("Pendulum-v1")] * 2), norm_obs=False)
+
+    agent = make(algorithm, env()).learn(64)
+    found = agent.get_vec_normalize_env()
+    assert isinstance(found, VecNormalize)
+    assert found.ret_rms.count > 60
+    agent.save(tmp_path / "agent")
+    loaded = algorithm.load(tmp_path / "agent", env(), device="cpu").get_vec_normalize_env()
+    assert (loaded.ret_rms.mean, loaded.ret_rms.var, loaded.ret_rms.count) == (
+        found.ret_rms.mean,
+        found.ret_rms.var,
+        found.ret_rms.count,
+    )
+    assert make(algorithm, "CartPole-v1").get_vec_normalize_env() is None
+
+
+def test_evaluating_elsewhere_warns_of_nothing(algorithm: type[Agent], recwarn: pytest.WarningsRecorder) -> None:
+    ordinary = DummyVecEnv([lambda: Monitor(gymnasium.make("CartPole-v1"))])
+    make(algorithm, "CartPole-v1").learn(64, callback=EvalCallback(ordinary, eval_freq=8, n_eval_episodes=1, verbose=0))
+    assert [str(warning.message) for warning in recwarn if "same type" in str(warning.message)] == []
