@@ -115,9 +115,8 @@ class COPOS(Agent):
 
         self.critic_fit.fit(policy.critic, s, policy.critic.update_scale(returns), rows)
         self.stop_reason = self.rejections.count(1 / eta, step, line_search=False)
-        metrics |= {"eta": eta, "omega": omega, "rejected_updates": self.rejections.updates}
-        for name, value in metrics.items():
-            self.logger.record(f"train/{name}", value)
+        metrics["rejected_updates"] = self.rejections.updates
+        self.record(metrics | ({"eta": eta, "omega": omega} if eta < math.inf else {}))
         policy.update_normalizer(observations)
 
     # Set-up ----------------------------------------------------------------------------------------------------------
