@@ -253,10 +253,11 @@ class Update:
         for _ in range(TRIES):
             new = self.take(eta, omega)
             kl, drop = new.kl(old).mean().item(), (old.entropy() - new.entropy()).mean().item()
-            excess = max(kl / dual.epsilon, (max(drop, 0.0) / dual.b) ** 2)
-            if excess <= 1 + KL_TOLERANCE:
+            within = drop <= (1 + KL_TOLERANCE) * dual.b
+            if within and kl <= (1 + KL_TOLERANCE) * dual.epsilon:
                 return eta, omega
-            factor = math.sqrt(excess) if math.isfinite(excess) else 10.0  # the KL falls as 1 / η²
+            # The KL falls as 1 / η²; by how much the entropy falls too far, as fast, but from b on.
+            factor = max(math.sqrt(kl / dual.epsilon), 1.0 if within else 2.0) if math.isfinite(kl) else 10.0
             eta = dual.floor + factor * (eta - dual.floor)
             omega = dual.omega(eta)
         self.actor.load_state_dict(self.before.state_dict())
