@@ -17,7 +17,7 @@ from agents.base import Agent
 from agents.config import above, between
 from agents.natural import make_curvature
 from agents.natural.critic_fits import CRITIC_FITS, CriticFitConfig
-from agents.natural.curvature import CurvatureConfig, check_solver
+from agents.natural.curvature import check_solver
 from agents.natural.scores import scores
 from agents.natural.step import CURVES, KL_TOLERANCE, Rejections, step_size
 from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
@@ -35,7 +35,7 @@ TRIES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class COPOSConfig(CurvatureConfig, CriticFitConfig):
+class COPOSConfig(CriticFitConfig):
     """Hyperparameters of COPOS; ε, b and λ as in the paper's experiments."""
 
     target_kl: Annotated[float, above(0)] = 0.01

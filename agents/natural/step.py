@@ -13,7 +13,8 @@ from torch import Tensor
 
 from agents.config import CommonConfig, above, at_least
 from agents.natural.curvature import NaturalGradient
-from agents.natural.scores import Scores
+from agents.natural.kronecker import effective_dimension
+from agents.natural.scores import FactoredScores, Scores
 from agents.policy.networks import Actor, assign_parameters, parameter_vector
 
 KL_TOLERANCE = 0.05
@@ -28,6 +29,8 @@ BACKTRACKS = 10
 """Steps that a line search tries."""
 SHRINKING = 0.8
 """The factor between two of them. Both are those of Schulman's modular_rl."""
+DETAILS_EVERY = 10
+"""Iterations between measurements that cost time of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +210,14 @@ class Rejections:
 
 
 def report_step(
-    line: Line, beta: float, step: NaturalGradient, Psi: Scores, a: Tensor, A: Tensor, explained: Tensor
+    line: Line,
+    beta: float,
+    step: NaturalGradient,
+    Psi: Scores,
+    a: Tensor,
+    A: Tensor,
+    explained: Tensor,
+    damping: float | None = None,
 ) -> dict[str, float]:
     """Compare what the step Δθ = β w did with what the quadratic model foretold, name by name as `CURVES` shows it.
 
@@ -223,6 +233,8 @@ def report_step(
         a: actions, [n, *A].
         A: advantages, [n].
         explained: share of the returns' variance that the critic explains, a scalar.
+        damping: with which the effective dimension is measured too, where scores factor; that costs time of its own,
+            and None leaves it out.
     """
     log_ratio = line.new.log_prob(a) - Psi.values
     ratio = log_ratio.exp()
@@ -248,6 +260,8 @@ def report_step(
         values["std"] = line.actor.log_std.bias.exp().mean()
     found = dict(zip(values, torch.stack([x.double() for x in values.values()]).tolist(), strict=True))
     found["cg_iterations"] = step.solution.iterations
+    if damping is not None and isinstance(Psi, FactoredScores):
+        found["effective_dimension"] = effective_dimension(Psi, damping).item()
     return found | ({"cg_residual": step.solution.residual} if math.isfinite(step.solution.residual) else {})
 
 
