@@ -29,6 +29,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "pes": {"n_steps": 16, "num_envs": 8, "net_arch": (16,), "sigma": 0.1, "learning_rate": 0.01},
     "npg": {"n_steps": 16, "num_envs": 8, "net_arch": (16,), "target_kl": 0.05, "gamma": 0.9},
     "trpo": {"n_steps": 16, "num_envs": 8, "net_arch": (16,), "target_kl": 0.05, "gamma": 0.9},
+    "copos": {
+        "n_steps": 16,
+        "num_envs": 8,
+        "net_arch": (16,),
+        "target_kl": 0.05,
+        "gamma": 0.9,
+        "entropy_decrease": 0.1,
+    },
     "ppo": {
         "n_steps": 16,
         "num_envs": 8,
