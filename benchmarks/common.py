@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -48,6 +49,13 @@ def context() -> dict[str, Any]:
     }
 
 
+def code_version() -> str:
+    """Name the code that learning depends on: a digest of agents/ and envs/, as committed and as changed since."""
+    folders = ("agents", "envs")
+    state = _git("rev-parse", *(f"HEAD:{folder}" for folder in folders)) + _git("diff", "HEAD", "--", *folders)
+    return hashlib.sha256(state.encode()).hexdigest()[:10]
+
+
 def read(name: str) -> dict[str, Any] | None:
     """Return the results kept under a name, subject/script, or None."""
     path = RESULTS / f"{name}.json"
@@ -66,7 +74,7 @@ def write(name: str, results: dict[str, Any]) -> Path:
 
 def is_same(run: dict[str, Any], key: dict[str, Any], versions: bool = True) -> bool:
     """Tell whether a kept run answers the key, with the packages that are installed now."""
-    same = all(_without_retired(run[name]) == _without_retired(value) for name, value in key.items())
+    same = all(without_retired(run[name]) == without_retired(value) for name, value in key.items())
     return same and (not versions or run["versions"] == current_versions())
 
 
@@ -147,7 +155,8 @@ def save(figure: Figure, name: str) -> Path:
     return path
 
 
-def _without_retired(value: Any) -> Any:
+def without_retired(value: Any) -> Any:
+    """Leave out hyperparameters of now gone options that stand at the value which is what training does now."""
     if not isinstance(value, dict):
         return value
     return {name: entry for name, entry in value.items() if name not in RETIRED or entry != RETIRED[name]}

@@ -11,7 +11,7 @@ import torch
 from agents import NPG, REGISTRY
 from benchmarks import common
 from benchmarks.evolution import policy_search
-from benchmarks.natural import ablation
+from benchmarks.natural import ablation, search
 from benchmarks.natural.direction import Trained, compare
 from benchmarks.natural.iteration import STAGES, WRAPPED
 from benchmarks.natural.training_peers import EnvironmentLayer
@@ -118,3 +118,61 @@ def test_runs_stand_under_their_place_and_another_process_s_stay(
     common.keep("natural/x", mine, {"seed": 0, "mean": 3.0}, ("seed",))
     assert mine == common.read("natural/x") == {"runs": [{"seed": 1, "mean": 1.0}, {"seed": 0, "mean": 3.0}]}
     assert common.as_json({"a": (1, 2)}) == json.loads('{"a": [1, 2]}')
+
+
+@pytest.fixture(name="searched")
+def _searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "LINES", tmp_path / "search.jsonl")
+    monkeypatch.setattr(search, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(search, "code_version", lambda: "here")
+
+
+@pytest.mark.usefixtures("searched")
+def test_a_searched_run_that_goes_on_is_the_run_that_never_stopped() -> None:
+    key = search.key_of("512", "InvertedPendulum-v5", 60, 2048)
+    half = search.train(key, None, 1024)
+    search.append(half)
+    ((same_key, before),) = search.todo([key, key], 2048, {"here"})
+    assert (same_key, before) == (key, half)
+    runs = [search.train(key, before, 2048), search.train(key, None, 2048)]
+    returns, finals = zip(*(([x[::2] for x in run["curve"]], run["final"]) for run in runs), strict=True)
+    assert [steps for steps, _ in returns[0]] == [512, 1024, 1536, 2048]
+    assert returns[0] == returns[1]
+    assert finals[0] == finals[1]
+    assert runs[0]["seconds"] > half["seconds"]
+
+
+@pytest.mark.usefixtures("searched")
+def test_results_of_a_search_outlive_a_line_that_was_cut_short() -> None:
+    first, second = ({"seed": seed, "settings": search.settings_of("512", "Ant-v5")} for seed in (1, 2))
+    search.append(first)
+    with search.LINES.open("a") as file:
+        file.write('{"seed": 2, "cur')
+    search.append(second)
+    assert search.read_lines() == [first, second]
+
+
+@pytest.mark.usefixtures("searched")
+def test_results_of_a_search_outlive_new_and_retired_options() -> None:
+    key = search.key_of("512", "Ant-v5", 60, 9)
+    older = {name: value for name, value in key["settings"].items() if name != "curvature_renewal"}
+    search.append({**key, "settings": {**older, "fisher_rows": 64}})
+    assert search.read_lines() == [key]
+
+
+def test_a_score_is_the_mean_of_tasks_and_its_interval_of_their_seeds() -> None:
+    tasks = ["Hopper-v5", "Reacher-v5"]
+    (low, high), (worst, best) = (search.PUBLISHED[task][:2] for task in tasks)
+    mean, lower, upper = search.score({tasks[0]: [low, high], tasks[1]: [best, best, worst, best]})
+    assert mean == pytest.approx((0.5 + 0.75) / 2)
+    assert (lower, upper) == pytest.approx((0.25, 1.0))
+    assert search.score({tasks[0]: [high], tasks[1]: [best, best]})[0] == 1.0
+
+
+def test_a_search_goes_on_with_the_better_half_and_with_those_to_be_kept() -> None:
+    task, names = "Hopper-v5", ["default", "512", "512, no memory", "1024 of 64 x 16, KL 0.01"]
+    lines = [
+        {**search.key_of(name, task, 60, 9), "budget": 3, "curve": [[3, 0.1, value]], "final": None}
+        for name, value in zip(names, (4.0, 3.0, 2.0, 1.0), strict=True)
+    ]
+    assert search.better_half(names, names[3:], lines, [task], range(60, 61), 3) == [*names[:2], names[3]]

@@ -61,6 +61,11 @@ class CurvatureConfig(CommonConfig):
     from; None takes all. Gradients always take all."""
     cg_damping: Annotated[float, at_least(0)] = 0.1
     """Damping of the Fisher matrix, in units of its mean eigenvalue tr(F) / p."""
+    curvature_memory: Annotated[float, at_least(0)] = 0.0
+    """Samples over which kfac and ekfac average their factors from update to update: one that is so many samples old
+    weighs 1/e; 0 takes this update's alone. By samples, so that it means the same for every size of batch."""
+    curvature_renewal: Annotated[int, at_least(1)] = 1
+    """Updates between eigendecompositions of remembered factors."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,6 +74,16 @@ class CurvatureConfig(CommonConfig):
                 f"solver is {self.solver!r}, but fisher={self.fisher!r} has an inverse of its own; give solver='auto', "
                 "or fisher='compatible' or 'analytic'."
             )
+        self.require(
+            "curvature_memory",
+            self.curvature_memory == 0 or self.fisher in ("kfac", "ekfac"),
+            "0, or fisher='kfac' or 'ekfac', whose factors can be remembered",
+        )
+        self.require(
+            "curvature_renewal",
+            self.curvature_renewal == 1 or self.curvature_memory > 0,
+            "1, or a curvature_memory above 0",
+        )
         if self.solver == "gram" and self.cg_damping == 0:
             raise ValueError(
                 "cg_damping is 0.0 with solver='gram'; give damping above 0, or solver='cholesky' or 'cg'."

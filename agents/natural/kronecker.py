@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,26 +50,43 @@ class Diagonal(DampedInverse):
         return b / self._entries
 
 
+class Eigenbasis(NamedTuple):
+    """The eigenvectors uᵢ vⱼᵀ of a block G ⊗ A."""
+
+    of_outputs: Tensor
+    """G's, as columns u, [out, out]."""
+    of_inputs: Tensor
+    """A's, as columns v, [m, m]."""
+    eigenvalues: Tensor
+    """The block's along uᵢ vⱼᵀ, none below 0, [out, m]."""
+
+    @classmethod
+    def of(cls, A: Tensor, G: Tensor) -> Eigenbasis:
+        """Find it; not numbers where a factor has entries that are none."""
+        (of_g, basis_g), (of_a, basis_a) = _eigen(G), _eigen(A)
+        return cls(basis_g, basis_a, torch.outer(of_g, of_a))
+
+
 class Kronecker(DampedInverse):
     """K-FAC: M is block-diagonal by layers, with the blocks G ⊗ A + λ I of G = Δᵀ Δ / n and A = Hᵀ H / n.
 
     The damping is exact, by the factors' eigenvectors; nothing is split between the factors.
 
+    Args:
+        scores: Ψ.
+        shift: λ.
+        bases: the layers' eigenvectors, such as those of remembered factors; None takes those of Ψ's own.
+
     Source: Martens & Grosse 2015, section 3 and equation 28, https://arxiv.org/abs/1503.05671.
     """
 
-    def __init__(self, scores: FactoredScores, shift: Tensor | float) -> None:
+    def __init__(self, scores: FactoredScores, shift: Tensor | float, bases: list[Eigenbasis] | None = None) -> None:
         self._scores = scores
-        self._bases: list[tuple[Tensor, Tensor]] = []
-        self.eigenvalues: list[Tensor] = []
-        for place, (A, G) in enumerate(scores.kfac()):
-            (of_g, basis_g), (of_a, basis_a) = _eigen(G), _eigen(A)
-            self._bases.append((basis_g, basis_a))
-            moments = self._second_moments(place, torch.outer(of_g, of_a))
-            self.eigenvalues.append(moments.add_(shift))
+        self._bases = [Eigenbasis.of(A, G) for A, G in scores.kfac()] if bases is None else bases
+        self.eigenvalues = [self._second_moments(place, basis) + shift for place, basis in enumerate(self._bases)]
 
-    def _second_moments(self, place: int, eigenvalues: Tensor) -> Tensor:
-        return eigenvalues
+    def _second_moments(self, place: int, basis: Eigenbasis) -> Tensor:
+        return basis.eigenvalues
 
     def matvec(self, v: Tensor) -> Tensor:
         return self._scores.by_layer(v, lambda place, x: self._scaled(place, x, self.eigenvalues[place]))
@@ -76,7 +95,7 @@ class Kronecker(DampedInverse):
         return self._scores.by_layer(b, lambda place, x: self._scaled(place, x, 1 / self.eigenvalues[place]))
 
     def _scaled(self, place: int, matrix: Tensor, factors: Tensor) -> Tensor:
-        of_g, of_a = self._bases[place]
+        of_g, of_a, _ = self._bases[place]
         return of_g @ (of_g.T @ matrix @ of_a * factors) @ of_a.T
 
 
@@ -97,8 +116,8 @@ class EigenKronecker(Kronecker):
     Source: George et al. 2018, section 3, https://arxiv.org/abs/1806.03884.
     """
 
-    def _second_moments(self, place: int, eigenvalues: Tensor) -> Tensor:
-        return self._scores.second_moments(place, *self._bases[place])
+    def _second_moments(self, place: int, basis: Eigenbasis) -> Tensor:
+        return self._scores.second_moments(place, basis.of_outputs, basis.of_inputs)
 
 
 class ClosedForm(Curvature):
@@ -116,11 +135,89 @@ class DiagonalCurvature(ClosedForm):
 
 
 class KroneckerCurvature(ClosedForm):
-    form = Kronecker
+    """Curvature by K-FAC, whose factors may be remembered from update to update.
+
+    Options: curvature_memory, curvature_renewal; see `RunningFactors`.
+    """
+
+    form: type[Kronecker] = Kronecker
+
+    def __init__(self, c: Any, precondition: Precondition | None = None, seed: int = 0) -> None:
+        super().__init__(c, precondition, seed)
+        self.running = RunningFactors(c.curvature_memory, c.curvature_renewal) if c.curvature_memory else None
+
+    def solve(self, fisher: Scores, shift: Tensor, gradient: Tensor) -> Solution:
+        if self.running is None:
+            return super().solve(fisher, shift, gradient)
+        assert isinstance(fisher, FactoredScores)
+        if not self.running.take_in(fisher):
+            return Solution(torch.zeros_like(gradient), 0, math.nan, "non_finite")
+        M = self.form(fisher, shift, self.running.bases)
+        return checked(M.solve(gradient), M.matvec, gradient)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {} if self.running is None else self.running.tensors()
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        if self.running is not None:
+            self.running.load(tensors)
 
 
-class EigenKroneckerCurvature(ClosedForm):
+class EigenKroneckerCurvature(KroneckerCurvature):
     form = EigenKronecker
+
+
+class RunningFactors:
+    """Averages of K-FAC's factors over the samples of all updates, of which older ones weigh less, and their bases.
+
+    A sample after which m others came weighs exp(-m / memory); those of one update weigh the same. The weights are
+    divided by their sum, so the first averages are those of the first updates alone.
+
+    Args:
+        memory: in samples, above 0.
+        renewal: updates from one eigendecomposition to the next.
+
+    Source: Martens & Grosse 2015, section 5. Differs from the paper: weights by samples in place of min(1 - 1/k, 0.95)
+    in the k-th update.
+    """
+
+    def __init__(self, memory: float, renewal: int = 1) -> None:
+        self.memory, self.renewal = memory, renewal
+        self.factors: list[tuple[Tensor, Tensor]] = []
+        """The layers' A and G."""
+        self.bases: list[Eigenbasis] = []
+        self.updates, self.weight = 0, 0.0
+
+    def take_in(self, scores: FactoredScores) -> bool:
+        """Average an update's factors in; False, and nothing changes, if they are not finite."""
+        new = scores.kfac()
+        if not all(x.isfinite().all() for pair in new for x in pair):
+            return False
+        self.weight = self.weight * math.exp(-scores.n / self.memory) + scores.n
+        share = scores.n / self.weight
+        self.factors = [
+            (A.lerp(new_A, share), G.lerp(new_G, share))
+            for (A, G), (new_A, new_G) in zip(self.factors or new, new, strict=True)
+        ]
+        if self.updates % self.renewal == 0:
+            self.bases = [Eigenbasis.of(A, G) for A, G in self.factors]
+        self.updates += 1
+        return True
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Give what it keeps between updates."""
+        counts = {"updates": torch.tensor(self.updates), "weight": torch.tensor(self.weight, dtype=torch.float64)}
+        factors = {f"{k}.{name}": x for k, pair in enumerate(self.factors) for name, x in zip("AG", pair, strict=True)}
+        bases = {f"{k}.{name}": x for k, basis in enumerate(self.bases) for name, x in basis._asdict().items()}
+        return counts | factors | bases
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `tensors` gave."""
+        layers = range(sum(name.endswith(".A") for name in tensors))
+        self.factors = [(tensors[f"{k}.A"], tensors[f"{k}.G"]) for k in layers]
+        self.bases = [Eigenbasis(*(tensors[f"{k}.{name}"] for name in Eigenbasis._fields)) for k in layers]
+        self.updates = int(tensors.get("updates", 0))
+        self.weight = float(tensors.get("weight", 0.0))
 
 
 def _by_closed_form(name: str, form: Callable[..., DampedInverse]) -> Precondition:

@@ -174,6 +174,9 @@ def sum_of_rewards(agent: NPG, seed: int) -> float:
         ("cg_max_steps", 0),
         ("curvature_samples", 0),
         ("cg_damping", -1.0),
+        ("curvature_memory", -1.0),
+        ("curvature_memory", 512.0),
+        ("curvature_renewal", 2),
         ("critic_steps", 0),
         ("gamma", 1.1),
         ("net_arch", (0,)),
@@ -194,6 +197,7 @@ def test_integers_and_lists_are_taken_where_numbers_and_tuples_are_declared() ->
 
 CHOICES: list[dict[str, Any]] = [
     *({"fisher": name} for name in CURVATURES),
+    *({"fisher": name, "curvature_memory": 512.0, "curvature_renewal": 3} for name in ("kfac", "ekfac")),
     *({"solver": name} for name in ("cholesky", "gram", "cg")),
     {"solver": "cg", "cg_preconditioner": "ekfac", "cg_warm_start": True},
     {"line_search": True},

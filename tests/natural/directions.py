@@ -34,6 +34,7 @@ def natural_gradient(
         "cg_max_steps": cg_iterations,
         "cg_tolerance": cg_tolerance,
         "cg_warm_start": x0 is not None,
+        "curvature_memory": 0.0,
     }
     curvature: Any = CURVATURES[estimate](SimpleNamespace(**options), PRECONDITIONERS[cg_preconditioner])
     if x0 is not None:

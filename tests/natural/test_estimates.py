@@ -16,7 +16,7 @@ from torch import Tensor
 from agents.natural import CURVATURES, kronecker
 from agents.natural.adaptive import AdaptiveInverse, damping_rows
 from agents.natural.curvature import choose_solver
-from agents.natural.kronecker import PRECONDITIONERS, Diagonal, EigenKronecker, Kronecker
+from agents.natural.kronecker import PRECONDITIONERS, Diagonal, EigenKronecker, Kronecker, RunningFactors
 from agents.natural.scores import DenseScores, FactoredScores, capture, dense_scores, scores
 from agents.policy.distributions import Head
 from agents.policy.networks import Actor, mlp
@@ -354,3 +354,63 @@ def test_unknown_solvers_are_refused() -> None:
     settings = {"damping": 0.1, "cg_iterations": 3, "cg_tolerance": 0.0}
     with pytest.raises(ValueError, match="no solver 'lu'"):
         natural_gradient(case.scores, case.A, **settings, solver="lu")
+
+
+@pytest.mark.parametrize("estimate", ["kfac", "ekfac"])
+@pytest.mark.parametrize("renewal", [1, 2])
+def test_remembered_factors_are_the_averages_of_the_definition(estimate: str, renewal: int) -> None:
+    """The k-th of K updates of n samples each weighs exp(-(K - k) n / memory), divided by the sum of these."""
+    case, memory, sizes = Case("gaussian"), 25.0, (8, 12, 20)
+    options = {"cg_damping": DAMPING, "curvature_memory": memory, "curvature_renewal": renewal}
+    curvature: Any = CURVATURES[estimate](SimpleNamespace(**options))
+    batches = torch.arange(N).split(sizes)
+    for rows in batches:
+        found = curvature.direction(case.scores.of(rows), case.A[rows])
+    # The first and the third update renew the eigenvectors.
+    weights = torch.cat([torch.full((n,), math.exp(-sum(sizes[k + 1 :]) / memory)) for k, n in enumerate(sizes)])
+    weights = weights.double() / weights.double().sum()
+    last, shift = batches[-1], DAMPING * case.psi[batches[-1]].square().sum() / sizes[-1] / case.scores.p
+    F = torch.zeros(case.scores.p, case.scores.p).double()
+    for flat, inputs in case.layers():
+        gradients = case.psi[:, flat]
+        deltas = (gradients @ inputs[:, :, None]).squeeze(-1) / inputs.square().sum(1, keepdim=True)
+        A, G = (x.T @ (x * weights[:, None]) for x in (inputs, deltas))
+        outer = torch.kron(G, A)
+        if estimate == "ekfac":
+            basis = torch.kron(torch.linalg.eigh(G).eigenvectors, torch.linalg.eigh(A).eigenvectors)
+            outer = basis @ torch.diag((gradients[last].flatten(1) @ basis).square().mean(0)) @ basis.T
+        F[flat.flatten()[:, None], flat.flatten()] = outer
+    g = case.psi[last].T @ case.A[last] / sizes[-1]
+    w = torch.linalg.solve(F + shift * torch.eye(len(F)).double(), g)
+    torch.testing.assert_close(found.direction, w, rtol=1e-7, atol=1e-9)
+
+
+def test_eigenvectors_are_renewed_every_few_updates() -> None:
+    case, bases = Case("gaussian"), []
+    running = RunningFactors(25.0, renewal=2)
+    for rows in torch.arange(N).split(8):
+        assert running.take_in(case.scores.of(rows))
+        bases.append(running.bases)
+    assert [a is b for a, b in itertools.pairwise(bases)] == [True, False, True, False]
+
+
+@pytest.mark.parametrize("estimate", ["kfac", "ekfac"])
+def test_the_shortest_memory_is_none(estimate: str) -> None:
+    case = Case("gaussian")
+    options = {"cg_damping": DAMPING, "curvature_renewal": 1}
+    none, short = (CURVATURES[estimate](SimpleNamespace(**options, curvature_memory=memory)) for memory in (0.0, 1e-3))
+    for rows in torch.arange(N).split(10):
+        Psi, A = case.scores.of(rows), case.A[rows]
+        assert torch.equal(none.direction(Psi, A).direction, short.direction(Psi, A).direction)
+
+
+def test_factors_that_are_not_finite_are_not_remembered() -> None:
+    case = Case("gaussian")
+    options = {"cg_damping": DAMPING, "curvature_memory": 25.0, "curvature_renewal": 1}
+    curvature: Any = CURVATURES["kfac"](SimpleNamespace(**options))
+    curvature.direction(case.scores, case.A)
+    before = {name: x.clone() for name, x in curvature.tensors().items()}
+    found = curvature.direction(case.scores.weighted(torch.full((N,), math.inf).double()), case.A)
+    assert found.solution.status == "non_finite"
+    assert not found.direction.any()
+    assert all(torch.equal(x, before[name]) for name, x in curvature.tensors().items())
