@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agents.registry import (
+        COPOS,
         FOMAML,
         MAML,
         NPG,
@@ -23,7 +24,20 @@ if TYPE_CHECKING:
         load,
     )
 
-__all__ = ["FOMAML", "MAML", "NPG", "PES", "PPO", "REGISTRY", "TRPO", "Agent", "CheckpointError", "Reptile", "load"]
+__all__ = [
+    "COPOS",
+    "FOMAML",
+    "MAML",
+    "NPG",
+    "PES",
+    "PPO",
+    "REGISTRY",
+    "TRPO",
+    "Agent",
+    "CheckpointError",
+    "Reptile",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -290,9 +290,9 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         """Update once from what `collect` gave; a stop_reason, a sentence, ends training after it."""
 
     def record(self, metrics: Mapping[str, float]) -> None:
-        """Log what an update did, name by name, under train/."""
+        """Log what an update did, name by name, under train/ unless a name has a group of its own."""
         for name, value in metrics.items():
-            self.logger.record(f"train/{name}", value)
+            self.logger.record(name if "/" in name else f"train/{name}", value)
 
     def _record(self, collect_seconds: float, train_seconds: float) -> None:
         assert self.env is not None

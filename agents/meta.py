@@ -13,44 +13,28 @@ from torch import Tensor
 from agents.adaptation.inner_loop import Adaptation, gradients_after, linear_anneal
 from agents.adaptation.shards import over_shards
 from agents.adaptation.task_data import TaskData
-from agents.adaptation.task_policies import TaskPolicies
+from agents.adaptation.task_policies import InnerConfig, TaskPolicies
 from agents.base import Agent
-from agents.config import CommonConfig, above, at_least, between
-from agents.optim.registry import OptimizerName, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from agents.config import above, at_least
+from agents.optim.registry import OptimizerName, OptimizerState, make_optimizer
 from agents.policy.actor_critic import ActorPolicy
 from agents.policy.networks import assign_parameters, parameter_vector
 from agents.rollout.buffer import Rollout
 from agents.rollout.collector import single_thread
 from agents.rollout.surrogates import clipped_surrogate
+from agents.saving import Stateful
 from envs.sb3 import SB3View
 from envs.vector import TaskVectorEnv
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetaConfig(CommonConfig):
-    """Hyperparameters that Reptile, FOMAML and MAML share."""
+class MetaConfig(InnerConfig):
+    """Hyperparameters that Reptile, FOMAML and MAML share, those of the inner loop beside it."""
 
-    num_envs: Annotated[int, at_least(1)] = 400
-    """Environments stepped together: rollouts per task times meta_batch_size."""
-    n_steps: Annotated[int, at_least(1)] = 200
-    """Environment steps per rollout; of a task family, its horizon."""
     log_std_init: float = 0.0
     """Initial log standard deviation of Gaussian actions."""
-    meta_batch_size: Annotated[int, at_least(1)] = 20
-    """Tasks per iteration, with num_envs / meta_batch_size rollouts each. 1 is serial Reptile. An ordinary environment
-    is a single task, whatever this says."""
-    inner_steps: Annotated[int, at_least(1)] = 1
-    """k: inner steps in each task, each from rollouts of its own."""
-    inner_lr: Annotated[float, above(0)] = 0.1
-    """α: step size of an inner step."""
-    inner_lr_later: Annotated[float, above(0)] = 1.0
-    """Factor on inner_lr after a task's first step; `evaluate.py --adapt` halves it, as Finn et al. 2017 do."""
     log_std_min: float | None = None
     """Floor of φ's log standard deviation of Gaussian actions, or None."""
-    gae_lambda: Annotated[float, between(0, 1)] = 1.0
-    """Lambda of generalized advantage estimation around each task's own linear baseline."""
-    normalize_advantage: bool = True
-    """Whether advantages are shifted to mean 0 and scaled to standard deviation 1 in each task's rollouts."""
     outer_optimizer: OptimizerName = "adam"
     """What follows the meta-gradient."""
     learning_rate: Annotated[float, above(0)] = 1e-3
@@ -123,19 +107,11 @@ class MetaAgent(Agent):
         self.optimizer = make_optimizer(c.outer_optimizer, [self.phi], lr=c.learning_rate)
 
     def _connect(self, env: SB3View) -> None:
-        c, vector = self.config, env.vector
-        self.num_tasks = c.meta_batch_size if isinstance(vector, TaskVectorEnv) else 1
-        if env.num_envs % self.num_tasks:
-            raise ValueError(
-                f"num_envs is {env.num_envs}, which meta_batch_size = {self.num_tasks} does not divide; give each task "
-                f"as many rollouts, such as num_envs {-(-env.num_envs // self.num_tasks) * self.num_tasks}."
-            )
-        if isinstance(vector, TaskVectorEnv) and vector.max_episode_steps != c.n_steps:
-            raise ValueError(
-                f"n_steps is {c.n_steps}, but the horizon of {vector.made_from.get('env_id', 'the family')} is "
-                f"{vector.max_episode_steps}; a rollout is a whole horizon, give both alike."
-            )
+        self.num_tasks = self.config.num_tasks(env.vector)
         super()._connect(env)
+
+    def parts(self) -> dict[str, Stateful]:
+        return {"optimizer": OptimizerState(self.config.outer_optimizer, self.optimizer)}
 
     # The inner loop --------------------------------------------------------------------------------------------------
 
@@ -194,19 +170,7 @@ class MetaAgent(Agent):
         assign_parameters(self.policy.actor, self.phi)
         assert self.rollout is not None
         self.policy.update_normalizer(self.rollout["observations"].flatten(0, 1))
-        report = self.tasks.report(batch, gradients) | {"train/meta_gradient_norm": meta_gradient.norm().item()}
-        for name, value in report.items():
-            self.logger.record(name, value)
-
-    # Saving ----------------------------------------------------------------------------------------------------------
-
-    def own_tensors(self) -> dict[str, Tensor]:
-        """Return the outer optimizer's state; another one that goes on from here begins anew."""
-        return optimizer_tensors(self.config.outer_optimizer, self.optimizer)
-
-    def load_own_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `own_tensors` gave."""
-        load_optimizer_tensors(self.config.outer_optimizer, self.optimizer, tensors)
+        self.record(self.tasks.report(batch, gradients) | {"meta_gradient_norm": meta_gradient.norm().item()})
 
 
 class Reptile(MetaAgent):
@@ -254,7 +218,7 @@ class FOMAML(MetaAgent):
         for _ in range(self.config.n_epochs - 1):
             self._descend(self._meta_gradient(batch)[0])
         after = self._adapted(self.phi, batch, self.config.inner_steps)
-        self.logger.record("train/kl", self.tasks.kl(batch.thetas[-1], after, batch.batches[-1]).item())
+        self.record({"kl": self.tasks.kl(batch.thetas[-1], after, batch.batches[-1]).item()})
         self._finish(batch, first, torch.cat((batch.gradients, tail[None])))
 
     def _meta_gradient(self, batch: Adaptation) -> tuple[Tensor, Tensor]:

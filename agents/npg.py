@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
 
 from agents import noise
 from agents.base import Agent
-from agents.config import between
 from agents.natural import make_curvature
 from agents.natural.critic_fits import CRITIC_FITS, CriticFitConfig
-from agents.natural.curvature import CurvatureConfig, check_solver
-from agents.natural.kronecker import effective_dimension
-from agents.natural.scores import FactoredScores, scores
+from agents.natural.curvature import check_solver
+from agents.natural.scores import scores
 from agents.natural.step import (
     CURVES,
+    DETAILS_EVERY,
     Line,
     Rejections,
     StepConfig,
@@ -27,30 +26,14 @@ from agents.natural.step import (
     step_size,
 )
 from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
-from agents.rollout.buffer import Rollout, advantages, explained_variance, standardize
+from agents.rollout.buffer import AdvantageConfig, Rollout, advantages, explained_variance, standardize
 from agents.saving import Stateful
 from envs.sb3 import SB3View
 
-DETAILS_EVERY = 10
-"""Iterations between measurements that cost time of their own."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class NPGConfig(CurvatureConfig, StepConfig, CriticFitConfig):
+class NPGConfig(StepConfig, CriticFitConfig, AdvantageConfig):
     """Hyperparameters of NPG, each declared beside what it is for."""
-
-    gae_lambda: Annotated[float, between(0, 1)] = 0.95
-    """Lambda of generalized advantage estimation (Schulman et al. 2016)."""
-    normalize_advantage: bool = True
-    """Whether advantages are shifted to mean 0 and scaled to standard deviation 1 in each batch."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.cg_preconditioner == "gram" and min(self.cg_damping, self.critic_damping) == 0:
-            raise ValueError(
-                "cg_preconditioner is 'gram' with cg_damping or critic_damping 0.0; give both above 0, or another "
-                "preconditioner."
-            )
 
 
 class NPG(Agent):
@@ -105,15 +88,13 @@ class NPG(Agent):
         if beta == 0:
             line.back()
         self.stop_reason = self.rejections.count(beta, step, c.line_search)
-        metrics = report_step(line, beta, step, Psi, a, A, explained)
+        damping = None if self.counter % DETAILS_EVERY else c.cg_damping
+        metrics = report_step(line, beta, step, Psi, a, A, explained, damping)
 
         z = policy.critic.update_scale(returns)
         self.critic_fit.fit(policy.critic, s, z, rows)  # |V - z|² / n
-        metrics |= {"rejected_updates": self.rejections.updates, "rejected_steps": self.rejections.steps}
-        if self.counter % DETAILS_EVERY == 0 and isinstance(Psi, FactoredScores):
-            metrics["effective_dimension"] = effective_dimension(Psi, c.cg_damping).item()
         policy.update_normalizer(observations)
-        self.record(metrics)
+        self.record(metrics | {"rejected_updates": self.rejections.updates, "rejected_steps": self.rejections.steps})
 
     @property
     def target_kl(self) -> float:

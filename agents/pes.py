@@ -21,9 +21,10 @@ from agents.evolution.trials import SearchState, Trials, TrialsConfig
 from agents.evolution.update import RewardScale, UpdateConfig
 from agents.evolution.whitening import Whitening, WhiteningConfig
 from agents.optim.adabound import AUTO, handover_gamma
-from agents.optim.registry import load_optimizer_tensors, make_optimizer, optimizer_tensors
+from agents.optim.registry import OptimizerState, make_optimizer
 from agents.policy.networks import parameter_vector
 from agents.rollout.buffer import FieldSpec
+from agents.saving import Stateful, load_parts, tensors_of
 from envs.sb3 import SB3View
 
 ONLY_TENSORBOARD = ("stdout", "log", "json", "csv")
@@ -180,7 +181,7 @@ class PES(Agent):
         better_half = scores.topk(len(scores) // 2).values.mean().item()
         if chosen := self.trials.compare(self.num_timesteps, better_half, self._search):
             self.policy.load_state_dict(with_prefix(chosen, "policy."))
-            self._load_statistics(chosen)
+            load_parts(self._statistics(), chosen)
             self._begin_pairs(self.counter + 1)
 
     def _begin_pairs(self, counter: int) -> None:
@@ -249,30 +250,27 @@ class PES(Agent):
 
     def _search(self) -> SearchState:
         """Give what a search goes on from, apart from the pairs' episodes."""
-        return {f"policy.{name}": value for name, value in self.policy.state_dict().items()} | self._statistics()
+        policy = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
+        return policy | tensors_of(self._statistics())
 
-    def _statistics(self) -> dict[str, Tensor]:
-        tensors = optimizer_tensors(self.config.optimizer, self.optimizer) | self.reward_scale.tensors()
-        return tensors if self.whitening is None else tensors | self.whitening.tensors()
+    def _statistics(self) -> dict[str, Stateful]:
+        optimizer = OptimizerState(self.config.optimizer, self.optimizer)
+        found: dict[str, Stateful] = {"optimizer": optimizer, "reward_scale": self.reward_scale}
+        return found if self.whitening is None else found | {"whitening": self.whitening}
 
-    def _load_statistics(self, tensors: dict[str, Tensor]) -> None:
-        load_optimizer_tensors(self.config.optimizer, self.optimizer, tensors)
-        self.reward_scale.load(tensors)
-        if self.whitening is not None:
-            self.whitening.load(tensors)
+    def parts(self) -> dict[str, Stateful]:
+        return self._statistics() | {"trials": self.trials}
 
     def own_tensors(self) -> dict[str, Tensor]:
-        """Give the optimizer's state, the particles, statistics, and what trials are compared with."""
-        tensors = self._statistics() | {"steps_with_mean_parameters": torch.tensor(self.steps_with_mean_parameters)}
-        tensors |= {f"trials.{name}": value for name, value in self.trials.tensors().items()}
+        """Give what the parts keep, the particles, and their count of steps."""
+        tensors = super().own_tensors() | {"mean_parameters.steps": torch.tensor(self.steps_with_mean_parameters)}
         held = {} if self.particles is None else self.particles.tensors()
         return tensors | {f"particles.{name}": value for name, value in held.items()}
 
     def load_own_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `own_tensors` gave."""
-        self._load_statistics(tensors)
-        self.steps_with_mean_parameters = int(tensors["steps_with_mean_parameters"])
-        self.trials.load(with_prefix(tensors, "trials."))
+        super().load_own_tensors(tensors)
+        self.steps_with_mean_parameters = int(tensors["mean_parameters.steps"])
         if held := with_prefix(tensors, "particles."):
             self.particles = Particles.of(held, self.stream_seed, self.counter)
 

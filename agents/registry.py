@@ -7,14 +7,28 @@ from typing import Any
 
 from agents.base import Agent
 from agents.checkpoint import CheckpointError, read_manifest
+from agents.copos import COPOS
 from agents.meta import FOMAML, MAML, Reptile
 from agents.npg import NPG, TRPO
 from agents.pes import PES
 from agents.ppo import PPO
 
-__all__ = ["FOMAML", "MAML", "NPG", "PES", "PPO", "REGISTRY", "TRPO", "Agent", "CheckpointError", "Reptile", "load"]
+__all__ = [
+    "COPOS",
+    "FOMAML",
+    "MAML",
+    "NPG",
+    "PES",
+    "PPO",
+    "REGISTRY",
+    "TRPO",
+    "Agent",
+    "CheckpointError",
+    "Reptile",
+    "load",
+]
 
-REGISTRY: dict[str, type[Agent]] = {agent.name: agent for agent in (NPG, TRPO, PPO, PES, Reptile, FOMAML, MAML)}
+REGISTRY: dict[str, type[Agent]] = {agent.name: agent for agent in (NPG, TRPO, COPOS, PPO, PES, Reptile, FOMAML, MAML)}
 """Name -> class of every algorithm; the commands read it."""
 
 

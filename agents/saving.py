@@ -37,6 +37,17 @@ class Stateful(Protocol):
         ...
 
 
+def tensors_of(parts: Mapping[str, Stateful]) -> dict[str, Tensor]:
+    """Give what parts keep, under their names."""
+    return {f"{name}.{key}": x for name, part in parts.items() for key, x in part.tensors().items()}
+
+
+def load_parts(parts: Mapping[str, Stateful], tensors: Mapping[str, Tensor]) -> None:
+    """Take back what `tensors_of` gave."""
+    for name, part in parts.items():
+        part.load(with_prefix(tensors, f"{name}."))
+
+
 class Saved:
     """What can be saved and loaded: an algorithm's name, Config and policies, a policy, counters, and a collector.
 
@@ -56,13 +67,11 @@ class Saved:
 
     def own_tensors(self) -> dict[str, Tensor]:
         """Give what the parts keep."""
-        return {f"{name}.{key}": x for name, part in self.parts().items() for key, x in part.tensors().items()}
+        return tensors_of(self.parts())
 
     def load_own_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `own_tensors` gave."""
-        here = {name: tensor.to(self.policy.device) for name, tensor in tensors.items()}
-        for name, part in self.parts().items():
-            part.load(with_prefix(here, f"{name}."))
+        load_parts(self.parts(), {name: tensor.to(self.policy.device) for name, tensor in tensors.items()})
 
     def save(self, path: str | os.PathLike[str], exclude: Any = None, include: Any = None) -> None:
         """Write a checkpoint from which training goes on exactly; see `agents.checkpoint`.

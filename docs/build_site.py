@@ -140,6 +140,8 @@ def build(site: Path) -> None:
         file.write_text(whole(page, site), encoding="utf-8")
     for name in every_module():
         resolve_annotations(import_module(name))
+    agents = import_module("agents")  # whose public names come when they are first used: pdoc reads what is there
+    vars(agents).update({name: getattr(agents, name) for name in agents.__all__})
     pdoc.render.configure(docformat="google", show_source=True, search=True)
     pdoc.pdoc(*named_modules(), output_directory=site / "api")
 

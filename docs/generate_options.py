@@ -49,12 +49,12 @@ def written(value: Any) -> str:
 
 
 def rows(config: type[CommonConfig]) -> list[str]:
-    """Give the table's rows for the fields of a Config class and of those that nobody else inherits from."""
+    """Give the table of the fields of a Config class and of those that nobody else inherits from, if there are any."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     meanings: dict[str, str] = {}
     for part in (config, *(base for base in ancestors(config) if is_own(base))):
         meanings = declared(part) | meanings
-    lines = ["| option | default | allowed | meaning |", "|---|---|---|---|"]
+    lines = ["| option | default | allowed | meaning |", "|---|---|---|---|"] if meanings else []
     for name in (name for name in defaults if name in meanings):
         cells = (f"`{name}`", written(defaults[name]), _words(config.annotations()[name]), meanings[name])
         lines.append(" | ".join(["", *(cell.replace("|", "\\|") for cell in cells), ""]).strip())
@@ -92,9 +92,11 @@ def section(config: type[CommonConfig]) -> list[str]:
     if name not in REGISTRY:
         lines += [f"Of {', '.join(users(config))}.", ""]
     inherited = ", ".join(f"[{title(base)}](#{title(base).lower()})" for base in ancestors(config) if not is_own(base))
+    table = [*rows(config), ""] if rows(config) else []
     if inherited:
-        lines += [f"Beside these, the options of {inherited}; of equal names the nearest counts.", ""]
-    return [*lines, *rows(config), "", *presets(name)]
+        these = "Beside these, the options" if table else "The options"
+        lines += [f"{these} of {inherited}; of equal names the nearest counts.", ""]
+    return [*lines, *table, *presets(name)]
 
 
 def presets(algorithm: str) -> list[str]:

@@ -6,11 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from agents import REGISTRY
+from agents import NPG, REGISTRY
 from benchmarks import common
-from benchmarks.natural import search
+from benchmarks.evolution import policy_search
+from benchmarks.natural import ablation, search
+from benchmarks.natural.direction import Trained, compare
 from benchmarks.natural.iteration import STAGES, WRAPPED
+from benchmarks.natural.training_peers import EnvironmentLayer
+from benchmarks.optim import ppo_optimizers
+from benchmarks.peers import Ours
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(str(file.relative_to(ROOT / "benchmarks").with_suffix("")) for file in ROOT.glob("benchmarks/*/*.py"))
@@ -58,6 +64,40 @@ def test_each_stage_of_an_iteration_times_functions_that_exist() -> None:
         if not callable(getattr(owner, name, None))
     ]
     assert absent == []
+
+
+def test_our_direction_and_the_one_from_a_double_backward_pass_agree_on_a_problem_of_training() -> None:
+    problem = Trained("Hopper-v5", 1024, (4,), iterations=1)
+    found = compare(problem, 20, 1e-3, "none", turns=1, seconds=0)
+    assert found["parameters"] == 11 * 4 + 4 + 4 * 3 + 3 + 3
+    assert found["cosine"] > 0.9
+    assert max(found["ours_residual"], found["other_residual"]) < 0.1
+
+
+def test_short_runs_of_each_algorithm_say_what_they_reached() -> None:
+    npg = ablation.train("Hopper-v5", {"num_envs": 4, "n_steps": 16}, 0, 128)
+    assert ([steps for steps, _, _ in npg["curve"]], npg["rejected"], npg["stopped"]) == ([64, 128], 0, None)
+    base = {"num_envs": 4, "n_steps": 16, "batch_size": 32, "n_epochs": 1}
+    for optimizer in ("AMSGrad", "AdaBound"):
+        ppo = ppo_optimizers.run("Hopper-v5", optimizer, {"learning_rate": 1e-3}, base, 0, 128)
+        assert (len(ppo["curve"]), ppo["stopped"]) == (2, None)
+    key = {"part": "swimmer", "env": "Hopper-v5", "steps": 2000, "side": "pes", "seed": 0}
+    pes = policy_search.curve_of(key, 1)
+    assert pes["steps_taken"] >= 2000
+    assert pes["evaluation_steps"] >= 16
+
+
+def test_the_environment_layer_repeats_an_iteration_s_steps() -> None:
+    ours = Ours(NPG, "Hopper-v5", 0, 10**6, {"num_envs": 4, "n_steps": 8})
+    layer = EnvironmentLayer("Hopper-v5", ours)
+    for _ in range(2):
+        layer.remember()
+        assert ours.train(1) == 32
+        layer.follow()
+        assert layer.train(1) == 32
+        assert torch.equal(layer.env.snapshot(None)["physics"], ours.agent.env.vector.snapshot(None)["physics"])
+    layer.close()
+    ours.close()
 
 
 def test_a_kept_run_answers_its_key_although_options_have_been_retired() -> None:

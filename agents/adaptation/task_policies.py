@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from torch import Tensor
@@ -13,15 +13,53 @@ from torch import Tensor
 from agents.adaptation.inner_loop import Adaptation, InnerSGD, adapt, gradients_of, inner_loop, inner_products
 from agents.adaptation.shards import over_shards
 from agents.adaptation.task_data import TaskData, task_data
+from agents.config import above, at_least, between
 from agents.policy.actor_critic import ActorPolicy
 from agents.policy.batched import BatchedActor
-from agents.rollout.buffer import Rollout
+from agents.rollout.buffer import AdvantageConfig, Rollout
 from agents.rollout.surrogates import dice_surrogate, lvc_surrogate
+from envs.vector import TaskVectorEnv, VectorEnv
 
 KL_SAMPLES = 20_000
 """Steps of a rollout that a divergence is the mean of."""
 RollOut = Callable[[int, Tensor], Rollout]
 """j and the policies θ_j [M, P] to a rollout of theirs, [T, M * R]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InnerConfig(AdvantageConfig):
+    """Which tasks an iteration has, and how a policy adapts to each."""
+
+    num_envs: Annotated[int, at_least(1)] = 400
+    """Environments stepped together: rollouts per task times meta_batch_size."""
+    n_steps: Annotated[int, at_least(1)] = 200
+    """Environment steps per rollout; of a task family, its horizon."""
+    meta_batch_size: Annotated[int, at_least(1)] = 20
+    """Tasks per iteration, with num_envs / meta_batch_size rollouts each. 1 is serial Reptile. An ordinary environment
+    is a single task, whatever this says."""
+    inner_steps: Annotated[int, at_least(1)] = 1
+    """k: inner steps in each task, each from rollouts of its own."""
+    inner_lr: Annotated[float, above(0)] = 0.1
+    """α: step size of an inner step."""
+    inner_lr_later: Annotated[float, above(0)] = 1.0
+    """Factor on inner_lr after a task's first step; `evaluate.py --adapt` halves it, as Finn et al. 2017 do."""
+    gae_lambda: Annotated[float, between(0, 1)] = 1.0
+    """Lambda of generalized advantage estimation around each task's own linear baseline."""
+
+    def num_tasks(self, vector: VectorEnv) -> int:
+        """Count an iteration's tasks in these environments; ValueError if they cannot be shared out among them."""
+        n, tasks = vector.num_envs, self.meta_batch_size if isinstance(vector, TaskVectorEnv) else 1
+        if n % tasks:
+            raise ValueError(
+                f"num_envs is {n}, which meta_batch_size = {tasks} does not divide; give each task as many rollouts, "
+                f"such as num_envs {-(-n // tasks) * tasks}."
+            )
+        if isinstance(vector, TaskVectorEnv) and vector.max_episode_steps != self.n_steps:
+            raise ValueError(
+                f"n_steps is {self.n_steps}, but the horizon of {vector.made_from.get('env_id', 'the family')} is "
+                f"{vector.max_episode_steps}; a rollout is a whole horizon, give both alike."
+            )
+        return tasks
 
 
 @dataclass(frozen=True)
@@ -43,10 +81,10 @@ class TaskPolicies:
     """What the inner step differentiates; see `agents.rollout.surrogates`."""
 
     @classmethod
-    def of(cls, policy: ActorPolicy, config: Any, surrogate: Literal["lvc", "dice"] = "lvc") -> Self:
-        """Make them with hyperparameters that have MetaConfig's names."""
-        inner = InnerSGD(config.inner_lr, config.inner_lr_later)
-        return cls(policy, inner, config.gamma, config.gae_lambda, config.normalize_advantage, surrogate)
+    def of(cls, policy: ActorPolicy, c: InnerConfig, surrogate: Literal["lvc", "dice"] = "lvc") -> Self:
+        """Make them as a configuration says."""
+        inner = InnerSGD(c.inner_lr, c.inner_lr_later)
+        return cls(policy, inner, c.gamma, c.gae_lambda, c.normalize_advantage, surrogate)
 
     @cached_property
     def actor(self) -> BatchedActor:
@@ -121,5 +159,5 @@ class TaskPolicies:
         report["adapt/inner_kl"] = torch.stack([self.kl(*step) for step in steps]).mean().item()
         report["adapt/gradient_inner_product"] = inner_products(gradients).mean().item()
         if self.policy.actor.log_std is not None:
-            report["train/std"] = self.policy.actor.log_std.bias.exp().mean().item()
+            report["std"] = self.policy.actor.log_std.bias.exp().mean().item()
         return report

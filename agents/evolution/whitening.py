@@ -99,7 +99,7 @@ class Whitening:
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `tensors` gave."""
         if held := with_prefix(tensors, "observed."):
-            self.observed = Products(**held)
+            self.observed = Products(**held).to(self.observed.n.device)
 
 
 def whitening_matrix(C: Tensor, damping: float = 0.01) -> Tensor:

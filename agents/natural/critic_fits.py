@@ -12,9 +12,9 @@ from torch import Tensor
 
 from agents import noise
 from agents.config import AgentConfig, above, at_least
-from agents.natural.curvature import Precondition, Status, cholesky, conjugate_gradient, damped
+from agents.natural.curvature import CurvatureConfig, Precondition, Status, cholesky, conjugate_gradient, damped
 from agents.natural.scores import capture
-from agents.optim.registry import load_optimizer_tensors, make_optimizer, optimizer_tensors
+from agents.optim.registry import OptimizerState, make_optimizer
 from agents.policy.networks import Critic, assign_parameters, output_layer, parameter_vector
 
 HALVINGS = 4
@@ -22,8 +22,8 @@ HALVINGS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class CriticFitConfig(AgentConfig):
-    """How the critic is fitted."""
+class CriticFitConfig(CurvatureConfig, AgentConfig):
+    """How the critic is fitted; of its curvature, cg_preconditioner and curvature_samples say how it is estimated."""
 
     critic: Literal["gauss_newton", "ridge", "adam", "adabound"] = "gauss_newton"
     """How the critic is fitted: gauss_newton, ridge (closed form; needs a value_network linear in features), adam or
@@ -45,6 +45,11 @@ class CriticFitConfig(AgentConfig):
         super().__post_init__()
         if self.critic == "ridge" and self.value_network == "mlp":
             raise ValueError("critic is 'ridge' with value_network='mlp'; give value_network='quadratic' or 'rbf'.")
+        if self.cg_preconditioner == "gram" and min(self.cg_damping, self.critic_damping) == 0:
+            raise ValueError(
+                "cg_preconditioner is 'gram' with cg_damping or critic_damping 0.0; give both above 0, or another "
+                "preconditioner."
+            )
 
 
 @dataclass(frozen=True)
@@ -193,8 +198,9 @@ class Descent(CriticFit):
     """
 
     def __init__(self, name: str, critic: Critic, lr: float, epochs: int, batch_size: int, seed: int = 0) -> None:
-        self.name, self.epochs, self.batch_size, self.seed = name, epochs, batch_size, seed
+        self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
         self.optimizer = make_optimizer(name, critic.network.parameters(), lr=lr, eps=1e-5)
+        self.state = OptimizerState(name, self.optimizer)
         self.updates = 0
 
     def fit(self, critic: Critic, s: Tensor, z: Tensor, rows: Tensor | None = None) -> FitStatistics:
@@ -215,11 +221,11 @@ class Descent(CriticFit):
             yield from noise.permutation(self.seed, "critic", self.updates, n, epoch).split(self.batch_size)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"updates": torch.tensor(self.updates), **optimizer_tensors(self.name, self.optimizer)}
+        return {"updates": torch.tensor(self.updates), **self.state.tensors()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         self.updates = int(tensors.get("updates", torch.tensor(0)))
-        load_optimizer_tensors(self.name, self.optimizer, dict(tensors))
+        self.state.load(tensors)
 
 
 CRITIC_FITS: dict[str, Callable[[Any, Critic, Precondition | None, int], CriticFit]] = {

@@ -111,11 +111,7 @@ class Layout:
 
     @classmethod
     def of(cls, module: nn.Module, layers: Sequence[nn.Module]) -> Layout:
-        """Find it for layers that hold all of a module's parameters.
-
-        Raises:
-            UnfactoredModuleError: two layers share a parameter.
-        """
+        """Find it for layers that hold all of a module's parameters; UnfactoredModuleError where two share one."""
         position: dict[nn.Parameter, Tensor] = {}
         p = 0
         for parameter in module.parameters():

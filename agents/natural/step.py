@@ -13,7 +13,8 @@ from torch import Tensor
 
 from agents.config import CommonConfig, above, at_least
 from agents.natural.curvature import NaturalGradient
-from agents.natural.scores import Scores
+from agents.natural.kronecker import effective_dimension
+from agents.natural.scores import FactoredScores, Scores
 from agents.policy.networks import Actor, assign_parameters, parameter_vector
 
 KL_TOLERANCE = 0.05
@@ -28,6 +29,11 @@ BACKTRACKS = 10
 """Steps that a line search tries."""
 SHRINKING = 0.8
 """The factor between two of them. Both are those of Schulman's modular_rl."""
+PATIENCE = 20
+"""Line searches that may find nothing, in a row, for one update without a direction: near its optimum a policy has few
+steps left that gain."""
+DETAILS_EVERY = 10
+"""Iterations between measurements that cost time of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +125,7 @@ def match_kl(kl_at: Callable[[float], float], beta: float, target: float) -> tup
     Returns:
         (0, 0) if no step had a KL above 0 and at most twice the target.
     """
-    longest = MOST_GROWTH * beta
+    longest, short, long = MOST_GROWTH * beta, 0.0, math.inf
     taken, kl = 0.0, math.inf
     for correction in range(MOST_CORRECTIONS + 1):
         last, taken, kl = (taken, kl), beta, kl_at(beta)
@@ -132,10 +138,17 @@ def match_kl(kl_at: Callable[[float], float], beta: float, target: float) -> tup
                 power = min(max(math.log(kl / last[1]) / math.log(taken / last[0]), 1.0), 4.0)
             factor = min((target / kl) ** (1 / power), 2.0)
         else:
-            factor = 2.0 if kl == 0 else 0.5
+            factor = 2.0 if kl <= 0 else 0.5
         beta = min(beta * factor, longest)
+        # Rounding makes the KL of a step with next to no effect 0 or less; between such a step and one that is too
+        # long the power law says nothing.
+        short, long = (max(short, taken), long) if kl < target else (short, min(long, taken))
+        if not short < beta < long and short > 0 and long < math.inf:
+            beta = math.sqrt(short * long)
         if beta == taken:
             break
+    if not kl <= 2 * target and short > 0:
+        taken, kl = short, kl_at(short)
     return (taken, kl) if 0 < kl <= 2 * target else (0.0, 0.0)
 
 
@@ -186,7 +199,7 @@ class Rejections:
         self.steps += rejected and searched
         self.updates += rejected and not searched
         self.in_a_row = self.in_a_row + 1 if rejected else 0
-        if self.in_a_row < self.most:
+        if self.in_a_row < self.most * (PATIENCE if searched else 1):
             return None
         found = "step within target_kl gained anything" if searched else "direction was usable"
         sentence = (
@@ -207,7 +220,14 @@ class Rejections:
 
 
 def report_step(
-    line: Line, beta: float, step: NaturalGradient, Psi: Scores, a: Tensor, A: Tensor, explained: Tensor
+    line: Line,
+    beta: float,
+    step: NaturalGradient,
+    Psi: Scores,
+    a: Tensor,
+    A: Tensor,
+    explained: Tensor,
+    damping: float | None = None,
 ) -> dict[str, float]:
     """Compare what the step Δθ = β w did with what the quadratic model foretold, name by name as `CURVES` shows it.
 
@@ -223,6 +243,8 @@ def report_step(
         a: actions, [n, *A].
         A: advantages, [n].
         explained: share of the returns' variance that the critic explains, a scalar.
+        damping: with which the effective dimension is measured too, where scores factor; that costs time of its own,
+            and None leaves it out.
     """
     log_ratio = line.new.log_prob(a) - Psi.values
     ratio = log_ratio.exp()
@@ -248,6 +270,8 @@ def report_step(
         values["std"] = line.actor.log_std.bias.exp().mean()
     found = dict(zip(values, torch.stack([x.double() for x in values.values()]).tolist(), strict=True))
     found["cg_iterations"] = step.solution.iterations
+    if damping is not None and isinstance(Psi, FactoredScores):
+        found["effective_dimension"] = effective_dimension(Psi, damping).item()
     return found | ({"cg_residual": step.solution.residual} if math.isfinite(step.solution.residual) else {})
 
 

@@ -205,14 +205,6 @@ class ReturnScale(nn.Module):
         for held, merged in zip((self.count, self.mean, self.m2), past.merge(Moments.of(targets)), strict=True):
             held.copy_(merged)
 
-    def normalize(self, targets: Tensor) -> Tensor:
-        """Give (targets - mean) / std, in the targets' dtype."""
-        return ((targets.double() - self.mean) / self.std).to(targets.dtype)
-
-    def denormalize(self, outputs: Tensor) -> Tensor:
-        """Give outputs * std + mean, in the outputs' dtype."""
-        return outputs * self.std.to(outputs.dtype) + self.mean.to(outputs.dtype)
-
 
 class Critic(nn.Module):
     """A value function V(s) whose network learns targets of mean 0 and variance 1.
@@ -233,7 +225,8 @@ class Critic(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Give V(s) in reward units: [n, O] to [n]."""
-        return self.scale.denormalize(self.normalized(observations))
+        y = self.normalized(observations)
+        return y * self.scale.std.to(y.dtype) + self.scale.mean.to(y.dtype)
 
     def normalized(self, observations: Tensor) -> Tensor:
         """Give the network's own output, (V(s) - mean) / std: [n, O] to [n]."""
@@ -252,7 +245,7 @@ class Critic(nn.Module):
         new_mean, new_std = self.scale.mean, self.scale.std
         output.weight.copy_(output.weight * (old_std / new_std))
         output.bias.copy_((old_std * output.bias.double() + old_mean - new_mean) / new_std)
-        return self.scale.normalize(targets)
+        return ((targets.double() - new_mean) / new_std).to(targets.dtype)
 
 
 def output_layer(network: nn.Module) -> nn.Linear:

@@ -3,10 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from agents.config import CommonConfig, at_least, between
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvantageConfig(CommonConfig):
+    """How advantages are estimated."""
+
+    gae_lambda: Annotated[float, between(0, 1)] = 0.95
+    """Lambda of generalized advantage estimation (Schulman et al. 2016)."""
+    normalize_advantage: bool = True
+    """Whether advantages are shifted to mean 0 and scaled to standard deviation 1: in each rollout, in each minibatch
+    where there are any, and of several tasks in each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinibatchConfig(AdvantageConfig):
+    """How a rollout is gone through in minibatches."""
+
+    batch_size: Annotated[int, at_least(1)] = 64
+    """Samples per minibatch; divides n_steps * num_envs. At least 2 where advantages are normalized."""
+    n_epochs: Annotated[int, at_least(1)] = 10
+    """Passes over the rollout per iteration."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        alone = self.batch_size == 1 and self.normalize_advantage
+        self.require("batch_size", not alone, "an integer of at least 2, or normalize_advantage=False")
+
+    def minibatches(self, num_envs: int) -> int:
+        """Count the minibatches of a rollout of num_envs environments; ValueError if it cannot be divided."""
+        n = self.n_steps * num_envs
+        if n % self.batch_size:
+            divisors = (size for size in range(2, n + 1) if n % size == 0)
+            nearest = min(divisors, key=lambda size: abs(size - self.batch_size), default=n)
+            raise ValueError(
+                f"batch_size is {self.batch_size}, which does not divide n_steps * num_envs = {self.n_steps} * "
+                f"{num_envs} = {n}; give a divisor, such as {nearest}."
+            )
+        return n // self.batch_size
 
 
 class FieldSpec(NamedTuple):

@@ -1,9 +1,30 @@
-"""Objectives whose derivatives at the sampling policy are a policy gradient's."""
+"""Objectives whose derivatives at the sampling policy are a policy gradient's, and what PPO logs of its own."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
+
 import torch
 from torch import Tensor
+
+from agents.config import CommonConfig, above, at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClippedConfig(CommonConfig):
+    """What the clipped surrogate's policy and critic descend, L = -L^CLIP + c₁ L^VF - c₂ S, and how far."""
+
+    clip_range: Annotated[float, above(0)] = 0.2
+    """ε: how far a probability ratio may go from 1 before its sample gives no more gradient."""
+    target_kl: Annotated[float, above(0)] | None = None
+    """Mean KL(old || new), in nats: a minibatch with an estimate above 1.5 times it ends the iteration's updates; None
+    never does."""
+    ent_coef: Annotated[float, at_least(0)] = 0.0
+    """c₂: weight of the entropy bonus."""
+    vf_coef: Annotated[float, at_least(0)] = 0.5
+    """c₁: weight of the value loss."""
 
 
 def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
@@ -56,3 +77,66 @@ def dice_surrogate(log_ratio: Tensor, advantages: Tensor, begin: Tensor) -> Tens
     total = log_ratio.cumsum(-1)
     upto = total - (total - log_ratio).gather(-1, begin)
     return (upto.exp() - (upto - log_ratio).exp()) * advantages
+
+
+class Losses(NamedTuple):
+    """What a minibatch says, each of shape () but the last."""
+
+    loss: Tensor
+    """All together."""
+    policy_gradient_loss: Tensor
+    value_loss: Tensor
+    entropy_loss: Tensor
+    log_ratio: Tensor
+    """log π(a|s) - log π_old(a|s), [m]."""
+
+
+def approximate_kl(log_ratio: Tensor) -> Tensor:
+    """Estimate KL(old || new) in nats from log π(a|s) - log π_old(a|s), [...]; shape ().
+
+    Source: http://joschu.net/blog/kl-approx.html, the estimator that varies less.
+    """
+    return (log_ratio.exp() - 1 - log_ratio).mean()
+
+
+@torch.no_grad()
+def report_losses(
+    history: Sequence[Losses], minibatches: int, actor: Any, s: Tensor, old: Any, clip_range: float
+) -> dict[str, float]:
+    """Sum up an iteration as SB3 does: the last minibatch's loss, the last epoch's KL, and means of all else.
+
+    kl is the mean KL(old || new) and approx_kl its estimate from the actions, in nats; clip_fraction is the share of
+    samples whose probability ratio was beyond clip_range.
+
+    Args:
+        history: of each minibatch that was looked at.
+        minibatches: of an epoch.
+        actor: the policy after them.
+        s: all normalized observations, [n, O].
+        old: the distributions there before.
+        clip_range: ε.
+    """
+    new = actor.shared_std(s)
+    loss, *others, log_ratio = map(torch.stack, zip(*history, strict=True))
+    last_epoch = (len(history) - 1) % minibatches + 1
+    values = dict(zip(Losses._fields, (loss[-1], *(other.mean() for other in others)), strict=False))
+    values["approx_kl"] = approximate_kl(log_ratio[-last_epoch:])
+    values["clip_fraction"] = ((log_ratio.exp() - 1).abs() > clip_range).float().mean()
+    values |= {"kl": old.kl(new).mean(), "entropy": new.entropy().mean()}
+    if actor.log_std is not None:
+        values["std"] = actor.log_std.bias.exp().mean()
+    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+
+
+CURVES: dict[str, dict[str, list[str]]] = {
+    "does it learn": {
+        "return": ["rollout/ep_rew_mean", "eval/mean_reward"],
+        "standard deviation": ["train/std"],
+        "critic: explained variance": ["train/explained_variance"],
+    },
+    "how far an update goes": {
+        "KL, nats: true, estimated": ["train/kl", "train/approx_kl"],
+        "share of samples beyond clip_range": ["train/clip_fraction"],
+    },
+}
+"""What a dashboard shows of `report_losses`, as `Agent.dashboard` has it."""

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents import REGISTRY, checkpoint, load
-from agents.adaptation.task_policies import TaskPolicies
+from agents import checkpoint, load
+from agents.adaptation.task_policies import InnerConfig, TaskPolicies
 from agents.base import Agent
 from agents.policy.actor_critic import ActorPolicy
 from agents.policy.networks import parameter_vector
@@ -30,7 +30,7 @@ from envs.vector import TaskVectorEnv
 LATER = 0.5
 """Factor on the inner step size after the first update, as in Finn et al. 2017, appendix A.2."""
 INNER = ("inner_lr", "gamma", "gae_lambda", "normalize_advantage")
-"""The hyperparameters that an update takes from a run's; others have MetaConfig's defaults."""
+"""The hyperparameters that an update takes from a run's; others have InnerConfig's defaults."""
 KINDS_OF_TASKS = ("split", "num_tasks", "redraw", "observe_task")
 """What a run says of its tasks, which are others here."""
 
@@ -115,13 +115,13 @@ def adapted_returns(
 
     Args:
         policy: what every task's policy begins as; it is not changed.
-        config: the inner step's hyperparameters, under MetaConfig's names; what is missing has its default.
+        config: the inner step's hyperparameters, under InnerConfig's names; what is missing has its default.
         env: M * R environments.
         tasks: [M, G].
         seed: fixes episodes and actions.
     """
     known = {name: value for name, value in config.items() if name in INNER}
-    task_policies = TaskPolicies.of(policy, REGISTRY["fomaml"].Config.of({**known, "inner_lr_later": LATER}))
+    task_policies = TaskPolicies.of(policy, InnerConfig.of({**known, "inner_lr_later": LATER}))
     M, N, T = len(tasks), env.num_envs, env.max_episode_steps
     rollout = Rollout(T, N, buffer_fields(policy))
     env.set_tasks(np.repeat(tasks, N // M, axis=0))

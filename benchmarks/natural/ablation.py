@@ -109,7 +109,7 @@ def train(env_id: str, changed: dict[str, Any], seed: int, steps: int) -> dict[s
         "seconds": seconds,
         "curve": curve,
         "update_seconds": float(np.median(updates)),
-        "rejected": agent.rejected_updates,
+        "rejected": agent.rejections.updates,
         "stopped": stopped,
     }
 

@@ -61,9 +61,11 @@ class Trained(Problem):
         agent = NPG("MlpPolicy", task, seed=0, device="cpu", **settings)
         agent.learn(n * iterations)
         c, policy, batch = agent.config, agent.policy, agent.collect()
-        self.actor, self.a = policy.actor, batch.flat("actions")
-        self.s = policy.normalize(batch.flat("observations"))
-        self.A = standardize(advantages(batch, self.s, policy, c.gamma, c.gae_lambda)[0])
+        self.actor, self.a = policy.actor, batch["actions"].flatten(0, 1)
+        with torch.no_grad():
+            self.s = policy.normalize(batch["observations"].flatten(0, 1))
+            values = policy.critic(self.s)
+        self.A = standardize(advantages(batch, values, policy, c.gamma, c.gae_lambda)[0])
 
 
 @torch.no_grad()

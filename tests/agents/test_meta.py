@@ -284,9 +284,9 @@ def test_a_second_training_meets_other_tasks_and_other_noise(monkeypatch: pytest
     counters: list[int] = []
     tasks, fill = [], agent.collector.fill
 
-    def counted(sample: Any, counter: int) -> Any:
+    def counted(counter: int, sample: Any) -> Any:
         counters.append(counter)
-        return fill(sample, counter)
+        return fill(counter, sample)
 
     monkeypatch.setattr(agent.collector, "fill", counted)
     for _ in range(2):

@@ -16,8 +16,9 @@ from agents import PPO, noise
 from agents.optim.adabound import AUTO
 from agents.optim.effective_steps import report
 from agents.optim.registry import OPTIMIZERS
-from agents.ppo import Minibatch, PPOConfig, clipped_surrogate
+from agents.ppo import Minibatch, PPOConfig
 from agents.rollout.buffer import Rollout
+from agents.rollout.surrogates import clipped_surrogate
 from envs import make_vec
 from envs.sb3 import SB3View
 

@@ -20,7 +20,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 import agents
-from agents import REGISTRY, Agent, CheckpointError, noise
+from agents import REGISTRY, Agent, CheckpointError, checkpoint, noise
 from agents.policy.actor_critic import ActorPolicy
 from envs import GymVectorEnv, SnapshotError, VectorEnv, make_vec
 from envs.sb3 import SB3View
@@ -29,6 +29,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "pes": {"n_steps": 16, "num_envs": 8, "net_arch": (16,), "sigma": 0.1, "learning_rate": 0.01},
     "npg": {"n_steps": 16, "num_envs": 8, "net_arch": (16,), "target_kl": 0.05, "gamma": 0.9},
     "trpo": {"n_steps": 16, "num_envs": 8, "net_arch": (16,), "target_kl": 0.05, "gamma": 0.9},
+    "copos": {
+        "n_steps": 16,
+        "num_envs": 8,
+        "net_arch": (16,),
+        "target_kl": 0.05,
+        "gamma": 0.9,
+        "entropy_decrease": 0.1,
+    },
     "ppo": {
         "n_steps": 16,
         "num_envs": 8,
@@ -193,7 +201,7 @@ def test_environments_that_cannot_be_put_back_are_saved_without(algorithm: type[
     env = Unrestorable([gymnasium.make("CartPole-v1") for _ in range(2)], autoreset=algorithm.autoreset)
     agent = make(algorithm, env).learn(64)
     agent.save(tmp_path / "agent.zip")
-    manifest, _ = agents.read(tmp_path / "agent.zip")
+    manifest, _ = checkpoint.read(tmp_path / "agent.zip")
     assert manifest["env_snapshot"] == "its state is out of reach"
     algorithm.load(tmp_path / "agent.zip", env).learn(32, reset_num_timesteps=False)
 

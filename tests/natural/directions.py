@@ -53,4 +53,5 @@ def gauss_newton(
 ) -> FitStatistics:
     """Fit a critic by Gauss-Newton steps, to targets in reward units."""
     fit = GaussNewton(**options, precondition=PRECONDITIONERS[cg_preconditioner])
-    return fit.fit(critic, observations, critic.scale.normalize(targets), rows)
+    z = ((targets.double() - critic.scale.mean) / critic.scale.std).to(targets.dtype)
+    return fit.fit(critic, observations, z, rows)

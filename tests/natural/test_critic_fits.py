@@ -53,22 +53,21 @@ def test_decay_forgets_an_old_level():
 
 @pytest.mark.parametrize("factor", [2.0**-20, 2.0**10, 2.0**40])
 def test_other_reward_units_give_the_same_targets_bit_for_bit(factor):
-    scale, scaled = ReturnScale(), ReturnScale()
+    one, other = critic(), critic()
     for seed in range(3):
         targets = data(seed=seed)[1]
-        scale.update(targets)
-        scaled.update(targets * factor)
-        assert torch.equal(scale.normalize(targets), scaled.normalize(targets * factor))
+        assert torch.equal(one.update_scale(targets), other.update_scale(targets * factor))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [0.0, 0.1, -3e6, 1e-12])
 def test_targets_without_variance_have_scale_one(value, dtype):
-    scale, targets = ReturnScale(), torch.full((11,), value, dtype=dtype)
+    model, targets = critic(dtype=dtype), torch.full((11,), value, dtype=dtype)
     for _ in range(3):
-        scale.update(targets)
-    assert scale.std == 1
-    assert scale.normalize(targets).abs().max() <= 1e-6 * abs(value)
+        z = model.update_scale(targets)
+    assert model.scale.std == 1
+    assert z.dtype == dtype
+    assert z.abs().max() <= 1e-6 * abs(value)
 
 
 def test_a_small_spread_is_a_spread():
@@ -78,9 +77,9 @@ def test_a_small_spread_is_a_spread():
 
 
 def test_no_targets_yet_changes_nothing():
-    scale = ReturnScale()
-    assert (scale.mean, scale.std) == (0, 1)
-    assert torch.equal(scale.denormalize(torch.tensor([3.0])), torch.tensor([3.0]))
+    model, (x, _) = critic(), data()
+    assert (model.scale.mean, model.scale.std) == (0, 1)
+    assert torch.equal(model(x), model.normalized(x))
 
 
 def test_statistics_are_part_of_the_state():
@@ -125,8 +124,7 @@ def test_a_linear_critic_is_fitted_by_ridge_regression():
     for damping in (0.0, 0.3):
         torch.manual_seed(0)
         model = Critic(nn.Linear(3, 1).double())
-        model.update_scale(y)
-        z, start = model.scale.normalize(y), parameter_vector(model)
+        z, start = model.update_scale(y), parameter_vector(model)
         found = gauss_newton(model, x, y, cg_iterations=20, cg_tolerance=1e-12, damping=damping)
         shift = damping * X.square().sum() / 300 / 4
         d = torch.linalg.solve(X.T @ X / 300 + shift * torch.eye(4).double(), X.T @ (z - X @ start) / 300)

@@ -69,6 +69,16 @@ def test_a_step_without_effect_is_made_longer_and_refused_if_there_is_none() -> 
     assert match_kl(lambda beta: 0.0, 1.0, 0.02) == (0.0, 0.0)
 
 
+def test_a_step_between_none_and_far_too_long_is_found() -> None:
+    # A policy that is nearly deterministic: rounding makes the KL of short steps negative.
+    def kl_at(beta: float) -> float:
+        return -1e-10 if beta < 1e-8 else 1e15 * beta**2.5
+
+    beta, kl = match_kl(kl_at, 0.4, 0.05)
+    assert kl == kl_at(beta)
+    assert 0 < kl <= 0.1
+
+
 def test_an_undershoot_is_no_match_while_longer_steps_are_allowed() -> None:
     # Far too long at first, then far too short: four corrections end at a ten-thousandth of the target.
     def kl_at(beta: float) -> float:

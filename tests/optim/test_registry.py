@@ -11,11 +11,12 @@ from torch import nn
 from agents.optim.adabound import AUTO, AdaBound
 from agents.optim.registry import (
     OPTIMIZERS,
+    OptimizerConfig,
     OptimizerName,
-    load_optimizer_tensors,
+    OptimizerState,
     make_flat_optimizer,
     make_optimizer,
-    optimizer_tensors,
+    plan_handover,
 )
 
 
@@ -61,7 +62,8 @@ def test_a_misspelt_optimizer_is_corrected() -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_flat_optimizer_steps_its_modules_with_the_settings_that_it_has(name: str) -> None:
     modules = [network(), nn.Linear(3, 1)]
-    flat, optimizer = make_flat_optimizer(name, modules, lr=0.02, eps=1e-4, final_lr=0.5)
+    settings = OptimizerConfig.of({"optimizer": name, "learning_rate": 0.02, "eps": 1e-4, "final_lr": 0.5})
+    flat, optimizer = make_flat_optimizer(settings, modules)
     for group in optimizer.param_groups:
         assert group["lr"] == 0.02
         assert group.get("eps", 1e-4) == 1e-4
@@ -70,6 +72,16 @@ def test_a_flat_optimizer_steps_its_modules_with_the_settings_that_it_has(name: 
     flat.differentiate(sum((module(torch.ones(1, 3)).square().sum() for module in modules), torch.zeros(())))
     optimizer.step()
     assert not any(torch.equal(values(module), old) for module, old in zip(modules, before, strict=True))
+
+
+@pytest.mark.parametrize(("handover", "gamma"), [(0.25, 1 / 10), (1.0, 1 / 40), (12.0, 1 / 12)])
+def test_a_handover_is_a_share_of_the_planned_updates_or_a_number_of_them(handover: float, gamma: float) -> None:
+    optimizer = AdaBound([{"params": [parameter]} for parameter in network().parameters()])
+    plan_handover(optimizer, handover, updates=40)
+    assert [group["gamma"] for group in optimizer.param_groups] == pytest.approx([gamma] * 4)
+    others = torch.optim.SGD(network().parameters(), lr=0.1)
+    plan_handover(others, handover, updates=40)
+    assert "gamma" not in others.param_groups[0]
 
 
 # A final_lr that is measured ------------------------------------------------------------------------------------------
@@ -83,6 +95,10 @@ def with_measured(steps: int) -> tuple[nn.Module, AdaBound]:
     return net, optimizer
 
 
+def copy_state(source: AdaBound, target: AdaBound) -> None:
+    OptimizerState("adabound", target).load(OptimizerState("adabound", source).tensors())
+
+
 def final_lr(optimizer: AdaBound) -> float | str:
     return optimizer.param_groups[0]["final_lr"]
 
@@ -92,7 +108,7 @@ def test_a_state_from_before_the_hand_over_is_measured_anew() -> None:
     _, fresh = with_measured(0)
     net, used = with_measured(6)
     assert final_lr(used) != AUTO
-    load_optimizer_tensors("adabound", used, optimizer_tensors("adabound", fresh))
+    copy_state(fresh, used)
     assert final_lr(used) == AUTO
     assert not used.state
     net.load_state_dict(network().state_dict())
@@ -106,14 +122,14 @@ def test_a_state_from_after_the_hand_over_brings_its_own() -> None:
     _, saved = with_measured(6)
     _, used = with_measured(0)
     used.param_groups[0]["final_lr"] = 123.0
-    load_optimizer_tensors("adabound", used, optimizer_tensors("adabound", saved))
+    copy_state(saved, used)
     assert final_lr(used) == final_lr(saved) != 123.0
 
 
 def test_a_final_lr_that_was_given_stays() -> None:
     _, saved = with_measured(6)
     given = AdaBound(network().parameters(), final_lr=0.3)
-    load_optimizer_tensors("adabound", given, optimizer_tensors("adabound", saved))
+    copy_state(saved, given)
     assert final_lr(given) == 0.3
-    load_optimizer_tensors("adabound", given, {})
+    OptimizerState("adabound", given).load({})
     assert final_lr(given) == 0.3
