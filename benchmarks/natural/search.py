@@ -91,6 +91,7 @@ CANDIDATES: dict[str, dict[str, Any] | None] = {
     "1024 of 64 x 16, KL 0.01": SMALL | {"num_envs": 64, "n_steps": 16, "target_kl": 0.01},
     "512, short critic steps": SMALL | {"critic_cg_max_steps": 2},
     "512, short critic steps, KL 0.01": SMALL | {"critic_cg_max_steps": 2, "target_kl": 0.01},
+    "512, short critic steps, KL 0.02": SMALL | {"critic_cg_max_steps": 2, "target_kl": 0.02},
 }
 """Name -> what differs from the defaults, on every task; None is each task's preset."""
 
