@@ -254,28 +254,6 @@ class EpisodeStatistics:
         self.lengths[ended] = 0
         return finished
 
-    def update_rollout(self, rewards: Tensor, ended: Tensor, stepped: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Count T steps, rewards and ended [T, N]: the bits of T updates.
-
-        Args:
-            stepped: which environments were stepped, [T, N]; None: all. The others' rewards are 0.
-
-        Returns:
-            The returns and lengths of the episodes that ended, [k] each, in the order of `ended.nonzero()`.
-        """
-        # Which of an environment's episodes a step belongs to, the one that runs being 0.
-        episode = ended.cumsum(0)
-        last = episode[-1:].clone()
-        episode -= ended.long()
-        shape = int(last.max()) + 1, len(self.returns)
-        returns, lengths = self.returns.new_zeros(shape), self.lengths.new_zeros(shape)
-        returns[0], lengths[0] = self.returns, self.lengths
-        returns.scatter_add_(0, episode, rewards)
-        lengths.scatter_add_(0, episode, torch.ones_like(episode) if stepped is None else stepped.long())
-        self.returns, self.lengths = returns.gather(0, last)[0], lengths.gather(0, last)[0]
-        which = episode[ended], ended.nonzero()[:, 1]
-        return returns[which], lengths[which]
-
     def restart(self, ids: Tensor) -> None:
         """Count from 0 in the environments ids, whose episodes were left."""
         self.returns[ids] = 0.0

@@ -26,7 +26,7 @@ SOLVERS = ("auto", "cholesky", "gram", "cg")
 
 CHOLESKY_PARAMETERS = 130
 """The most parameters at which auto takes Cholesky: where it costs as much as 10 products of conjugate gradients for
-n = 512, by benchmarks/solvers.py on one x86-64 core. For larger n it costs up to three times as much there, and is
+n = 512, by benchmarks.natural.solvers on one x86-64 core. For larger n it costs up to three times as much there, and is
 exact."""
 GRAM_SAMPLES = 200
 """The most samples at which auto takes the Gram matrix where p is larger; measured likewise; hardly depends on p."""

@@ -113,7 +113,6 @@ class Policy(BasePolicy):
         observation_space: a Box, flattened.
         action_space: Box, Discrete, MultiDiscrete or MultiBinary.
         normalize_observations: whether the normalizer learns; otherwise it stays the identity.
-        squash_output: as in SB3.
     """
 
     actor: Any
@@ -126,9 +125,8 @@ class Policy(BasePolicy):
         action_space: spaces.Space,
         *,
         normalize_observations: bool,
-        squash_output: bool = False,
     ) -> None:
-        super().__init__(observation_space, action_space, squash_output=squash_output)
+        super().__init__(observation_space, action_space)
         self.head = Head.of(action_space)
         self.observation_size = int(np.prod(observation_space.shape or ()))
         self.normalize_observations = normalize_observations

@@ -14,6 +14,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from gymnasium.wrappers.vector.array_conversion import ArrayConversion
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from agents.rollout.collector import RunningEpisodes
 from envs import SnapshotError, VectorEnv, make_vec
 from envs.sb3 import as_vector
 from envs.vector import EpisodeStatistics
@@ -397,7 +398,7 @@ def test_gymnasiums_episode_statistics_agree_with_ours(make: Factory) -> None:
 @pytest.mark.parametrize("ends", [0.0, 0.05, 0.5, 1.0])
 def test_a_rollouts_statistics_are_those_of_its_steps(ends: float) -> None:
     torch.manual_seed(0)
-    stepped, whole = EpisodeStatistics(N), EpisodeStatistics(N)
+    stepped, whole = EpisodeStatistics(N), RunningEpisodes(N)
     for T in (1, 40, 7):
         rewards, ended = torch.randn(T, N, dtype=torch.float64), torch.rand(T, N) < ends
         finished = [found for t in range(T) if (found := stepped.update(rewards[t], ended[t])) is not None]
