@@ -269,17 +269,21 @@ def gae(
     # whole array take a tenth of the time of T passes over its rows.
     span = 1
     while span < len(advantages):
-        advantages[:-span].add_(decay[:-span] * advantages[span:])
+        # Not 0 times what comes after an episode's end, which would be no number where that is infinite.
+        later = (decay[:-span] * advantages[span:]).masked_fill_(decay[:-span] == 0, 0.0)
+        advantages[:-span].add_(later)
         decay[:-span] = decay[:-span] * decay[span:]
         span *= 2
     return advantages.to(values.dtype), (advantages + values64).to(values.dtype)
 
 
 def standardize(A: Tensor) -> Tensor:
-    """Scale advantages [..., n] to mean 0 and standard deviation 1 along the last axis; zeros where they are equal."""
+    """Scale advantages [..., n] to mean 0 and standard deviation 1 along the last axis; zeros where they are equal, and
+    no numbers where one is not finite.
+    """
     spread = A.std(-1, keepdim=True, correction=0)
     # Advantages that differ by rounding only say nothing: they are equal.
-    equal = spread <= 4 * torch.finfo(torch.float32).eps * A.abs().amax(-1, keepdim=True)
+    equal = spread.isfinite() & (spread <= 4 * torch.finfo(torch.float32).eps * A.abs().amax(-1, keepdim=True))
     return torch.where(equal, 0.0, (A - A.mean(-1, keepdim=True)) / spread)
 
 

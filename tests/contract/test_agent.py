@@ -6,6 +6,7 @@ An algorithm that comes new adds its settings for these small problems to SETTIN
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -270,15 +271,28 @@ class UnboundedActions(DictEnv):
     action_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
 
 
-class NotANumber(gymnasium.Env):
+class Gives(gymnasium.Env):
+    """Ten ordinary steps, then an observation and a reward of one's choice, then ordinary steps again."""
+
     observation_space = gymnasium.spaces.Box(-1, 1, (1,))
-    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, observation: float = 0.0, reward: float = 1.0, discrete: bool = True) -> None:
+        self.action_space = gymnasium.spaces.Discrete(2) if discrete else gymnasium.spaces.Box(-1, 1, (2,))
+        self.given, self.steps = (observation, reward), 0
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
         return np.zeros(1, dtype=np.float32), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
-        return np.full(1, np.nan, dtype=np.float32), 1.0, False, False, {}
+        self.steps += 1
+        observation, reward = self.given if self.steps == 10 else (0.0, 1.0)
+        return np.full(1, observation, dtype=np.float32), reward, False, False, {}
+
+
+class Unchecked(GymVectorEnv):
+    """Hands on what environments give, as those of others do."""
+
+    def _check_finite(self, *args: Any) -> None: ...
 
 
 OTHER = {
@@ -308,12 +322,34 @@ def test_what_cannot_be_trained_on_is_refused_with_a_remedy(algorithm: type[Agen
         make(algorithm, env(algorithm))
 
 
-def test_a_number_that_is_none_stops_training_with_a_sentence(algorithm: type[Agent]) -> None:
-    agent = make(algorithm, vector(algorithm, NotANumber, 2))
+@pytest.mark.parametrize("callback", [None, lambda *_: True])
+@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize(
+    "given",
+    [{"reward": np.nan}, {"reward": -np.inf}, {"reward": 1e38}, {"observation": np.nan}, {"observation": np.inf}],
+    ids=str,
+)
+def test_what_nothing_can_be_learned_from_stops_training_and_is_named(
+    algorithm: type[Agent], given: dict[str, float], discrete: bool, callback: Any
+) -> None:
+    env = Unchecked([Gives(discrete=discrete), Gives(**given, discrete=discrete)], autoreset=algorithm.autoreset)
+    agent = make(algorithm, env, **({"n_steps": 16} if "n_steps" in SETTINGS[algorithm.name] else {}))
     before = parameters(agent)
-    with pytest.raises(ValueError, match=r"NaN|finite"):
-        agent.learn(100)
+    ((name, value),) = given.items()
+    with pytest.raises(ValueError, match=re.escape(f"environment 1 gave the {name} {value} at step 10 of this ")):
+        agent.learn(100, callback)
     assert torch.equal(parameters(agent), before)
+    agent.learn(32, callback, reset_num_timesteps=False)  # in new episodes
+    assert parameters(agent).isfinite().all()
+
+
+@pytest.mark.parametrize("step", [16, 32])
+def test_the_last_observation_of_a_rollout_is_looked_at(algorithm: type[Agent], step: int) -> None:
+    env = Gives(observation=np.nan)
+    env.steps = 10 - step
+    agent = make(algorithm, Unchecked([env, Gives()], autoreset=algorithm.autoreset), n_steps=16)
+    with pytest.raises(ValueError, match="environment 0 gave the observation nan at step 16"):
+        agent.learn(100)
 
 
 def test_bad_hyperparameters_are_named(algorithm: type[Agent]) -> None:
