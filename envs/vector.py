@@ -148,8 +148,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         array = array.astype(dtype, copy=False)
         if not np.isfinite(array).all():
             raise ValueError(
-                "actions hold NaN or infinity: the policy has diverged, or observations hold them too. Look at these, or "
-                "restart from the last checkpoint."
+                "actions hold NaN or infinity: the policy has diverged, or observations hold them too. Look at these, "
+                "or restart from the last checkpoint."
             )
         return array
 

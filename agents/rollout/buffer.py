@@ -278,12 +278,10 @@ def gae(
 
 
 def standardize(A: Tensor) -> Tensor:
-    """Scale advantages [..., n] to mean 0 and standard deviation 1 along the last axis; zeros where they are equal, and
-    no numbers where one is not finite.
-    """
+    """Scale advantages [..., n] to mean 0 and standard deviation 1 along the last axis; zeros where they are equal."""
     spread = A.std(-1, keepdim=True, correction=0)
     # Advantages that differ by rounding only say nothing: they are equal.
-    equal = spread.isfinite() & (spread <= 4 * torch.finfo(torch.float32).eps * A.abs().amax(-1, keepdim=True))
+    equal = spread <= 4 * torch.finfo(torch.float32).eps * A.abs().amax(-1, keepdim=True)
     return torch.where(equal, 0.0, (A - A.mean(-1, keepdim=True)) / spread)
 
 

@@ -143,7 +143,7 @@ def test_dtype_follows_the_values_and_inputs_stay():
         assert (untouched == 1).all()
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_advantages_that_are_no_numbers_are_not_taken_for_equal_ones(value: float) -> None:
     assert not standardize(torch.tensor([1.0, value, 2.0])).isfinite().all()
 
