@@ -259,6 +259,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         try:
             while self.num_timesteps < total:
                 started = time.perf_counter()
+                self._require_trainable()
                 listener.on_rollout_start()
                 batch = self.collect()
                 if batch is None:
@@ -280,6 +281,16 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         finally:
             self.collector.listener = None
             listener.on_training_end()
+
+    def _require_trainable(self) -> None:
+        """Raise ValueError where parameters are frozen: directions and steps are of all parameters together."""
+        frozen = [name for name, parameter in self.policy.named_parameters() if not parameter.requires_grad]
+        if frozen:
+            raise ValueError(
+                f"policy.{frozen[0]} is frozen: its requires_grad is False, but {type(self).__name__} moves all "
+                "parameters of a policy. Set it back with requires_grad_(True), or give a policy class of your own "
+                "that holds in buffers what shall stay."
+            )
 
     def collect(self) -> Any:
         """Give what `train` takes, a rollout where the policy trains; None if a callback asked to stop."""

@@ -352,6 +352,19 @@ def test_the_last_observation_of_a_rollout_is_looked_at(algorithm: type[Agent], 
         agent.learn(100)
 
 
+def test_frozen_parameters_are_refused_whenever_they_are_frozen(algorithm: type[Agent]) -> None:
+    agent = make(algorithm, "CartPole-v1")
+    name, parameter = next(agent.policy.named_parameters())
+    for before in (True, False):
+        parameter.requires_grad_(not before)
+        start = parameters(agent)
+        with pytest.raises(ValueError, match=rf"policy\.{name} is frozen.*requires_grad_\(True\)"):
+            for _ in agent.iterations(1000):
+                parameter.requires_grad_(False)
+                start = parameters(agent)
+        assert torch.equal(parameters(agent), start)
+
+
 def test_bad_hyperparameters_are_named(algorithm: type[Agent]) -> None:
     with pytest.raises(ValueError, match=r"gama.*did you mean 'gamma'"):
         algorithm("MlpPolicy", "CartPole-v1", gama=0.9)
