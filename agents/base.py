@@ -26,6 +26,7 @@ from agents import checkpoint
 from agents.checkpoint import with_prefix
 from agents.config import CommonConfig, near, preset_values
 from agents.policy.actor_critic import ActorCriticPolicy
+from agents.policy.base import warn_of_units
 from agents.policy.distributions import Head
 from agents.rollout.buffer import FieldSpec
 from agents.rollout.collector import Collector, buffer_fields
@@ -103,7 +104,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             config = dataclasses.replace(config, num_envs=env.num_envs)
         super().__init__(
             policy,
-            env,
+            None,  # below: SB3 refuses actions without bounds
             learning_rate=0.0,  # SB3's one schedule; our algorithms name their own step sizes
             policy_kwargs=policy_kwargs,
             stats_window_size=stats_window_size,
@@ -123,6 +124,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         self.last_metrics: dict[str, float] = {}
         self.stream_seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         if env is not None:
+            self.observation_space, self.action_space = env.observation_space, env.action_space
+            self.env, self.n_envs = env, env.num_envs
             self._setup_model()
 
     @classmethod
@@ -151,6 +154,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         self.set_random_seed(self.seed)
         self.policy = self.new_policy().to(self.device)
         if self.env is not None:
+            log_std = getattr(self.policy.actor, "log_std", None)
+            warn_of_units(self.action_space, 1.0 if log_std is None else log_std.bias.exp().mean().item())
             self._connect(self.env)
 
     def _connect(self, env: SB3View) -> None:
@@ -259,7 +264,6 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         try:
             while self.num_timesteps < total:
                 started = time.perf_counter()
-                self._require_trainable()
                 listener.on_rollout_start()
                 batch = self.collect()
                 if batch is None:
@@ -267,6 +271,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                 listener.on_rollout_end()
                 collected = time.perf_counter()
                 self._update_current_progress_remaining(self.num_timesteps, total)
+                self._require_trainable()
                 self.train(batch)
                 if self.collector.policy is not self.policy:
                     self.collector.follow(self.policy)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -266,9 +267,54 @@ class DictEnv(gymnasium.Env):
         return {"x": np.zeros(2, dtype=np.float32), "k": 1}, 1.0, True, False, {}
 
 
-class UnboundedActions(DictEnv):
-    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
-    action_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
+class Odd(gymnasium.Env):
+    """Accepts the actions of its space and no others, of which the last is rewarded; sees what is of a shape."""
+
+    def __init__(self, action_space: gymnasium.Space, observation_shape: tuple[int, ...] = (2,)) -> None:
+        self.action_space = action_space
+        self.observation_space = gymnasium.spaces.Box(-1, 1, observation_shape)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        return np.zeros(self.observation_space.shape, dtype=np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        assert self.action_space.contains(np.asarray(action, self.action_space.dtype))
+        best = np.all(action == -1) if isinstance(self.action_space, gymnasium.spaces.Discrete) else np.sum(action)
+        return self.reset()[0], float(best), False, False, {}
+
+
+ODD = {
+    "unbounded actions": lambda: Odd(gymnasium.spaces.Box(-np.inf, np.inf, (2,))),
+    "actions bounded on one side": lambda: Odd(
+        gymnasium.spaces.Box(np.float32([-1, -np.inf]), np.float32([np.inf, 1]))
+    ),
+    "wrapped in ClipAction": lambda: gymnasium.wrappers.ClipAction(gymnasium.make("Pendulum-v1")),
+    "one action without a shape": lambda: Odd(gymnasium.spaces.Box(-1, 1, ())),
+    "choices counted from -1": lambda: Odd(gymnasium.spaces.Discrete(2, start=-1)),
+    "several choices from elsewhere": lambda: Odd(gymnasium.spaces.MultiDiscrete([2, 3], start=[4, -5])),
+    "observations without a shape": lambda: Odd(gymnasium.spaces.Discrete(2), ()),
+    "observations of three axes": lambda: Odd(gymnasium.spaces.Discrete(2), (2, 1, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_spaces_train_save_and_predict(algorithm: type[Agent], kind: str, tmp_path: Path) -> None:
+    agent = make(algorithm, vector(algorithm, ODD[kind], 2)).learn(33)
+    agent.save(tmp_path / "agent")
+    loaded = algorithm.load(tmp_path / "agent", device="cpu")
+    observations = np.stack([agent.observation_space.sample() for _ in range(3)])
+    actions, _ = loaded.predict(observations, deterministic=True)
+    np.testing.assert_array_equal(actions, agent.predict(observations, deterministic=True)[0])
+    assert all(agent.action_space.contains(np.asarray(x, agent.action_space.dtype)) for x in actions)
+    one, _ = loaded.predict(observations[0], deterministic=True)
+    np.testing.assert_array_equal(one, actions[0])
+    acted = agent.act(torch.as_tensor(observations), deterministic=True)
+    np.testing.assert_array_equal(acted, actions)
+
+
+def test_the_best_of_choices_counted_from_elsewhere_is_found(algorithm: type[Agent]) -> None:
+    agent = make(algorithm, vector(algorithm, ODD["choices counted from -1"], 8)).learn(16 * 8 * 20)
+    assert agent.predict(np.zeros(2, np.float32), deterministic=True)[0] == -1
 
 
 class Gives(gymnasium.Env):
@@ -310,7 +356,6 @@ REFUSED = {
         lambda algorithm: make_vec("CartPole-v1", 2, autoreset=OTHER[algorithm.autoreset]),
         r"trains with make_vec\(..., autoreset",
     ),
-    "unbounded actions": (lambda algorithm: vector(algorithm, UnboundedActions, 2), "infinite bounds"),
     "unknown id": (lambda _: "Hoper-v5", "Hopper-v5"),
 }
 
@@ -353,16 +398,24 @@ def test_the_last_observation_of_a_rollout_is_looked_at(algorithm: type[Agent], 
 
 
 def test_frozen_parameters_are_refused_whenever_they_are_frozen(algorithm: type[Agent]) -> None:
-    agent = make(algorithm, "CartPole-v1")
-    name, parameter = next(agent.policy.named_parameters())
-    for before in (True, False):
-        parameter.requires_grad_(not before)
-        start = parameters(agent)
+    for when in ("before", "within"):
+        agent = make(algorithm, "CartPole-v1")
+        before = parameters(agent)
+        name, parameter = next(agent.policy.named_parameters())
+        if when == "before":
+            parameter.requires_grad_(False)
         with pytest.raises(ValueError, match=rf"policy\.{name} is frozen.*requires_grad_\(True\)"):
-            for _ in agent.iterations(1000):
-                parameter.requires_grad_(False)
-                start = parameters(agent)
-        assert torch.equal(parameters(agent), start)
+            agent.learn(1000, lambda *_: not parameter.requires_grad_(False).requires_grad)  # noqa: B023
+        assert torch.equal(parameters(agent), before)
+
+
+@pytest.mark.parametrize(("low", "high"), [(50, 100), (-0.01, 0.01), (-1000, 1000), ([-1, -3], [1, -2])], ids=str)
+def test_actions_in_units_that_a_policy_does_not_see_are_warned_of(algorithm: type[Agent], low: Any, high: Any) -> None:
+    space = gymnasium.spaces.Box(np.full(2, low, np.float32), np.full(2, high, np.float32))
+    with pytest.warns(UserWarning, match=r"RescaleAction\(env, -1, 1\)"):
+        make(algorithm, vector(algorithm, lambda: Odd(space), 2))
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        make(algorithm, vector(algorithm, lambda: gymnasium.wrappers.RescaleAction(Odd(space), -1, 1), 2))
 
 
 def test_bad_hyperparameters_are_named(algorithm: type[Agent]) -> None:
