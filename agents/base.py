@@ -24,9 +24,10 @@ from torch import Tensor
 
 from agents import checkpoint
 from agents.checkpoint import with_prefix
-from agents.config import CommonConfig, near, preset_values
+from agents.config import CommonConfig, Schedule, preset_values
 from agents.policy.actor_critic import ActorCriticPolicy
-from agents.policy.base import warn_of_units
+from agents.policy.base import named_as_in, warn_of_units
+from agents.policy.choice import OFF_IN_SB3, checked_kwargs, known_policy, options_of
 from agents.policy.distributions import Head
 from agents.rollout.buffer import FieldSpec
 from agents.rollout.collector import Collector, buffer_fields
@@ -34,6 +35,22 @@ from agents.saving import Saved
 from envs import make_vec
 from envs.sb3 import SB3View, as_vector
 from envs.vector import VectorEnv
+
+
+def _as_attribute(name: str) -> property:
+    """Show a hyperparameter as an attribute, as SB3's algorithms do."""
+
+    def give(agent: Agent) -> Any:
+        return getattr(agent.current, name)
+
+    def refuse(agent: Agent, value: Any) -> None:
+        if "config" in agent.__dict__:  # before that SB3 sets its own
+            raise AttributeError(
+                f"{name} is fixed when an agent is made; give it to {type(agent).__name__}(...) or load(..., "
+                f"{name}=...), or a schedule where it shall change."
+            )
+
+    return property(give, refuse)
 
 
 class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
@@ -65,6 +82,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
     """Group -> chart -> the curves that it shows together, for TensorBoard's page of custom scalars."""
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ActorCriticPolicy}
     """The first is what train.py takes unless told otherwise."""
+    policy_base: ClassVar[type[BasePolicy]] = ActorCriticPolicy
+    """What a policy class of one's own is a subclass of."""
     autoreset: ClassVar[AutoresetMode] = AutoresetMode.SAME_STEP
     """What its environments do with those that end."""
 
@@ -75,6 +94,9 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         super().__init_subclass__(**kwargs)
         own = [p for p in inspect.signature(Agent.__init__).parameters.values() if p.kind is not p.VAR_KEYWORD]
         cls.__signature__ = inspect.Signature(own[1:] + cls.Config.parameters())  # type: ignore[attr-defined]
+        declared = {name for kind in cls.__mro__ for name in (*vars(kind), *inspect.get_annotations(kind))}
+        for name in set(cls.Config.names()) - declared:
+            setattr(cls, name, _as_attribute(name))
 
     def __init__(
         self,
@@ -89,32 +111,35 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         stats_window_size: int = 100,
         **hyperparameters: Any,
     ) -> None:
-        policy_kwargs = dict(policy_kwargs or {})
-        if isinstance(policy, str) and policy not in self.policy_aliases:
-            raise ValueError(f"There is no policy {policy!r}{near(policy, list(self.policy_aliases))}")
-        policy_class: Any = self.policy_aliases[policy] if isinstance(policy, str) else policy
-        options = self._policy_options(policy_class)
-        for unknown in policy_kwargs.keys() - set(options):
-            raise ValueError(f"policy_kwargs has no {unknown!r}{near(unknown, options)}")
-        if seed is not None and seed < 0:
-            raise ValueError(f"seed is {seed}; give 0 or more.")
-        config = self.Config.of(hyperparameters)
+        policy_class = known_policy(type(self).__name__, self.policy_aliases, self.policy_base, policy)
+        hyperparameters = {name: x for name, x in hyperparameters.items() if (name, x) not in OFF_IN_SB3}
+        self.schedules: dict[str, Schedule] = {
+            name: x for name, x in hyperparameters.items() if name in self.Config.scheduled() and callable(x)
+        }
+        """Hyperparameters that change while training goes on, by name."""
+        hyperparameters |= {name: schedule(1.0) for name, schedule in self.schedules.items()}
+        policy_kwargs, own = checked_kwargs(self.Config, policy_class, dict(policy_kwargs or {}))
+        if seed is not None and not (isinstance(seed, (int, np.integer)) and seed >= 0):
+            raise ValueError(f"seed is {seed!r}; give an integer of at least 0, or None.")
+        seed = None if seed is None else int(seed)
+        config = self.Config.of(hyperparameters | own)
         if env is not None:
             env = self._as_view(env, config, wanted=hyperparameters.get("num_envs"))
             config = dataclasses.replace(config, num_envs=env.num_envs)
         super().__init__(
             policy,
             None,  # below: SB3 refuses actions without bounds
-            learning_rate=0.0,  # SB3's one schedule; our algorithms name their own step sizes
+            learning_rate=0.0,  # not kept: it is a hyperparameter of those that have one
             policy_kwargs=policy_kwargs,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
+            stats_window_size=int(stats_window_size),
+            tensorboard_log=None if tensorboard_log is None else str(tensorboard_log),
             verbose=verbose,
             device=device,
             support_multi_env=True,
             monitor_wrapper=False,
             seed=seed,
         )
+        self.__dict__.pop("learning_rate", None)
         self.config = config
         self.iteration = 0
         """Of this training; learn() begins at 0 again."""
@@ -133,10 +158,10 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         """Give the defaults with this algorithm's tuned values for an environment."""
         return cls.Config.of(preset_values(cls.name, env_id))
 
-    @classmethod
-    def _policy_options(cls, policy_class: Any) -> list[str]:
-        """Name the policy's keyword arguments that this algorithm has; without a critic there is none for one."""
-        return [name for name in policy_class.options if name in cls.Config.names()]
+    @property
+    def current(self) -> Any:
+        """Give the hyperparameters as they are now, where some have schedules."""
+        return self.config.at(self.schedules, self._current_progress_remaining) if self.schedules else self.config
 
     @property
     def episode_returns(self) -> list[float]:
@@ -165,7 +190,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
     def new_policy(self) -> Any:
         """Make a policy as before training, drawn from PyTorch's global stream; the agent keeps its own."""
         policy_class: Any = self.policy_class
-        settings = {name: getattr(self.config, name) for name in self._policy_options(policy_class)}
+        settings = {name: getattr(self.config, name) for name in options_of(self.config, policy_class)}
         return policy_class(self.observation_space, self.action_space, **(settings | self.policy_kwargs))
 
     def _buffer_fields(self) -> dict[str, FieldSpec]:
@@ -209,7 +234,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         if self.collector.observations is None:
             self._last_obs = None  # has SB3 reset the environments
         begins = reset_num_timesteps or self._last_obs is None
-        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        result = super()._setup_learn(int(total_timesteps), callback, reset_num_timesteps, tb_log_name, progress_bar)
         if begins:
             self._begin_episodes()
         return result
@@ -234,7 +259,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         self,
         total_timesteps: int,
         callback: MaybeCallback = None,
-        log_interval: int = 1,
+        log_interval: int | None = 1,
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
@@ -250,7 +275,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         self,
         total_timesteps: int,
         callback: MaybeCallback = None,
-        log_interval: int = 1,
+        log_interval: int | None = 1,
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
@@ -278,7 +303,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                 self.iteration += 1
                 self.counter += 1
                 self._record(collected - started, time.perf_counter() - collected)
-                if self.iteration % log_interval == 0:
+                if log_interval is not None and self.iteration % log_interval == 0:
                     self.logger.dump(self.num_timesteps)
                 yield self.iteration
                 if self.stop_reason is not None:
@@ -312,18 +337,26 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
 
     def _record(self, collect_seconds: float, train_seconds: float) -> None:
         assert self.env is not None
-        if episodes := self.ep_info_buffer:
-            self.logger.record("rollout/ep_rew_mean", float(np.mean([episode["r"] for episode in episodes])))
-            self.logger.record("rollout/ep_len_mean", float(np.mean([episode["l"] for episode in episodes])))
+        self._record_progress()
         self.logger.record("rollout/diverged_simulations", self.env.vector.blowups)
-        elapsed = max((time.time_ns() - self.start_time) * 1e-9, 1e-9)
-        self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
         self.logger.record("time/iterations", self.iteration)
-        self.logger.record("time/time_elapsed", elapsed)
-        self.logger.record("time/total_timesteps", self.num_timesteps)
         self.logger.record("time/collect_seconds", collect_seconds)
         self.logger.record("time/train_seconds", train_seconds)
         self.last_metrics = {key: value for key, value in self.logger.name_to_value.items() if value is not None}
+
+    def _record_progress(self) -> None:
+        if episodes := self.ep_info_buffer:
+            self.logger.record("rollout/ep_rew_mean", float(np.mean([episode["r"] for episode in episodes])))
+            self.logger.record("rollout/ep_len_mean", float(np.mean([episode["l"] for episode in episodes])))
+        elapsed = max((time.time_ns() - self.start_time) * 1e-9, 1e-9)
+        self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
+        self.logger.record("time/time_elapsed", elapsed)
+        self.logger.record("time/total_timesteps", self.num_timesteps)
+
+    def dump_logs(self) -> None:
+        """Write what has been logged, and how far training is, within an iteration too; for SB3's callbacks."""
+        self._record_progress()
+        self.logger.dump(self.num_timesteps)
 
     # Acting ----------------------------------------------------------------------------------------------------------
 
@@ -346,7 +379,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         """Load the policy's parameters from a checkpoint of ours, or from {"policy": state_dict}."""
         if not isinstance(load_path_or_dict, dict):
             _, tensors = checkpoint.read(load_path_or_dict)
-            load_path_or_dict = {"policy": with_prefix(tensors, "policy.")}
+            load_path_or_dict = {"policy": named_as_in(self.policy, with_prefix(tensors, "policy."))}
         super().set_parameters(load_path_or_dict, exact_match, device)
         if self.env is not None:
             self.collector.follow(self.policy)

@@ -10,12 +10,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
+from torch.optim import Optimizer
 
 from agents import noise
 from agents.base import Agent
 from agents.config import AgentConfig
 from agents.optim.effective_steps import charts, report
-from agents.optim.registry import OptimizerConfig, OptimizerState, make_flat_optimizer, plan_handover
+from agents.optim.registry import OptimizerConfig, OptimizerState, make_flat_optimizer, plan_handover, set_learning_rate
 from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
 from agents.rollout.buffer import MinibatchConfig, Rollout, advantages, explained_variance
 from agents.rollout.surrogates import CURVES, ClippedConfig, Losses, approximate_kl, clipped_surrogate, report_losses
@@ -71,13 +72,14 @@ class PPO(Agent):
     dashboard = CURVES | {"step lengths of AdaBound and AMSBound": charts(PARTS)}
     Config = PPOConfig
     config: PPOConfig
+    optimizer: Optimizer
     policy: ActorCriticPolicy
 
     # An iteration ----------------------------------------------------------------------------------------------------
 
     def train(self, batch: Rollout) -> None:
         """Take minibatch steps on the losses of equation 9, for n_epochs or up to target_kl (algorithm 1)."""
-        c, policy = self.config, self.policy
+        c, policy = self.current, self.policy
         observations, a = batch["observations"].flatten(0, 1), batch["actions"].flatten(0, 1)
         s = policy.normalize(observations)
         with torch.no_grad():
@@ -85,6 +87,7 @@ class PPO(Agent):
             old = copy.deepcopy(policy.actor.shared_std(s))  # whose standard deviation stays
             log_old = old.log_prob(a)
         z = policy.critic.update_scale(returns) if c.normalize_returns else returns
+        set_learning_rate(self.optimizer, c.learning_rate)
         explained = explained_variance(returns, returns - A)
 
         history: list[Losses] = []
@@ -114,7 +117,7 @@ class PPO(Agent):
 
     def _losses(self, minibatch: Minibatch) -> Losses:
         """Evaluate equation 9, and how far the policy has gone."""
-        c, (s, a, A, z, log_old) = self.config, minibatch
+        c, (s, a, A, z, log_old) = self.current, minibatch
         pi = self.policy.actor.shared_std(s)
         log_ratio = pi.log_prob(a) - log_old  # log r(θ)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from agents.config import CommonConfig, above, near
+from agents.config import SCHEDULED, CommonConfig, above, near
 from agents.optim.adabound import AUTO, AdaBound, AMSBound, handover_gamma
 from agents.optim.clipup import ClipUp
 from agents.optim.flat import FlatParameters
@@ -41,8 +41,8 @@ class OptimizerConfig(CommonConfig):
 
     optimizer: OptimizerName = "adabound"
     """What steps policy and critic."""
-    learning_rate: Annotated[float, above(0)] = 3e-4
-    """The optimizer's step size, constant throughout."""
+    learning_rate: Annotated[float, above(0), SCHEDULED] = 3e-4
+    """The optimizer's step size."""
     eps: Annotated[float, above(0)] = 1e-5
     """Added to the root of the second moment, by every optimizer that divides by it. 1e-5 is what Stable-Baselines3
     gives Adam."""
@@ -86,6 +86,12 @@ def make_flat_optimizer(c: OptimizerConfig, modules: Sequence[nn.Module]) -> tup
         modules = [nn.ModuleList(modules)]
     flat = FlatParameters(modules)
     return flat, make_optimizer(c.optimizer, [{"params": [group]} for group in flat.groups], **settings)
+
+
+def set_learning_rate(optimizer: Optimizer, value: float) -> None:
+    """Give all groups the step size of the next updates."""
+    for group in optimizer.param_groups:
+        group["lr"] = value
 
 
 def plan_handover(optimizer: Optimizer, handover: float, updates: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, NoReturn, Self
 
 import numpy as np
@@ -107,6 +107,17 @@ def flatten(observations: Tensor) -> Tensor:
     return flat if flat.dtype == torch.float32 else flat.to(torch.float32)
 
 
+def uncompiled(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take from names what torch.compile puts into them."""
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
+
+
+def named_as_in(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the state under the names that it has in a module, which may be compiled where the state's was not."""
+    names = {plain: name for name, plain in zip(module.state_dict(), uncompiled(module.state_dict()), strict=True)}
+    return {names.get(plain, plain): tensor for plain, tensor in uncompiled(state).items()}
+
+
 def warn_of_units(space: spaces.Space, std: float = 1.0) -> None:
     """Warn of a Box of actions that a policy which begins at 0 sees next to nothing of: 0 is outside of the bounds, or
     the policy's standard deviation is above 10 times their half width or below a 30th of it.
@@ -139,6 +150,8 @@ class Policy(BasePolicy):
     _first: Tensor | None
     options: ClassVar[tuple[str, ...]]
     """Its keyword arguments, which agents take as hyperparameters and in policy_kwargs."""
+    options_of_its_own: ClassVar[tuple[str, ...]] = ()
+    """Those that agents take in policy_kwargs alone."""
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from agents import noise
+from agents.policy.base import named_as_in
 from agents.rollout.buffer import FieldSpec, Rollout, resolved
 from envs.sb3 import LazyInfos
 from envs.vector import EpisodeStatistics, VectorEnv
@@ -82,7 +83,7 @@ class Collector:
     def follow(self, policy: Any) -> None:
         """Act as the policy that was trained does."""
         if self.policy is not policy:
-            self.policy.load_state_dict(policy.state_dict())
+            self.policy.load_state_dict(named_as_in(self.policy, policy.state_dict()))
 
     def fill(self, counter: int, sample: Sample | None = None) -> Rollout | None:
         """Collect T steps of all environments.

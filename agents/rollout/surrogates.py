@@ -9,14 +9,14 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from agents.config import CommonConfig, above, at_least
+from agents.config import SCHEDULED, CommonConfig, above, at_least
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClippedConfig(CommonConfig):
     """What the clipped surrogate's policy and critic descend, L = -L^CLIP + c₁ L^VF - c₂ S, and how far."""
 
-    clip_range: Annotated[float, above(0)] = 0.2
+    clip_range: Annotated[float, above(0), SCHEDULED] = 0.2
     """ε: how far a probability ratio may go from 1 before its sample gives no more gradient."""
     target_kl: Annotated[float, above(0)] | None = None
     """Mean KL(old || new), in nats: a minibatch with an estimate above 1.5 times it ends the iteration's updates; None
