@@ -16,7 +16,14 @@ from agents import noise
 from agents.base import Agent
 from agents.config import AgentConfig
 from agents.optim.effective_steps import charts, report
-from agents.optim.registry import OptimizerConfig, OptimizerState, make_flat_optimizer, plan_handover, set_learning_rate
+from agents.optim.registry import (
+    HANDOVER_STEPS,
+    OptimizerConfig,
+    OptimizerState,
+    make_flat_optimizer,
+    plan_handover,
+    set_learning_rate,
+)
 from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
 from agents.rollout.buffer import MinibatchConfig, Rollout, advantages, explained_variance
 from agents.rollout.surrogates import CURVES, ClippedConfig, Losses, approximate_kl, clipped_surrogate, report_losses
@@ -140,10 +147,11 @@ class PPO(Agent):
         super()._connect(env)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
-        """Tell AdaBound when to hand over, which is known only once the training's length is."""
+        """Tell AdaBound when to hand over: a share of the training is known only once the training's length is."""
         result = super()._setup_learn(*args, **kwargs)
-        c, iterations = self.config, -(-self._total_timesteps // (self.config.n_steps * self.n_envs))
-        plan_handover(self.optimizer, c.handover, iterations * c.n_epochs * self.minibatches)
+        c, steps, updates = self.config, self.config.n_steps * self.n_envs, self.config.n_epochs * self.minibatches
+        handover = max(HANDOVER_STEPS / steps * updates, 2.0) if c.handover is None else c.handover
+        plan_handover(self.optimizer, handover, -(-self._total_timesteps // steps) * updates)
         return result
 
     def parts(self) -> dict[str, Stateful]:

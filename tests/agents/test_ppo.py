@@ -16,6 +16,7 @@ from agents import PPO, noise
 from agents.optim.adabound import AUTO
 from agents.optim.effective_steps import report
 from agents.optim.registry import OPTIMIZERS
+from agents.policy.networks import parameter_vector
 from agents.ppo import Minibatch, PPOConfig
 from agents.rollout.buffer import Rollout
 from agents.rollout.surrogates import clipped_surrogate
@@ -260,6 +261,22 @@ def test_the_handover_is_a_share_of_the_planned_steps_or_a_number_of_steps() -> 
         agent = make(handover=handover)
         next(agent.iterations(128 * 10 - 5))
         assert [group["gamma"] for group in agent.optimizer.param_groups] == pytest.approx([1 / steps] * 2)
+
+
+def test_by_default_the_handover_does_not_depend_on_how_training_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.ppo.HANDOVER_STEPS", 128 * 3)  # of 128 steps and 6 optimizer steps per iteration
+    whole, cut, again = make(), make(), make()
+    whole.learn(128 * 6)
+    for _ in range(6):
+        cut.learn(128, reset_num_timesteps=False)
+    for _ in range(2):
+        again.learn(128 * 3)
+    groups = whole.optimizer.param_groups
+    assert [group["gamma"] for group in groups] == pytest.approx([1 / 18] * 2)
+    assert all(isinstance(group["final_lr"], float) for group in groups)
+    assert torch.equal(parameter_vector(whole.policy), parameter_vector(cut.policy))
+    for group, same in zip(groups, again.optimizer.param_groups, strict=True):
+        assert group["gamma"] == same["gamma"]
 
 
 def test_policy_and_critic_hand_over_to_step_sizes_of_their_own() -> None:
