@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
+import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -155,8 +156,15 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
 
     @classmethod
     def preset(cls, env_id: str) -> CommonConfig:
-        """Give the defaults with this algorithm's tuned values for an environment."""
-        return cls.Config.of(preset_values(cls.name, env_id))
+        """Give the defaults with this algorithm's tuned values for an environment, as keyword arguments too: **preset.
+
+        Raises:
+            gymnasium.error.UnregisteredEnv: there is no such environment.
+        """
+        values = preset_values(cls.name, env_id)
+        if not values and not {":", "/"} & set(env_id):  # others are known once their package is imported
+            gymnasium.spec(env_id)
+        return cls.Config.of(values)
 
     @property
     def current(self) -> Any:

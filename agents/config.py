@@ -94,6 +94,13 @@ class CommonConfig:
                 f"log_std_init is {first}, below log_std_min, {floor}; give at least that, or a lower floor."
             )
 
+    def keys(self) -> list[str]:
+        """Name the fields: with `[]` this makes `**config` keyword arguments."""
+        return self.names()
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
     def require(self, name: str, holds: bool, allowed: str) -> None:
         """Raise ValueError, naming the field and what is allowed, unless holds; for what no range says."""
         if not holds:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import envs.mujoco  # registers the families of tasks
-from agents import REGISTRY
+from agents import NPG, REGISTRY
 from agents.config import preset_values
 from agents.policy.base import warn_of_units
 from envs import make_vec
@@ -50,3 +50,17 @@ def test_no_policy_begins_far_from_a_tasks_actions(env_id: str) -> None:
         std = math.exp(getattr(algorithm.preset(env_id), "log_std_init", 0.0))
         with warnings.catch_warnings(action="error"):
             warn_of_units(space, std)
+
+
+def test_a_preset_is_given_as_keyword_arguments() -> None:
+    for algorithm in REGISTRY.values():
+        preset = algorithm.preset("CartPole-v1")
+        assert {**preset} == asdict(preset)
+    assert NPG("MlpPolicy", "Hopper-v5", **NPG.preset("Hopper-v5")).config == NPG.preset("Hopper-v5")
+
+
+@pytest.mark.parametrize(("env_id", "words"), [("Hoper-v5", "Did you mean: `Hopper`"), ("Hopper-v99", "v99")])
+def test_there_is_no_preset_for_an_environment_that_there_is_not(env_id: str, words: str) -> None:
+    for algorithm in REGISTRY.values():
+        with pytest.raises(gymnasium.error.UnregisteredEnv, match=words):
+            algorithm.preset(env_id)
