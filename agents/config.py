@@ -122,7 +122,10 @@ class CommonConfig:
     @cache
     def scheduled(cls) -> list[str]:
         """Name the fields that may be schedules."""
-        return [name for name, kind in cls.annotations().items() if SCHEDULED in getattr(kind, "__metadata__", ())]
+        kinds = {name: _options(kind) for name, kind in cls.annotations().items()}
+        return [
+            name for name, parts in kinds.items() if any(SCHEDULED in getattr(x, "__metadata__", ()) for x in parts)
+        ]
 
     def at(self, schedules: Mapping[str, Schedule], remaining: float) -> Self:
         """Give these with the values that schedules have when a share of training remains, which is cut to [0, 1]."""

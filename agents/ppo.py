@@ -54,6 +54,8 @@ class Minibatch(NamedTuple):
     """Advantages, [m]; of mean 0 and standard deviation 1 if they are normalized."""
     z: Tensor
     """Normalized value targets, [m]."""
+    v: Tensor
+    """Normalized values as they were, [m]; targets where values are not clipped."""
     log_old: Tensor
     """log π_old(a|s), [m]."""
 
@@ -94,11 +96,12 @@ class PPO(Agent):
             old = copy.deepcopy(policy.actor.shared_std(s))  # whose standard deviation stays
             log_old = old.log_prob(a)
         z = policy.critic.update_scale(returns) if c.normalize_returns else returns
+        v = z if c.clip_range_vf is None else policy.critic.normalized(s).detach()
         set_learning_rate(self.optimizer, c.learning_rate)
         explained = explained_variance(returns, returns - A)
 
         history: list[Losses] = []
-        for minibatch in self._minibatches(Minibatch(s, a, A, z, log_old)):
+        for minibatch in self._minibatches(Minibatch(s, a, A, z, v, log_old)):
             losses = self._losses(minibatch)
             history.append(Losses(*(value.detach() for value in losses)))
             if c.target_kl is not None and approximate_kl(history[-1].log_ratio) > 1.5 * c.target_kl:
@@ -124,12 +127,15 @@ class PPO(Agent):
 
     def _losses(self, minibatch: Minibatch) -> Losses:
         """Evaluate equation 9, and how far the policy has gone."""
-        c, (s, a, A, z, log_old) = self.current, minibatch
+        c, (s, a, A, z, v, log_old) = self.current, minibatch
         pi = self.policy.actor.shared_std(s)
         log_ratio = pi.log_prob(a) - log_old  # log r(θ)
 
         policy_gradient_loss = -clipped_surrogate(log_ratio.exp(), A, c.clip_range)  # -L^CLIP, equation 7
-        value_loss = mse_loss(self.policy.critic.normalized(s), z)  # L^VF
+        values = self.policy.critic.normalized(s)
+        if c.clip_range_vf is not None:
+            values = v + (values - v).clamp(-c.clip_range_vf, c.clip_range_vf)
+        value_loss = mse_loss(values, z)  # L^VF
         entropy_loss = -pi.entropy().mean()  # -S
         loss = policy_gradient_loss + c.vf_coef * value_loss
         if c.ent_coef:

@@ -85,7 +85,10 @@ class Saved:
 
         Raises:
             OSError: the file cannot be written; an earlier one is untouched.
+            ValueError: exclude or include names something.
         """
+        if exclude or include:
+            raise ValueError(f"{exclude or include} is not pickled, as nothing is; give neither exclude nor include.")
         checkpoint.write(with_suffix(path), *self._packed())
 
     @classmethod

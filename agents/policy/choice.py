@@ -9,7 +9,7 @@ from agents.config import CommonConfig, checked, near
 from agents.policy.networks import activation_key
 
 OFF_IN_SB3 = (
-    ("clip_range_vf", None), ("use_sde", False), ("sde_sample_freq", -1), ("rollout_buffer_class", None),
+    ("use_sde", False), ("sde_sample_freq", -1), ("rollout_buffer_class", None),
     ("rollout_buffer_kwargs", None), ("_init_setup_model", True),
 )  # fmt: skip
 """Keyword arguments of SB3's algorithms, with the values at which they change nothing."""
@@ -49,20 +49,31 @@ def checked_kwargs(
         ValueError: a name is not known, or the sizes of net_arch are none; other values are the hyperparameters' to
             check.
     """
+    values = _optimizer_of(config, given)
+    if given.get("net_arch", ()) is None:
+        del given["net_arch"]
     options = [*options_of(config, policy_class), *policy_class.options_of_its_own]
     for unknown in given.keys() - set(options):
-        is_optimizer = unknown.startswith("optimizer") and "optimizer" in config.names()
-        end = "; give optimizer='adam' or another as a hyperparameter." if is_optimizer else near(unknown, options)
-        raise ValueError(f"policy_kwargs has no {unknown!r}{end}")
+        raise ValueError(f"policy_kwargs has no {unknown!r}{near(unknown, options)}")
     if "activation_fn" in given:
         given["activation_fn"] = activation_key(given["activation_fn"])
-    values = {name: value for name, value in given.items() if name in config.names()}
+    values |= {name: value for name, value in given.items() if name in config.names()}
     if isinstance(sizes := given.get("net_arch"), dict):
         parts = {"pi", "vf"} if "value_network" in options else {"pi"}
-        if sizes.keys() != parts:
+        if not sizes or sizes.keys() - parts:
             raise ValueError(f"net_arch is {sizes!r}; give a list, or a dict of {' and '.join(sorted(parts))}.")
         kind = config.annotations()["net_arch"]
-        checks = {name: checked(f"net_arch[{name!r}]", x, kind) for name, x in sizes.items()}
+        checks = {name: checked(f"net_arch[{name!r}]", sizes.get(name, ()), kind) for name in parts}
         values["net_arch"] = checks["pi"]
         given["net_arch"] = checks if "vf" in parts else checks["pi"]
     return given, values
+
+
+def _optimizer_of(config: type[CommonConfig], given: dict[str, Any]) -> dict[str, Any]:
+    """Take optimizer_class and optimizer_kwargs, which are hyperparameters here, out of policy_kwargs."""
+    if "optimizer" not in config.names():
+        return {}
+    kind, values = given.pop("optimizer_class", None), dict(given.pop("optimizer_kwargs", None) or {})
+    for unknown in values.keys() - {"eps", "final_lr"}:
+        raise ValueError(f"optimizer_kwargs has {unknown!r}; give eps or final_lr; others are hyperparameters.")
+    return values if kind is None else {"optimizer": kind.__name__.lower(), **values}

@@ -18,6 +18,9 @@ class ClippedConfig(CommonConfig):
 
     clip_range: Annotated[float, above(0), SCHEDULED] = 0.2
     """ε: how far a probability ratio may go from 1 before its sample gives no more gradient."""
+    clip_range_vf: Annotated[float, above(0), SCHEDULED] | None = None
+    """How far a value may go from what it was before its sample gives no more gradient, in the units of the critic's
+    targets: standard deviations of returns where they are normalized. None: as far as it will."""
     target_kl: Annotated[float, above(0)] | None = None
     """Mean KL(old || new), in nats: a minibatch with an estimate above 1.5 times it ends the iteration's updates; None
     never does."""

@@ -98,9 +98,12 @@ def fill(theirs: stable_baselines3.PPO, agent: PPO, rollout: Rollout) -> None:
 
 
 @pytest.mark.parametrize("env_id", ["InvertedPendulum-v5", "CartPole-v1"])
-@pytest.mark.parametrize("target_kl", [None, 3e-5])
-def test_the_update_is_that_of_sb3(env_id: str, target_kl: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("target_kl", "clip_range_vf"), [(None, None), (3e-5, None), (None, 0.01)])
+def test_the_update_is_that_of_sb3(
+    env_id: str, target_kl: float | None, clip_range_vf: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {"ent_coef": 0.01, "learning_rate": 3e-3, "clip_range": 0.05, "max_grad_norm": 0.3, "gae_lambda": 0.9}
+    settings["clip_range_vf"] = clip_range_vf
     env = make_vec(env_id, 4, max_episode_steps=15)
     agent = make(env, **AS_SB3, **settings, target_kl=target_kl)
     theirs = stable_baselines3.PPO(
@@ -165,7 +168,7 @@ def test_each_epoch_takes_every_sample_once_in_an_order_of_its_own() -> None:
     def epochs() -> torch.Tensor:
         """The rows that are visited, [epochs, 128]."""
         rows = torch.arange(128)
-        minibatches = list(agent._minibatches(Minibatch(rows, rows, rows.float(), rows, rows)))
+        minibatches = list(agent._minibatches(Minibatch(rows, rows, rows.float(), rows, rows, rows)))
         assert all(torch.equal(m.s, m.a) and torch.equal(m.s, m.log_old) for m in minibatches)
         return torch.cat([m.s for m in minibatches]).view(3, 128)
 

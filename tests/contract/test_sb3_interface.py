@@ -11,6 +11,7 @@ import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback, LogEveryNTimesteps
 from stable_baselines3.common.policies import ActorCriticPolicy as OfSB3
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from test_agent import SETTINGS, make, parameters, vector
 
 from agents import NPG, PPO, REGISTRY, Agent, checkpoint
@@ -69,7 +70,11 @@ def test_actor_and_critic_may_have_sizes_of_their_own(algorithm: type[Agent], tm
         if has_critic:
             assert [len(x) for x in made.policy.critic.network.parameters()][::2] == [7, 1]
             assert made.config.net_arch == (5, 4)
-    if not has_critic:
+    alone = make(algorithm, "CartPole-v1", policy_kwargs={"net_arch": {"pi": [3]}})
+    assert alone.policy.actor.net[0].out_features == 3
+    if has_critic:
+        assert len(alone.policy.critic.network) == 1
+    else:
         with pytest.raises(ValueError, match="give a list, or a dict of pi"):
             make(algorithm, "CartPole-v1", policy_kwargs={"net_arch": {"pi": [5], "vf": [7]}})
 
@@ -88,9 +93,18 @@ def test_policies_of_others_are_refused_with_those_that_there_are(algorithm: typ
         make(algorithm, "CartPole-v1", policy=policy)
 
 
-def test_an_optimizer_in_policy_kwargs_is_said_to_be_a_hyperparameter() -> None:
-    with pytest.raises(ValueError, match="'optimizer_class'; give optimizer='adam'"):
-        make(PPO, "CartPole-v1", policy_kwargs={"optimizer_class": torch.optim.Adam})
+def test_an_optimizer_in_policy_kwargs_is_a_hyperparameter() -> None:
+    given = {"optimizer_class": torch.optim.RMSprop, "optimizer_kwargs": {"eps": 1e-3}}
+    agent = make(PPO, "CartPole-v1", policy_kwargs=given)
+    assert (agent.config.optimizer, agent.config.eps) == ("rmsprop", 1e-3)
+    assert all(group["eps"] == 1e-3 for group in agent.optimizer.param_groups)
+    for kind in (torch.optim.LBFGS, RMSpropTFLike):
+        with pytest.raises(ValueError, match=r"There is no optimizer '.*; (give one of|did you mean) "):
+            make(PPO, "CartPole-v1", policy_kwargs={"optimizer_class": kind})
+    with pytest.raises(ValueError, match="optimizer_kwargs has 'weight_decay'; give eps"):
+        make(PPO, "CartPole-v1", policy_kwargs={"optimizer_kwargs": {"weight_decay": 0.1}})
+    with pytest.raises(ValueError, match="policy_kwargs has no 'optimizer_"):
+        make(NPG, "CartPole-v1", policy_kwargs=given)
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "InvertedPendulum-v5", "probes/MultiDiscreteBandit-v0"])
@@ -200,7 +214,9 @@ def test_a_standard_deviation_below_its_floor_is_refused(algorithm: type[Agent])
 
 
 def test_keywords_of_sb3_that_change_nothing_are_taken() -> None:
-    make(PPO, "CartPole-v1", clip_range_vf=None, use_sde=False, sde_sample_freq=-1, _init_setup_model=True)
+    make(
+        PPO, "CartPole-v1", policy_kwargs={"net_arch": None}, use_sde=False, sde_sample_freq=-1, _init_setup_model=True
+    )
     with pytest.raises(ValueError, match="no hyperparameter 'use_sde'"):
         make(PPO, "CartPole-v1", use_sde=True)
 
@@ -266,6 +282,13 @@ def test_compiled_policies_train_and_are_saved_as_others_are(algorithm: type[Age
 def test_every_optimizer_follows_a_schedule_to_its_end(name: str) -> None:
     agent = make(PPO, "CartPole-v1", optimizer=name, learning_rate=lambda left: 1e-2 * left).learn(512)
     assert parameters(agent).isfinite().all()
+
+
+def test_nothing_is_left_out_of_a_file_in_vain(algorithm: type[Agent], tmp_path: Path) -> None:
+    agent = make(algorithm, "CartPole-v1")
+    for given in ({"exclude": ["env"]}, {"include": ["env"]}):
+        with pytest.raises(ValueError, match="give neither exclude nor include"):
+            agent.save(tmp_path / "agent", **given)
 
 
 def test_npg_has_no_learning_rate_that_says_nothing() -> None:
