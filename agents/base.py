@@ -8,7 +8,7 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import gymnasium
 import numpy as np
@@ -90,6 +90,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
 
     env: SB3View | None
     collector: Collector
+    current: Any
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -141,7 +142,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             seed=seed,
         )
         self.__dict__.pop("learning_rate", None)
-        self.config = config
+        self.config = self.current = config
+        """What was given, and as it is now, where some of it has a schedule."""
         self.iteration = 0
         """Of this training; learn() begins at 0 again."""
         self.counter = 0
@@ -165,11 +167,6 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         if not values and not {":", "/"} & set(env_id):  # others are known once their package is imported
             gymnasium.spec(env_id)
         return cls.Config.of(values)
-
-    @property
-    def current(self) -> Any:
-        """Give the hyperparameters as they are now, where some have schedules."""
-        return self.config.at(self.schedules, self._current_progress_remaining) if self.schedules else self.config
 
     @property
     def episode_returns(self) -> list[float]:
@@ -222,7 +219,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         if before is not None and before.vector is view.vector and not force_reset:
             self.collector.observations, self.collector.episodes = before.observations, before.episodes
         self.env, self.n_envs = view, view.num_envs
-        self.config = dataclasses.replace(self.config, num_envs=view.num_envs)
+        self.config = self.current = dataclasses.replace(self.config, num_envs=view.num_envs)
         if force_reset:
             self._last_obs = None
 
@@ -298,19 +295,26 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             while self.num_timesteps < total:
                 started = time.perf_counter()
                 listener.on_rollout_start()
-                batch = self.collect()
+                try:
+                    batch = self.collect()
+                except BaseException as error:
+                    self.collector.leave(error)
+                    raise
                 if batch is None:
                     break
                 listener.on_rollout_end()
                 collected = time.perf_counter()
                 self._update_current_progress_remaining(self.num_timesteps, total)
-                self._require_trainable()
+                if self.schedules:
+                    self.current = self.config.at(self.schedules, self._current_progress_remaining)
+                if not all(parameter.requires_grad for parameter in self.policy.parameters()):
+                    self._refuse_frozen()
                 self.train(batch)
                 if self.collector.policy is not self.policy:
                     self.collector.follow(self.policy)
                 self.iteration += 1
                 self.counter += 1
-                self._record(collected - started, time.perf_counter() - collected)
+                self._record(collect=collected - started, train=time.perf_counter() - collected)
                 if log_interval is not None and self.iteration % log_interval == 0:
                     self.logger.dump(self.num_timesteps)
                 yield self.iteration
@@ -320,15 +324,14 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             self.collector.listener = None
             listener.on_training_end()
 
-    def _require_trainable(self) -> None:
-        """Raise ValueError where parameters are frozen: directions and steps are of all parameters together."""
-        frozen = [name for name, parameter in self.policy.named_parameters() if not parameter.requires_grad]
-        if frozen:
-            raise ValueError(
-                f"policy.{frozen[0]} is frozen: its requires_grad is False, but {type(self).__name__} moves all "
-                "parameters of a policy. Set it back with requires_grad_(True), or give a policy class of your own "
-                "that holds in buffers what shall stay."
-            )
+    def _refuse_frozen(self) -> NoReturn:
+        """Raise ValueError: directions and steps are of all parameters together."""
+        frozen = next(name for name, parameter in self.policy.named_parameters() if not parameter.requires_grad)
+        raise ValueError(
+            f"policy.{frozen} is frozen: its requires_grad is False, but {type(self).__name__} moves all parameters of "
+            "a policy. Set it back with requires_grad_(True), or give a policy class of your own that holds in buffers "
+            "what shall stay."
+        )
 
     def collect(self) -> Any:
         """Give what `train` takes, a rollout where the policy trains; None if a callback asked to stop."""
@@ -343,27 +346,25 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         for name, value in metrics.items():
             self.logger.record(name if "/" in name else f"train/{name}", value)
 
-    def _record(self, collect_seconds: float, train_seconds: float) -> None:
+    def _record(self, **seconds: float) -> None:
+        """Log how far training is, and the seconds that parts of an iteration took."""
         assert self.env is not None
-        self._record_progress()
-        self.logger.record("rollout/diverged_simulations", self.env.vector.blowups)
-        self.logger.record("time/iterations", self.iteration)
-        self.logger.record("time/collect_seconds", collect_seconds)
-        self.logger.record("time/train_seconds", train_seconds)
-        self.last_metrics = {key: value for key, value in self.logger.name_to_value.items() if value is not None}
-
-    def _record_progress(self) -> None:
         if episodes := self.ep_info_buffer:
             self.logger.record("rollout/ep_rew_mean", float(np.mean([episode["r"] for episode in episodes])))
             self.logger.record("rollout/ep_len_mean", float(np.mean([episode["l"] for episode in episodes])))
+        self.logger.record("rollout/diverged_simulations", self.env.vector.blowups)
         elapsed = max((time.time_ns() - self.start_time) * 1e-9, 1e-9)
         self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
+        self.logger.record("time/iterations", self.iteration)
         self.logger.record("time/time_elapsed", elapsed)
         self.logger.record("time/total_timesteps", self.num_timesteps)
+        for part, taken in seconds.items():
+            self.logger.record(f"time/{part}_seconds", taken)
+        self.last_metrics = {key: value for key, value in self.logger.name_to_value.items() if value is not None}
 
     def dump_logs(self) -> None:
         """Write what has been logged, and how far training is, within an iteration too; for SB3's callbacks."""
-        self._record_progress()
+        self._record()
         self.logger.dump(self.num_timesteps)
 
     # Acting ----------------------------------------------------------------------------------------------------------

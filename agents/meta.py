@@ -16,7 +16,7 @@ from agents.adaptation.task_data import TaskData
 from agents.adaptation.task_policies import InnerConfig, TaskPolicies
 from agents.base import Agent
 from agents.config import SCHEDULED, above, at_least
-from agents.optim.registry import OptimizerName, OptimizerState, make_optimizer, set_learning_rate
+from agents.optim.registry import OptimizerName, OptimizerState, make_optimizer
 from agents.policy.actor_critic import ActorPolicy
 from agents.policy.networks import assign_parameters, parameter_vector
 from agents.rollout.buffer import Rollout
@@ -156,7 +156,8 @@ class MetaAgent(Agent):
                 "learning_rate."
             )
         done = 1 - self._current_progress_remaining if self.config.anneal else 0.0
-        set_learning_rate(self.optimizer, linear_anneal(self.current.learning_rate, done))
+        for group in self.optimizer.param_groups:
+            group["lr"] = linear_anneal(self.current.learning_rate, done)
         self.phi.grad = gradient
         self.optimizer.step()
 

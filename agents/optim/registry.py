@@ -93,12 +93,6 @@ def make_flat_optimizer(c: OptimizerConfig, modules: Sequence[nn.Module]) -> tup
     return flat, make_optimizer(c.optimizer, [{"params": [group]} for group in flat.groups], **settings)
 
 
-def set_learning_rate(optimizer: Optimizer, value: float) -> None:
-    """Give all groups the step size of the next updates."""
-    for group in optimizer.param_groups:
-        group["lr"] = value
-
-
 def plan_handover(optimizer: Optimizer, handover: float, updates: int) -> None:
     """Tell AdaBound and AMSBound when to hand over to SGD; others have nothing to.
 

@@ -97,7 +97,8 @@ class Collector:
         """
         assert self.observations is not None
         T, N, seed = self.rollout.n_steps, self.vector.num_envs, self.agent.stream_seed  # type: ignore[attr-defined]
-        with self._collecting():
+        # Callbacks, where there are any, see ordinary tensors.
+        with single_thread(), torch.inference_mode(self.listener is None), torch.no_grad():
             block = action_noise(self.policy, seed, counter, T, N).to(self.vector.device)
             choose = self.policy.sampler() if sample is None else sample
 
@@ -119,21 +120,16 @@ class Collector:
         """
         assert self.observations is not None
         on_step = None if self.listener is None else self._on_step
-        with self._collecting():
+        with single_thread(), torch.inference_mode(self.listener is None), torch.no_grad():
             return self._take(*collect_some(self.vector, act, self.rollout, self.observations, ids, on_step))
 
-    @contextmanager
-    def _collecting(self) -> Iterator[None]:
-        """Act quickly; after an error episodes begin anew, and one that comes of what environments gave says so."""
-        try:
-            # Callbacks, where there are any, see ordinary tensors.
-            with single_thread(), torch.inference_mode(self.listener is None), torch.no_grad():
-                yield
-        except BaseException as error:
-            self.observations = None  # the environments stand somewhere within the rollout
-            if isinstance(error, ValueError):
-                check_numbers(self.rollout)
-            raise
+    def leave(self, error: BaseException) -> None:
+        """Give up a rollout that an error ended: episodes begin anew, and if the environments gave numbers that the
+        error comes of, a ValueError says so.
+        """
+        self.observations = None  # the environments stand somewhere within the rollout
+        if isinstance(error, ValueError):
+            check_numbers(self.rollout)
 
     def _take(self, observations: Tensor, complete: bool) -> bool:
         """Take the observations to go on from, and count steps and episodes where nobody listened to single steps."""

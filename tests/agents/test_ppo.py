@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +294,15 @@ def test_policy_and_critic_hand_over_to_step_sizes_of_their_own() -> None:
     assert measured[3] == measured[1]
     given = make(final_lr=0.1)
     assert [group["final_lr"] for group in given.optimizer.param_groups] == [0.1, 0.1]
+
+
+def test_the_defaults_are_sb3s_but_for_those_that_are_said_to_differ() -> None:
+    theirs = inspect.signature(stable_baselines3.PPO.__init__).parameters
+    ours = PPOConfig()
+    shared = set(theirs) & set(PPOConfig.names())
+    assert len(shared) == 13
+    assert {name for name in shared if getattr(ours, name) != theirs[name].default} == {"n_steps"}
+    assert ours.n_steps * ours.num_envs == theirs["n_steps"].default
 
 
 def test_settings_reach_the_optimizer() -> None:
