@@ -184,8 +184,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         self.set_random_seed(self.seed)
         self.policy = self.new_policy().to(self.device)
         if self.env is not None:
-            log_std = getattr(self.policy.actor, "log_std", None)
-            warn_of_units(self.action_space, 1.0 if log_std is None else log_std.bias.exp().mean().item())
+            if not hasattr(self.policy.actor, "log_unit"):
+                warn_of_units(self.action_space)
             self._connect(self.env)
 
     def _connect(self, env: SB3View) -> None:

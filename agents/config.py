@@ -160,7 +160,7 @@ class AgentConfig(CommonConfig):
     """What agents have that sample their actions."""
 
     log_std_init: float = 0.0
-    """Initial log standard deviation of Gaussian actions."""
+    """Initial log standard deviation of Gaussian actions, in units of their bounds' half width."""
     value_network: Literal["mlp", "linear", "rbf", "quadratic"] = "mlp"
     """The critic's network: mlp, or linear in fixed features: linear, rbf or quadratic (products of two inputs)."""
     rbf_features: Annotated[int, at_least(1)] = 250

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.func import functional_call, jvp
 
 from agents import noise
 from agents.base import Agent
-from agents.config import above, between
+from agents.config import above, at_least, between
 from agents.natural import make_curvature
 from agents.natural.critic_fits import CRITIC_FITS, CriticFitConfig
 from agents.natural.curvature import check_solver
@@ -38,6 +38,10 @@ TRIES = 20
 class COPOSConfig(CriticFitConfig):
     """Hyperparameters of COPOS; ε, b and λ as in the paper's experiments."""
 
+    fisher: Literal["compatible", "analytic", "kfac", "ekfac", "diagonal", "empirical", "adaptive"] = "compatible"
+    """Estimate of the Fisher matrix, as of `NPGConfig`; compatible is the paper's."""
+    cg_damping: Annotated[float, at_least(0)] = 0.1
+    """Damping of the Fisher matrix, in units of its mean eigenvalue tr(F) / p."""
     target_kl: Annotated[float, above(0)] = 0.01
     """ε: the most mean KL(new || old) of an update, in nats."""
     entropy_decrease: Annotated[float, above(0)] | None = None
@@ -139,7 +143,8 @@ class COPOS(Agent):
         """Find b, which is known only once the training's length is."""
         result = super()._setup_learn(*args, **kwargs)
         c, head = self.config, self.policy.head
-        of_one = 0.5 * math.log(2 * math.pi * math.e) + c.log_std_init if head.kind == "gaussian" else math.log(2)
+        log_std = c.log_std_init + self.policy.actor.log_unit.mean().item()
+        of_one = 0.5 * math.log(2 * math.pi * math.e) + log_std if head.kind == "gaussian" else math.log(2)
         first = sum(map(math.log, head.choices)) if head.kind == "categorical" else head.outputs * of_one
         updates = -(-self._total_timesteps // (c.n_steps * self.n_envs))
         self.entropy_decrease = 2 * first / updates if c.entropy_decrease is None else c.entropy_decrease

@@ -32,9 +32,9 @@ class MetaConfig(InnerConfig):
     """Hyperparameters that Reptile, FOMAML and MAML share, those of the inner loop beside it."""
 
     log_std_init: float = 0.0
-    """Initial log standard deviation of Gaussian actions."""
+    """Initial log standard deviation of Gaussian actions, in units of their bounds' half width."""
     log_std_min: float | None = None
-    """Floor of φ's log standard deviation of Gaussian actions, or None."""
+    """Floor of φ's log standard deviation of Gaussian actions, in units of their bounds' half width, or None."""
     outer_optimizer: OptimizerName = "adam"
     """What follows the meta-gradient."""
     learning_rate: Annotated[float, above(0), SCHEDULED] = 1e-3
@@ -166,7 +166,7 @@ class MetaAgent(Agent):
         normalized alike. Record what happened; gradients [k, M, P] are the inner steps', and the last loss's.
         """
         if self.tasks.actor.log_std is not None and self.config.log_std_min is not None:
-            self.phi[self.tasks.actor.log_std].clamp_(min=self.config.log_std_min)
+            self.phi[self.tasks.actor.log_std].clamp_(min=self.policy.actor.log_unit + self.config.log_std_min)
         assign_parameters(self.policy.actor, self.phi)
         assert self.rollout is not None
         self.policy.update_normalizer(self.rollout["observations"].flatten(0, 1))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
 from agents import noise
 from agents.base import Agent
+from agents.config import at_least
 from agents.natural import make_curvature
 from agents.natural.critic_fits import CRITIC_FITS, CriticFitConfig
 from agents.natural.curvature import check_solver
@@ -33,7 +34,13 @@ from envs.sb3 import SB3View
 
 @dataclass(frozen=True, kw_only=True)
 class NPGConfig(StepConfig, CriticFitConfig, AdvantageConfig):
-    """Hyperparameters of NPG, each declared beside what it is for."""
+    """Hyperparameters of NPG, each declared beside what it is for. The defaults are small batches with a curvature that
+    is remembered, and were chosen together (benchmarks/natural/search.py)."""
+
+    n_steps: Annotated[int, at_least(1)] = 32
+    """Environment steps per environment and iteration."""
+    log_std_init: float = -1.0
+    """Initial log standard deviation of Gaussian actions, in units of their bounds' half width."""
 
 
 class NPG(Agent):

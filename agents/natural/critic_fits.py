@@ -34,10 +34,11 @@ class CriticFitConfig(CurvatureConfig, AgentConfig):
     """Passes of adam and adabound over the rollout per iteration."""
     critic_batch_size: Annotated[int, at_least(1)] = 256
     """Samples of one of their steps, at most."""
-    critic_steps: Annotated[int, at_least(1)] = 1
+    critic_steps: Annotated[int, at_least(1)] = 4
     """Gauss-Newton steps of the critic per iteration."""
-    critic_cg_max_steps: Annotated[int, at_least(1)] = 8
-    """Most conjugate-gradient iterations per Gauss-Newton step."""
+    critic_cg_max_steps: Annotated[int, at_least(1)] = 2
+    """Most conjugate-gradient iterations per Gauss-Newton step. Few, from many points, fit what many samples share;
+    more would learn a small batch by heart."""
     critic_damping: Annotated[float, at_least(0)] = 0.03
     """Damping of the Gauss-Newton matrix, in units of its mean eigenvalue."""
 

@@ -30,6 +30,8 @@ n = 512, by benchmarks.natural.solvers on one x86-64 core. For larger n it costs
 exact."""
 GRAM_SAMPLES = 200
 """The most samples at which auto takes the Gram matrix where p is larger; measured likewise; hardly depends on p."""
+CURVATURE_MEMORY = 25_600.0
+"""Samples that factors are remembered over unless told otherwise."""
 MATRIX_BYTES = 2 * 2**30
 """The largest matrix that a solver may make; its factor is as large again."""
 
@@ -41,7 +43,7 @@ Precondition = Callable[[Scores, Tensor | float], Product]
 class CurvatureConfig(CommonConfig):
     """How the Fisher matrix is estimated and the natural gradient solved for."""
 
-    fisher: Literal["compatible", "analytic", "kfac", "ekfac", "diagonal", "empirical", "adaptive"] = "compatible"
+    fisher: Literal["compatible", "analytic", "kfac", "ekfac", "diagonal", "empirical", "adaptive"] = "ekfac"
     """Estimate of the Fisher matrix: compatible (the sampled actions' scores), analytic (their mean over actions),
     kfac, ekfac, diagonal, adaptive (a running inverse), or empirical (the loss's gradients: no Fisher matrix, there to
     be compared)."""
@@ -59,11 +61,12 @@ class CurvatureConfig(CommonConfig):
     curvature_samples: Annotated[int, at_least(1)] | None = None
     """Samples, drawn anew for each update, that the Fisher matrix and the critic's Gauss-Newton matrix are estimated
     from; None takes all. Gradients always take all."""
-    cg_damping: Annotated[float, at_least(0)] = 0.1
+    cg_damping: Annotated[float, at_least(0)] = 1.0
     """Damping of the Fisher matrix, in units of its mean eigenvalue tr(F) / p."""
-    curvature_memory: Annotated[float, at_least(0)] = 0.0
+    curvature_memory: Annotated[float, at_least(0)] | None = None
     """Samples over which kfac and ekfac average their factors from update to update: one that is so many samples old
-    weighs 1/e; 0 takes this update's alone. By samples, so that it means the same for every size of batch."""
+    weighs 1/e; 0 takes this update's alone, None 25,600 where there are factors. By samples, so that it means the same
+    for every size of batch."""
     curvature_renewal: Annotated[int, at_least(1)] = 1
     """Updates between eigendecompositions of remembered factors."""
 
@@ -74,15 +77,16 @@ class CurvatureConfig(CommonConfig):
                 f"solver is {self.solver!r}, but fisher={self.fisher!r} has an inverse of its own; give solver='auto', "
                 "or fisher='compatible' or 'analytic'."
             )
+        factors = self.fisher in ("kfac", "ekfac")
         self.require(
             "curvature_memory",
-            self.curvature_memory == 0 or self.fisher in ("kfac", "ekfac"),
-            "0, or fisher='kfac' or 'ekfac', whose factors can be remembered",
+            not self.curvature_memory or factors,
+            "0 or None, or fisher='kfac' or 'ekfac', whose factors can be remembered",
         )
         self.require(
             "curvature_renewal",
-            self.curvature_renewal == 1 or self.curvature_memory > 0,
-            "1, or a curvature_memory above 0",
+            self.curvature_renewal == 1 or (factors and self.curvature_memory != 0),
+            "1, or a curvature_memory above 0 with fisher='kfac' or 'ekfac'",
         )
         if self.solver == "gram" and self.cg_damping == 0:
             raise ValueError(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from agents.natural.curvature import (
+    CURVATURE_MEMORY,
     Curvature,
     Precondition,
     Product,
@@ -148,7 +149,8 @@ class KroneckerCurvature(ClosedForm):
 
     def __init__(self, c: Any, precondition: Precondition | None = None, seed: int = 0) -> None:
         super().__init__(c, precondition, seed)
-        self.running = RunningFactors(c.curvature_memory, c.curvature_renewal) if c.curvature_memory else None
+        memory = CURVATURE_MEMORY if c.curvature_memory is None else c.curvature_memory
+        self.running = RunningFactors(memory, c.curvature_renewal) if memory else None
 
     def solve(self, fisher: Scores, shift: Tensor, gradient: Tensor) -> Solution:
         if self.running is None:

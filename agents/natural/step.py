@@ -40,15 +40,15 @@ DETAILS_EVERY = 10
 class StepConfig(CommonConfig):
     """How far an update goes."""
 
-    target_kl: Annotated[float, above(0)] = 0.02
+    target_kl: Annotated[float, above(0)] = 0.01
     """Step size: mean KL(old || new) of an update, in nats."""
-    target_kl_end: Annotated[float, above(0)] | None = None
+    target_kl_end: Annotated[float, above(0)] | None = 0.001
     """Step size at the end of training, in nats, reached in equal steps; None keeps target_kl throughout."""
     line_search: bool = False
     """Whether steps are cut back until the KL is at most target_kl and the surrogate gains, as in TRPO; otherwise they
     are corrected to have the KL target_kl."""
-    log_std_min: float | None = None
-    """Floor of the log standard deviation of Gaussian actions, or None."""
+    log_std_min: float | None = -1.6
+    """Floor of the log standard deviation of Gaussian actions, in units of their bounds' half width, or None."""
     max_rejected_updates: Annotated[int, at_least(1)] = 5
     """Updates in a row without a usable direction or step after which training stops."""
 
@@ -80,7 +80,7 @@ class Line:
         """Take the step β and measure the mean KL(old || new), in nats."""
         assign_parameters(self.actor, self.theta + beta * self.direction)
         if self.actor.log_std is not None and self.log_std_min is not None:
-            self.actor.log_std.bias.clamp_(min=self.log_std_min)
+            self.actor.log_std.bias.clamp_(min=self.actor.log_unit + self.log_std_min)
         self.new = self.actor(self.s)
         return self.old.kl(self.new).mean().item()
 

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
-from agents.policy.base import Policy
+from agents.policy.base import Policy, units
 from agents.policy.distributions import Distribution
 from agents.policy.features import network
 from agents.policy.networks import Actor, Critic, activation_key
@@ -31,7 +31,7 @@ class ActorPolicy(Policy):
         action_space: Box, Discrete, MultiDiscrete or MultiBinary.
         net_arch: hidden layer sizes.
         activation_fn: key or class of `ACTIVATIONS`.
-        log_std_init: initial log standard deviation of Gaussian actions.
+        log_std_init: initial log standard deviation of Gaussian actions, in units of their bounds' half width.
         normalize_observations: whether the normalizer learns; otherwise it stays the identity.
         rbf_features: random Fourier features, where the network has them.
         ortho_init: whether weights begin orthogonal; otherwise as PyTorch's layers do.
@@ -58,7 +58,7 @@ class ActorPolicy(Policy):
         size, activation = self.observation_size, activation_key(activation_fn)
         # A small last layer makes the first policy nearly the same in every state.
         net = network(self.actor_kind, size, net_arch, self.head.outputs, activation, 0.01, rbf_features)
-        self.actor = Actor(self.head, net if ortho_init else reset(net), log_std_init)
+        self.actor = Actor(self.head, net if ortho_init else reset(net), log_std_init, units(action_space))
 
     def distribution(self, observations: Tensor) -> Distribution:
         """Give the action distributions for observations [n, *O]."""
@@ -77,7 +77,7 @@ class ActorCriticPolicy(ActorPolicy):
         action_space: Box, Discrete, MultiDiscrete or MultiBinary.
         net_arch: hidden layer sizes of actor and critic; or, as in SB3, {"pi": sizes, "vf": sizes}.
         activation_fn: key or class of `ACTIVATIONS`.
-        log_std_init: initial log standard deviation of Gaussian actions.
+        log_std_init: initial log standard deviation of Gaussian actions, in units of their bounds' half width.
         normalize_observations: whether the normalizer learns; otherwise it stays the identity.
         value_network: of the critic, one of `NETWORKS`.
         rbf_features: random Fourier features, where a network has them.

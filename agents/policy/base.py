@@ -118,6 +118,18 @@ def named_as_in(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Ten
     return {names.get(plain, plain): tensor for plain, tensor in uncompiled(state).items()}
 
 
+def units(space: spaces.Space) -> tuple[Tensor, Tensor] | None:
+    """Give the middle and the half width of a Box's bounds, [A] each; 0 and 1 where one is infinite. None of others."""
+    if not isinstance(space, spaces.Box):
+        return None
+    low, high = (torch.as_tensor(bound.astype(float)).flatten() for bound in (space.low, space.high))
+    bounded = (high - low).isfinite()
+    return (
+        torch.where(bounded, (low + high) / 2, 0.0).float(),
+        torch.where(bounded, (high - low) / 2, 1.0).clamp(min=1e-12).float(),
+    )
+
+
 def warn_of_units(space: spaces.Space, std: float = 1.0) -> None:
     """Warn of a Box of actions that a policy which begins at 0 sees next to nothing of: 0 is outside of the bounds, or
     the policy's standard deviation is above 10 times their half width or below a 30th of it.

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ MEMORY_SECONDS = 1.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--algorithm", default="npg")
-    parser.add_argument("--env", default="Hopper-v5")
+    parser.add_argument("--env", nargs="*", default=["Hopper-v5"], help="tasks; seed by seed")
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=10, help="seeds below 10 chose the presets")
@@ -39,9 +39,17 @@ def main() -> None:
     arguments = parser.parse_args()
     kept = read(NAME) or {"runs": []}
     deadline = time.monotonic() + 60 * arguments.budget_minutes
-    preset = as_json(dataclasses.asdict(REGISTRY[arguments.algorithm].preset(arguments.env)))
-    task = {"algorithm": arguments.algorithm, "env": arguments.env, "steps": arguments.steps, "settings": preset}
-    keys = [{**task, "seed": arguments.first_seed + k} for k in range(arguments.seeds)]
+    keys = [
+        {
+            "algorithm": arguments.algorithm,
+            "env": env,
+            "steps": arguments.steps,
+            "settings": as_json(dataclasses.asdict(REGISTRY[arguments.algorithm].preset(env))),
+            "seed": arguments.first_seed + k,
+        }
+        for k in range(arguments.seeds)
+        for env in arguments.env
+    ]
     missing = [key for key in keys if not any(is_same(run, key) for run in kept["runs"])]
     threads = max(1, len(os.sched_getaffinity(0)) // arguments.jobs)
 
@@ -49,10 +57,11 @@ def main() -> None:
         return None if time.monotonic() > deadline else {**key, **context(), **train(key, threads)}
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for key, run in zip(missing, pool.map(work, missing), strict=True):
-            if run is None:
-                print("the budget of minutes is spent; call again to go on")
-                break
+        futures = {pool.submit(work, key): key for key in missing}
+        for future in as_completed(futures):
+            key, run = futures[future], future.result()
+            if run is None:  # the budget of minutes is spent; the next call goes on
+                continue
             keep(NAME, kept, run, key.keys() - {"settings"})
             print(
                 f"{run['env']} seed {run['seed']}: {run['mean']:.0f}, IQM {run['iqm']:.0f}, {run['seconds']:.0f} s",
