@@ -167,7 +167,8 @@ class GymVectorEnv(SeededVectorEnv):
         """Reset environment i into the next episode of its stream and return its info."""
         self._episode[i] += 1
         seed = np.random.SeedSequence((int(self._seed[i]), int(self._episode[i]))).generate_state(1)[0]
-        observation, info = self.envs[i].reset(seed=int(seed), options=options)
+        # Environments without options need not name them.
+        observation, info = self.envs[i].reset(seed=int(seed), **({"options": options} if options else {}))
         if np.shape(observation) != self._observation.shape[1:]:
             raise ValueError(
                 f"environment {i} of {self} gave an observation of shape {np.shape(observation)}, but its observation "

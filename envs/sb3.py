@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from torch import Tensor
 
 from envs.gymnasium_backend import GymVectorEnv
+from envs.infos import row_of
 from envs.vector import EpisodeStatistics, Ids, Seeds, SnapshotError, VectorEnv
 
 
@@ -34,6 +35,7 @@ class SB3View(VecEnv):
         self._statistics = EpisodeStatistics(vector.num_envs, vector.device)
         self._started = time.time()
         super().__init__(vector.num_envs, vector.single_observation_space, vector.single_action_space)
+        self.metadata = self.metadata | vector.metadata
 
     @property
     def normalize(self) -> VecNormalize | None:
@@ -53,7 +55,7 @@ class SB3View(VecEnv):
         self._reset_seeds()
         self._reset_options()
         self._statistics = EpisodeStatistics(self.num_envs, self.vector.device)
-        self.reset_infos = [_row(info, i) for i in range(self.num_envs)]
+        self.reset_infos = [row_of(info, i) for i in range(self.num_envs)]
         return _array(observation)
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -162,29 +164,12 @@ class LazyInfos(Sequence[dict[str, Any]]):
         ended = bool(self._ended[i])
         source = self._info.get("final_info", self._info) if ended else self._info
         row = self._rows[i]
-        built = _row(source, row) if source and row >= 0 else {}
+        built = row_of(source, row) if source and row >= 0 else {}
         built["TimeLimit.truncated"] = bool(self._timed_out[i])
         if ended and self._final is not None:
             built["terminal_observation"] = self._final[i]
             built.setdefault("episode", self._episodes[i])
         return built
-
-
-def _row(info: dict[str, Any], i: int) -> dict[str, Any]:
-    """Pick environment i's entries of a vector environment's info."""
-    row: dict[str, Any] = {}
-    for key, value in info.items():
-        mask = info.get(f"_{key}")
-        is_mask = key[:1] == "_" and key[1:] in info
-        if is_mask or key in ("final_obs", "final_info") or (mask is not None and not mask[i]):
-            continue
-        if isinstance(value, dict):
-            row[key] = _row(value, i)
-        elif isinstance(value, Tensor):
-            row[key] = value[i].tolist() if value.ndim == 1 else value[i].cpu().numpy()
-        else:
-            row[key] = value[i]
-    return row
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -373,7 +373,7 @@ def test_the_dead_stand_still_and_are_shown_as_such() -> None:
         seen = 0
 
         def reward_of(self, info: dict[str, Any]) -> float:
-            return info["reward_forward"] + info["reward_survive"] - info["control_cost"]
+            return info["reward_forward"] + info["reward_survive"] + info["reward_ctrl"]
 
         def _on_step(self) -> bool:
             for info, reward in zip(self.locals["infos"], self.locals["rewards"], strict=True):

@@ -285,3 +285,18 @@ def test_render_and_close() -> None:
     assert [frame.shape for frame in frames] == [(4, 4, 3)] * 2
     vector.close()
     assert all(env.closed for env in envs)
+
+
+def test_environments_need_not_know_of_options() -> None:
+    class Plain(gymnasium.Env):
+        observation_space, action_space = spaces.Box(-1, 1, (1,)), spaces.Discrete(2)
+
+        def reset(self, seed: int | None = None) -> Any:
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action: Any) -> Any:
+            return np.zeros(1, np.float32), 1.0, True, False, {}
+
+    env = GymVectorEnv([Plain(), Plain()])
+    env.reset(seed=0)
+    assert env.step(np.zeros(2, int))[1].tolist() == [1.0, 1.0]
