@@ -74,9 +74,22 @@ class GymVectorEnv(SeededVectorEnv):
         reward = np.empty(n)
         terminated, truncated = np.empty(n, dtype=bool), np.empty(n, dtype=bool)
         infos: list[dict[str, Any]] = []
+        shape = self._observation.shape[1:]
         for k, (i, action) in enumerate(zip(rows.tolist(), self._environment_actions(taken), strict=True)):
-            observation[k], reward[k], terminated[k], truncated[k], info = self.envs[i].step(action)
-            infos.append(info)
+            outcome = self.envs[i].step(action)
+            if len(outcome) != 5:
+                raise ValueError(
+                    f"environment {i} of {self} gave {len(outcome)} values from step; Gymnasium's five are "
+                    "observation, reward, terminated, truncated and info: end its step with them."
+                )
+            if np.shape(outcome[0]) != shape:
+                raise self._wrong_shape(i, outcome[0])
+            observation[k] = outcome[0]
+            try:
+                reward[k], terminated[k], truncated[k] = outcome[1:4]
+            except (TypeError, ValueError):
+                reward[k], terminated[k], truncated[k] = (self._number(i, value) for value in outcome[1:4])
+            infos.append(outcome[4])
             record = self._actions[i]
             if record is not None:
                 record.append(taken[k])
@@ -168,12 +181,15 @@ class GymVectorEnv(SeededVectorEnv):
         self._episode[i] += 1
         seed = np.random.SeedSequence((int(self._seed[i]), int(self._episode[i]))).generate_state(1)[0]
         # Environments without options need not name them.
-        observation, info = self.envs[i].reset(seed=int(seed), **({"options": options} if options else {}))
-        if np.shape(observation) != self._observation.shape[1:]:
+        began = self.envs[i].reset(seed=int(seed), **({"options": options} if options else {}))
+        if not isinstance(began, tuple) or len(began) != 2:
             raise ValueError(
-                f"environment {i} of {self} gave an observation of shape {np.shape(observation)}, but its observation "
-                f"space says {self._observation.shape[1:]}; correct one of them."
+                f"environment {i} of {self} gave {type(began).__name__} from reset; Gymnasium's reset gives a tuple of "
+                "observation and info: end its reset with them."
             )
+        observation, info = began
+        if np.shape(observation) != self._observation.shape[1:]:
+            raise self._wrong_shape(i, observation)
         self._observation[i] = observation
         self._elapsed[i] = 0
         self._ended[i] = False
@@ -200,6 +216,20 @@ class GymVectorEnv(SeededVectorEnv):
             if info:
                 self._add_info(batched, info, k)
         return batched if len(infos) == self.num_envs else _first_rows(batched, len(infos))
+
+    def _wrong_shape(self, i: int, observation: Any) -> ValueError:
+        return ValueError(
+            f"environment {i} of {self} gave an observation of shape {np.shape(observation)}, but its observation "
+            f"space says {self._observation.shape[1:]}; correct one of them."
+        )
+
+    def _number(self, i: int, value: Any) -> Any:
+        """Read a reward, terminated or truncated that is no number but an array of one."""
+        if np.size(value) != 1:
+            raise ValueError(
+                f"environment {i} of {self} gave {value!r} as reward, terminated or truncated; each is one number."
+            )
+        return np.asarray(value).item()
 
     def _check_finite(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
         finite = np.isfinite(values)

@@ -209,6 +209,16 @@ class _Foreign(VectorEnv):
 
     env: Any
 
+    def _checked(self, observations: Any) -> Tensor:
+        """Give observations [N, *O] as a tensor, if they are what the space says."""
+        observation = _tensor(observations)
+        if observation.shape != self.observation_space.shape:
+            raise ValueError(
+                f"{type(self.env).__name__} gave observations of shape {tuple(observation.shape)}, but its observation "
+                f"space says {self.observation_space.shape}; correct one of them."
+            )
+        return observation
+
     def _require_all(self, ids: Ids, options: dict[str, Any] | None = None) -> None:
         if ids is not None or "reset_mask" in (options or {}):
             raise ValueError(
@@ -254,12 +264,13 @@ class _FromGymnasium(_Foreign):
             if isinstance(seed, list) and len(seed) != self.num_envs:
                 raise ValueError(f"seed is {seed}; give one int, or one for each of {self.num_envs}.")
         observation, info = self.env.reset(seed=seed, options=options)
-        return _tensor(observation), info
+        return self._checked(observation), info
 
     def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         self._require_all(ids)
-        *arrays, info = self.env.step(self._check_actions(actions, self.num_envs))
-        observation, reward, terminated, truncated = map(_tensor, arrays)
+        observations, *arrays, info = self.env.step(self._check_actions(actions, self.num_envs))
+        observation = self._checked(observations)
+        reward, terminated, truncated = map(_tensor, arrays)
         ended = terminated | truncated
         if ended.any():
             if "final_obs" not in info:
@@ -301,12 +312,12 @@ class _FromSB3(_Foreign):
             self.env.seed(int(seed))
         if options:
             self.env.set_options(options)
-        return _tensor(self.env.reset()), {}
+        return self._checked(self.env.reset()), {}
 
     def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         self._require_all(ids)
         observations, rewards, dones, infos = self.env.step(self._check_actions(actions, self.num_envs))
-        observation, reward, ended = map(_tensor, (observations, rewards, dones))
+        observation, reward, ended = self._checked(observations), _tensor(rewards), _tensor(dones)
         timed_out = torch.tensor([bool(info.get("TimeLimit.truncated", False)) for info in infos])
         batched: dict[str, Any] = {}
         for i, info in enumerate(infos):

@@ -45,6 +45,9 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     made_from: dict[str, Any] = {}  # noqa: RUF012
     """The "env_id" and "kwargs" that `make_vec` was given, or nothing if it was given no id."""
 
+    tells_of_episodes: bool = True
+    """Whether the info of an episode's end may hold "is_success" or a Monitor's "episode"."""
+
     def __init__(
         self,
         num_envs: int,
@@ -273,11 +276,19 @@ def parse_autoreset(mode: AutoresetMode | str) -> AutoresetMode:
 
 
 def check_spaces(observation_space: gymnasium.Space, action_space: gymnasium.Space) -> None:
-    """Raise ValueError unless observations are a Box and actions a Box, Discrete, MultiDiscrete or MultiBinary."""
+    """Raise ValueError unless observations are a Box, no images, and actions a Box, Discrete, MultiDiscrete or
+    MultiBinary.
+    """
     if not isinstance(observation_space, spaces.Box):
         raise ValueError(
             f"the observation space is {observation_space}; policies take a Box: give make_vec a callable that returns "
             "the environment in gymnasium.wrappers.FlattenObservation."
+        )
+    if len(observation_space.shape) == 3 and observation_space.dtype == np.uint8:
+        raise ValueError(
+            f"the observation space is {observation_space}, images; no policy here is convolutional: give make_vec a "
+            "callable that returns the environment in a gymnasium.ObservationWrapper to a vector of features, or in "
+            "gymnasium.wrappers.FlattenObservation."
         )
     allowed = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
     if not isinstance(action_space, allowed):

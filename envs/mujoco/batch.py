@@ -59,6 +59,7 @@ class MujocoVectorEnv(SeededVectorEnv):
     """
 
     task_types: ClassVar[Mapping[str, Callable[..., Task]]] = TASKS
+    tells_of_episodes = False
     _made_with: tuple[tuple[Any, ...], dict[str, Any]]
     _action_scale: float = 1.0
     """Factor between actions, which are paid for, and controls."""
