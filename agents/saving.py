@@ -185,9 +185,10 @@ class Saved:
             "iteration": self.iteration,
             "counter": self.counter,
             "episodes": self._episode_num,
-            "episode_infos": list(self.ep_info_buffer or ()),
+            "episode_infos": [_numbers(episode) for episode in self.ep_info_buffer or ()],
+            "episode_successes": [bool(success) for success in self.ep_success_buffer or ()],
             "stats_window_size": self._stats_window_size,
-            "metrics": {key: value for key, value in self.last_metrics.items() if isinstance(value, (int, float))},
+            "metrics": _numbers(self.last_metrics),
             **snapshot,
         }
         return manifest, tensors | tensors_of_envs
@@ -202,7 +203,7 @@ class Saved:
         agent.counter = manifest.get("counter", manifest["iteration"])  # the first checkpoints have none
         agent._total_timesteps, agent._episode_num = manifest["total_timesteps"], manifest["episodes"]
         agent.ep_info_buffer = deque(manifest["episode_infos"], maxlen=agent._stats_window_size)
-        agent.ep_success_buffer = deque(maxlen=agent._stats_window_size)
+        agent.ep_success_buffer = deque(manifest.get("episode_successes", ()), maxlen=agent._stats_window_size)
         agent.last_metrics = manifest["metrics"]
         agent._setup_model()
         agent.policy.load_state_dict(with_prefix(tensors, "policy."))
@@ -237,6 +238,11 @@ class Saved:
         vector.blowups = manifest["blowups"]
         self.collector.episodes.returns.copy_(tensors["episode.returns"])
         self.collector.episodes.lengths.copy_(tensors["episode.lengths"])
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep numbers and texts, which JSON has."""
+    return {name: value for name, value in values.items() if isinstance(value, (int, float, str))}
 
 
 def _scale_of_rewards(normalize: Any) -> dict[str, Tensor]:

@@ -265,6 +265,49 @@ class DictEnv(gymnasium.Env):
         return {"x": np.zeros(2, dtype=np.float32), "k": 1}, 1.0, True, False, {}
 
 
+class Goal(gymnasium.Wrapper):
+    """Every second episode is a success, and each says its number."""
+
+    episode = -1
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.episode += 1
+        return super().reset(**kwargs)
+
+    def step(self, action: Any) -> Any:
+        *rest, info = super().step(action)
+        return *rest, info | {"is_success": bool(self.episode % 2), "number": self.episode}
+
+
+def monitored() -> Monitor:
+    return Monitor(Goal(gymnasium.make("CartPole-v1", max_episode_steps=4)), info_keywords=("number", "is_success"))
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("kind", ["ours", "SB3 VecEnv"])
+def test_success_and_a_monitors_words_are_counted(
+    algorithm: type[Agent], kind: str, watched: bool, tmp_path: Path
+) -> None:
+    if kind == "SB3 VecEnv" and algorithm.autoreset is not AutoresetMode.SAME_STEP:
+        pytest.skip("PES makes such environments its own")
+    env = vector(algorithm, monitored, 2) if kind == "ours" else DummyVecEnv([monitored] * 2)
+    agent = make(algorithm, env).learn(100, callback=Patient() if watched else None)
+    numbers = [episode["number"] for episode in agent.ep_info_buffer]
+    assert agent.episode_lengths == [4] * len(numbers)
+    assert len(set(numbers)) > 2
+    assert list(agent.ep_success_buffer) == [bool(number % 2) for number in numbers]
+    assert agent.last_metrics["rollout/success_rate"] == np.mean(agent.ep_success_buffer)
+    agent.save(tmp_path / "agent")
+    loaded = algorithm.load(tmp_path / "agent")
+    assert loaded.ep_success_buffer == agent.ep_success_buffer
+    assert loaded.ep_info_buffer == agent.ep_info_buffer
+
+
+class Patient(BaseCallback):
+    def _on_step(self) -> bool:
+        return True
+
+
 class UnboundedActions(DictEnv):
     observation_space = gymnasium.spaces.Box(-1, 1, (2,))
     action_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
