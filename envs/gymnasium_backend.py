@@ -13,7 +13,7 @@ from gymnasium.utils import EzPickle
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from envs.vector import Ids, SeededVectorEnv, SnapshotError, check_num_envs
+from envs.vector import Ids, SeededVectorEnv, SnapshotError, check_num_envs, each_value
 
 MAX_RECORDED_STEPS = 100_000
 """An episode longer than this many environment steps is not recorded on, and can no longer be snapshot."""
@@ -62,8 +62,7 @@ class GymVectorEnv(SeededVectorEnv):
         self._actions: list[list[np.ndarray] | None] = [None] * num_envs
 
     def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
-        index = self._select(ids)
-        rows = np.arange(self.num_envs) if index is None else index
+        rows = self._rows(ids)
         n = len(rows)
         taken = self._check_actions(actions, n).copy()
         if self._ended[rows].any():
@@ -113,8 +112,7 @@ class GymVectorEnv(SeededVectorEnv):
         return (*tensors, {**self._batch_infos(infos), **batched})  # type: ignore[return-value]
 
     def snapshot(self, ids: Ids = None) -> dict[str, Tensor]:
-        index = self._select(ids)
-        rows = np.arange(self.num_envs) if index is None else index
+        rows = self._rows(ids)
         elapsed = self._elapsed[rows]
         longest = int(elapsed.max(initial=0))
         actions = np.zeros((len(rows), longest, *self._action_shape), self.single_action_space.dtype)
@@ -134,8 +132,7 @@ class GymVectorEnv(SeededVectorEnv):
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def restore(self, snapshot: dict[str, Tensor], ids: Ids = None) -> Tensor:
-        index = self._select(ids)
-        rows = np.arange(self.num_envs) if index is None else index
+        rows = self._rows(ids)
         if set(snapshot) != _SNAPSHOT or snapshot["observation"].shape != (len(rows), *self._observation.shape[1:]):
             raise SnapshotError(
                 f"This snapshot does not fit {len(rows)} environments of {self}; "
@@ -164,6 +161,17 @@ class GymVectorEnv(SeededVectorEnv):
         self.__dict__.update(state)
         if len(rows):
             self.restore(kept, rows)
+
+    def get_attr(self, name: str, ids: Ids = None) -> tuple[Any, ...]:
+        return tuple(self.envs[i].get_wrapper_attr(name) for i in self._rows(ids))
+
+    def call(self, name: str, *args: Any, ids: Ids = None, **kwargs: Any) -> tuple[Any, ...]:
+        return call_each([self.envs[i] for i in self._rows(ids)], name, *args, **kwargs)
+
+    def set_attr(self, name: str, values: Any, ids: Ids = None) -> None:
+        rows = self._rows(ids)
+        for i, value in zip(rows, each_value(values, len(rows)), strict=True):
+            self.envs[i].set_wrapper_attr(name, value)
 
     def render(self) -> tuple[Any, ...] | None:
         """Draw one frame per environment."""
@@ -246,6 +254,12 @@ class GymVectorEnv(SeededVectorEnv):
         if self._elapsed[i] > MAX_RECORDED_STEPS:
             return f"its episode is {self._elapsed[i]} steps long; only {MAX_RECORDED_STEPS} are recorded"
         return "its episode began with reset options, which a snapshot does not hold"
+
+
+def call_each(envs: Sequence[gymnasium.Env], name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    """Call a method of each environment, or give its attribute, of the outermost wrapper that has it."""
+    found = [env.get_wrapper_attr(name) for env in envs]
+    return tuple(one(*args, **kwargs) if callable(one) else one for one in found)
 
 
 def _first_rows(infos: dict[str, Any], n: int) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
 from torch import Tensor
 
-from envs.gymnasium_backend import GymVectorEnv
+from envs.gymnasium_backend import GymVectorEnv, call_each
 from envs.infos import row_of
-from envs.vector import EpisodeStatistics, Ids, Seeds, SnapshotError, VectorEnv
+from envs.vector import EpisodeStatistics, Ids, Seeds, SnapshotError, VectorEnv, each_value
 
 
 class SB3View(VecEnv):
@@ -90,35 +90,28 @@ class SB3View(VecEnv):
         return list(self.vector.render() or [None] * self.num_envs)  # type: ignore[arg-type]
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """Give the attribute of each Gymnasium environment, or the vector environment's, once per index."""
-        if isinstance(self.vector, GymVectorEnv):
-            return [env.get_wrapper_attr(attr_name) for env in self._targets(indices)]
-        return [getattr(self.vector, attr_name)] * len(list(self._get_indices(indices)))
+        """Give the attribute of each environment; see `VectorEnv.get_attr`."""
+        return list(self.vector.get_attr(attr_name, list(self._get_indices(indices))))
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Set it in each Gymnasium environment, or once in the vector environment."""
-        if isinstance(self.vector, GymVectorEnv):
-            for env in self._targets(indices):
-                env.set_wrapper_attr(attr_name, value)
-        else:
-            setattr(self.vector, attr_name, value)
+        """Set it in each environment; see `VectorEnv.set_attr`."""
+        rows = list(self._get_indices(indices))
+        self.vector.set_attr(attr_name, [value] * len(rows), rows)
 
     def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
-        """Call it on each Gymnasium environment, or once on the vector environment."""
-        if isinstance(self.vector, GymVectorEnv):
-            return [env.get_wrapper_attr(method_name)(*method_args, **method_kwargs) for env in self._targets(indices)]
-        result = getattr(self.vector, method_name)(*method_args, **method_kwargs)
-        return [result] * len(list(self._get_indices(indices)))
+        """Call it on each environment; see `VectorEnv.call`."""
+        rows = list(self._get_indices(indices))
+        return list(self.vector.call(method_name, *method_args, ids=rows, **method_kwargs))
 
     def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: Any = None) -> list[bool]:
         """Say whether it is wrapped; True for Monitor, whose work this view does."""
-        if isinstance(self.vector, GymVectorEnv) and not issubclass(wrapper_class, Monitor):
-            return [is_wrapped(env, wrapper_class) for env in self._targets(indices)]
-        return [issubclass(wrapper_class, Monitor)] * len(list(self._get_indices(indices)))
-
-    def _targets(self, indices: Any) -> list[gymnasium.Env]:
-        assert isinstance(self.vector, GymVectorEnv)
-        return [self.vector.envs[i] for i in self._get_indices(indices)]
+        rows = list(self._get_indices(indices))
+        if issubclass(wrapper_class, Monitor):
+            return [True] * len(rows)
+        if isinstance(self.vector, _FromSB3):
+            return self.vector.env.env_is_wrapped(wrapper_class, rows)
+        envs = getattr(self.vector, "envs", None)
+        return [envs is not None and is_wrapped(envs[i], wrapper_class) for i in rows]
 
 
 class LazyInfos(Sequence[dict[str, Any]]):
@@ -266,6 +259,33 @@ class _FromGymnasium(_Foreign):
         observation, info = self.env.reset(seed=seed, options=options)
         return self._checked(observation), info
 
+    @property
+    def envs(self) -> list[gymnasium.Env] | None:
+        """Give the single environments, where they are in this process."""
+        return getattr(self.env.unwrapped, "envs", None)
+
+    def get_attr(self, name: str, ids: Ids = None) -> tuple[Any, ...]:
+        base, rows = self.env.unwrapped, self._rows(ids)
+        if self.envs is not None:
+            return tuple(self.envs[i].get_wrapper_attr(name) for i in rows)
+        found = base.get_attr(name) if hasattr(base, "get_attr") else [getattr(base, name)] * self.num_envs
+        return tuple(found[i] for i in rows)
+
+    def call(self, name: str, *args: Any, ids: Ids = None, **kwargs: Any) -> tuple[Any, ...]:
+        rows = self._rows(ids)
+        if self.envs is not None:
+            return call_each([self.envs[i] for i in rows], name, *args, **kwargs)
+        if len(rows) < self.num_envs:
+            self._require_all(ids)
+        return tuple(self.env.unwrapped.call(name, *args, **kwargs))
+
+    def set_attr(self, name: str, values: Any, ids: Ids = None) -> None:
+        rows = self._rows(ids)
+        whole = list(self.get_attr(name)) if len(rows) < self.num_envs else [None] * self.num_envs
+        for i, value in zip(rows, each_value(values, len(rows)), strict=True):
+            whole[i] = value
+        self.env.unwrapped.set_attr(name, whole)
+
     def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         self._require_all(ids)
         observations, *arrays, info = self.env.step(self._check_actions(actions, self.num_envs))
@@ -330,6 +350,17 @@ class _FromSB3(_Foreign):
                 final[i] = _tensor(infos[i]["terminal_observation"])
             batched |= {"final_obs": final, "_final_obs": ended}
         return observation, reward, ended & ~timed_out, ended & timed_out, batched
+
+    def get_attr(self, name: str, ids: Ids = None) -> tuple[Any, ...]:
+        return tuple(self.env.get_attr(name, self._rows(ids).tolist()))
+
+    def call(self, name: str, *args: Any, ids: Ids = None, **kwargs: Any) -> tuple[Any, ...]:
+        return tuple(self.env.env_method(name, *args, indices=self._rows(ids).tolist(), **kwargs))
+
+    def set_attr(self, name: str, values: Any, ids: Ids = None) -> None:
+        rows = self._rows(ids)
+        for i, value in zip(rows.tolist(), each_value(values, len(rows)), strict=True):
+            self.env.set_attr(name, value, i)
 
     def render(self) -> tuple[Any, ...] | None:
         return tuple(self.env.get_images())

@@ -119,6 +119,43 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """
         raise NotImplementedError
 
+    def get_attr(self, name: str, ids: Ids = None) -> tuple[Any, ...]:
+        """Give an attribute of each of the environments ids; where all are one object, they share it."""
+        return (getattr(self, name),) * len(self._rows(ids))
+
+    def call(self, name: str, *args: Any, ids: Ids = None, **kwargs: Any) -> tuple[Any, ...]:
+        """Call a method of each of the environments ids, once where all are one object; an attribute is given."""
+        found = getattr(self, name)
+        result = found(*args, **kwargs) if callable(found) else found
+        return (result,) * len(self._rows(ids))
+
+    def set_attr(self, name: str, values: Any, ids: Ids = None) -> None:
+        """Set an attribute of each of the environments ids.
+
+        Args:
+            name: of the attribute.
+            values: one for all; a list or tuple holds one for each.
+            ids: [n] distinct indices, or None.
+
+        Raises:
+            AttributeError: these environments are one object, which has no such attribute.
+            ValueError: there are not n values, or environments that are one object were given several.
+        """
+        rows = self._rows(ids)
+        first, *others = each_value(values, len(rows)) or [None]
+        if not hasattr(self, name):
+            raise AttributeError(
+                f"{self} has no attribute {name!r}. Its environments are one object: give what differs to make_vec, or "
+                "make them with backend='gymnasium', where each has its own attributes."
+            )
+        if len(rows) < self.num_envs or any(value is not first and value != first for value in others):
+            raise ValueError(f"{name} is one for all {self.num_envs} environments here; give one value, and no ids.")
+        setattr(self, name, first)
+
+    def _rows(self, ids: Ids) -> np.ndarray:
+        index = self._select(ids)
+        return np.arange(self.num_envs) if index is None else index
+
     def _select(self, ids: Ids) -> np.ndarray | None:
         """Check ids and give them as an int64 array; None stays None (all environments, in order)."""
         if ids is None:
@@ -261,6 +298,15 @@ class EpisodeStatistics:
         """Count from 0 in the environments ids, whose episodes were left."""
         self.returns[ids] = 0.0
         self.lengths[ids] = 0
+
+
+def each_value(values: Any, n: int) -> list[Any]:
+    """Give n values: those of a list or tuple, or one n times."""
+    if not isinstance(values, (list, tuple)):
+        return [values] * n
+    if len(values) != n:
+        raise ValueError(f"values holds {len(values)}; give one, or one for each of {n} environments.")
+    return list(values)
 
 
 def parse_autoreset(mode: AutoresetMode | str) -> AutoresetMode:

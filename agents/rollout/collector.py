@@ -146,6 +146,7 @@ class Collector:
         """Keep the statistics of the episodes that ended, [k] each; returns them as SB3's infos do."""
         agent = self.agent
         assert agent.ep_info_buffer is not None
+        assert agent.ep_success_buffer is not None
         seconds = (time.time_ns() - agent.start_time) * 1e-9
         told, self._told = self._told or [{}] * len(returns), []
         rows = zip(returns.tolist(), lengths.tolist(), told, strict=True)
@@ -177,7 +178,7 @@ class Collector:
     def _tell(self, listener: BaseCallback, step: Step, ended: Tensor, episodes: dict[int, dict[str, Any]]) -> bool:
         """Show a step to the callbacks, under the names that SB3 uses; False if one asks to stop."""
         # Without autoreset, the observations of a step are the last ones of episodes that ended in it.
-        final = step.observations
+        final: Tensor | None = step.observations
         if step.ids is None:
             final = step.info["final_obs"] if episodes else None
         rows: list[int] | None = None
