@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from torch import Tensor
 
 
 class LazyInfo(dict[str, Any]):
-    """A dict whose entries are made when one is first looked for that is not there: nobody pays for unread infos.
+    """A dict whose entries are made when one is first looked for that is not there: nobody pays for unread infos."""
 
-    Args:
-        make: gives the entries; called once at most, at any time.
-        present: entries that are there from the beginning.
-    """
+    _make: Callable[[], dict[str, Any]] | None = None
 
-    def __init__(self, make: Callable[[], dict[str, Any]], present: dict[str, Any]) -> None:
-        super().__init__(present)
-        self._make: Callable[[], dict[str, Any]] | None = make
+    @classmethod
+    def of(cls, make: Callable[[], dict[str, Any]], present: dict[str, Any] | None = None) -> Self:
+        """Make one of a function that gives the entries, called once at most, at any time, and of those there are."""
+        self = cls(present or {})
+        self._make = make
+        return self
 
     def _complete(self) -> dict[str, Any]:
         if self._make is not None:
@@ -95,6 +95,19 @@ def _only(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
     kept = np.zeros_like(values)
     kept[rows] = values[rows]
     return kept
+
+
+def spread(info: dict[str, Any], rows: np.ndarray, n: int) -> dict[str, Any]:
+    """Give an info of some environments rows [k] as one of n, with 0 and False for the others."""
+
+    def whole(values: Any) -> Any:
+        if isinstance(values, dict):
+            return spread(values, rows, n)
+        kept = np.zeros((n, *values.shape[1:]), values.dtype)
+        kept[rows] = values
+        return kept
+
+    return {name: whole(values) for name, values in info.items()}
 
 
 def row_of(info: dict[str, Any], i: int) -> dict[str, Any]:

@@ -18,8 +18,10 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from envs.infos import LazyInfo, spread
+
 Ids = Sequence[int] | np.ndarray | Tensor | None
-Seeds = int | Sequence[int] | np.ndarray | None
+Seeds = int | Sequence[int | None] | np.ndarray | None
 
 
 class VectorEnv(gymnasium.vector.VectorEnv):
@@ -73,12 +75,12 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """Start new episodes in the environments ids (all: None).
 
         Args:
-            seed: an int (environment i gets seed + i), one int per environment of the call, or None: each goes on to
-                the next episode of its own stream. The same seed gives the same episodes here; it does not promise
-                Gymnasium's random stream.
+            seed: an int (environment i gets seed + i), one int or None per environment of the call, or None: each goes
+                on to the next episode of its own stream. The same seed gives the same episodes here; it does not
+                promise Gymnasium's random stream.
             ids: [n] distinct indices, or None.
             options: passed to environments that take them; `{"reset_mask": bool [num_envs]}` is Gymnasium's way to say
-                ids.
+                ids, which gives the rows of all environments.
 
         Returns:
             Observations [n, *O] and an info dict.
@@ -219,19 +221,29 @@ class SeededVectorEnv(VectorEnv):
     def reset(
         self, *, seed: Seeds = None, ids: Ids = None, options: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
-        if options is not None and "reset_mask" in options:
+        masked = options is not None and "reset_mask" in options
+        if options is not None and masked:
             ids = self._masked(options["reset_mask"])
             options = {key: value for key, value in options.items() if key != "reset_mask"}
-        index = self._select(ids)
-        rows = np.arange(self.num_envs) if index is None else index
+            if isinstance(seed, (list, tuple, np.ndarray)) and len(seed) == self.num_envs:
+                seed = [seed[i] for i in ids]
+        rows = self._rows(ids)
         if seed is not None:
-            one = isinstance(seed, (int, np.integer))
-            seeds = int(seed) + rows if one else np.asarray(seed, dtype=np.int64)  # type: ignore[arg-type]
-            if seeds.shape != rows.shape or (seeds < 0).any():
-                raise ValueError(f"seed is {seed!r}; give one int of at least 0, or one for each of {len(rows)}.")
-            self._seed[rows], self._episode[rows] = seeds, -1
+            self._take_seeds(seed, rows)
         info = self._begin_episodes(rows, options)
+        if masked:
+            everyone = LazyInfo.of(lambda: spread(info, rows, self.num_envs))
+            return torch.from_numpy(self._observation.copy()), everyone
         return torch.from_numpy(self._observation[rows]), info
+
+    def _take_seeds(self, seed: Seeds, rows: np.ndarray) -> None:
+        """Let the environments rows begin the streams of seeds; one that is None lets its environment go on."""
+        one = isinstance(seed, (int, np.integer))
+        seeds = int(seed) + rows if one else np.asarray([-1 if s is None else s for s in seed])  # type: ignore
+        new = np.ones(len(rows), dtype=bool) if one else np.array([s is not None for s in seed], dtype=bool)  # type: ignore
+        if seeds.shape != rows.shape or (seeds[new] < 0).any():
+            raise ValueError(f"seed is {seed!r}; give one int of at least 0, or one for each of {len(rows)}.")
+        self._seed[rows[new]], self._episode[rows[new]] = seeds[new], -1
 
     def _begin_episodes(self, rows: np.ndarray, options: dict[str, Any] | None = None) -> dict[str, Any]:
         """Put the environments rows at the start of their next episodes, counters included; give the resets' info."""
@@ -310,9 +322,9 @@ def each_value(values: Any, n: int) -> list[Any]:
 
 
 def parse_autoreset(mode: AutoresetMode | str) -> AutoresetMode:
-    """Read SAME_STEP or DISABLED from Gymnasium's enum or its name in any case; others raise ValueError."""
-    allowed = {"same_step": AutoresetMode.SAME_STEP, "disabled": AutoresetMode.DISABLED}
-    found = mode if isinstance(mode, AutoresetMode) else allowed.get(str(mode).lower())
+    """Read SAME_STEP or DISABLED from Gymnasium's enum, its value or its name; others raise ValueError."""
+    allowed = {"samestep": AutoresetMode.SAME_STEP, "disabled": AutoresetMode.DISABLED}
+    found = mode if isinstance(mode, AutoresetMode) else allowed.get(str(mode).lower().replace("_", ""))
     if found is None or found not in allowed.values():
         raise ValueError(
             f"autoreset is {mode!r}; use 'same_step' or 'disabled' "

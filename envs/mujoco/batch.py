@@ -174,7 +174,7 @@ class MujocoVectorEnv(SeededVectorEnv):
                 began = self._begin_episodes(np.flatnonzero(ended) if index is None else index[ended])
                 observation = self._observation[rows].copy()
         tensors = (torch.from_numpy(x) for x in (observation, reward, terminated, truncated))
-        info = LazyInfo(partial(step_info, where, terms, ended, began), final)
+        info = LazyInfo.of(partial(step_info, where, terms, ended, began), final)
         return (*tensors, info)  # type: ignore[return-value]
 
     def _where(self, state: Any) -> Callable[[], dict[str, np.ndarray]]:
@@ -201,7 +201,7 @@ class MujocoVectorEnv(SeededVectorEnv):
         self._elapsed[rows] = 0
         self._ended[rows] = False
         where, n = self._where(state), len(rows)
-        return LazyInfo(lambda: with_masks(where(), np.ones(n, dtype=bool)), {})
+        return LazyInfo.of(lambda: with_masks(where(), np.ones(n, dtype=bool)))
 
     def set_state(self, qpos: Any, qvel: Any, ids: Ids = None) -> Tensor:
         """Begin an episode of the environments ids at a given state, as Gymnasium's `set_state` after a reset.
