@@ -342,12 +342,14 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         """View env as agents train on it; its autoreset, spaces and (if given) number of them are checked."""
         if isinstance(env, str):
             env = make_vec(env, config.num_envs, autoreset=cls.autoreset)
-        elif wanted is not None and (n := as_vector(env).num_envs) != wanted:
-            raise ValueError(
-                f"num_envs is {wanted} but env holds {n}; leave num_envs out where you give an environment."
-            )
-        view = env if isinstance(env, SB3View) else SB3View(as_vector(env))
+        copies = 1 if cls.autoreset is AutoresetMode.SAME_STEP else config.num_envs
+        view = env if isinstance(env, SB3View) else SB3View(as_vector(env, cls.autoreset, copies))
         vector: VectorEnv = view.vector
+        if wanted is not None and vector.num_envs != wanted:
+            raise ValueError(
+                f"num_envs is {wanted} but env holds {vector.num_envs}; leave num_envs out where you give an "
+                "environment."
+            )
         if vector.autoreset is not cls.autoreset:
             mine, theirs = (mode.name.lower() for mode in (cls.autoreset, vector.autoreset))
             raise ValueError(

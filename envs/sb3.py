@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
 from torch import Tensor
 
 from envs.gymnasium_backend import GymVectorEnv, call_each
@@ -170,15 +171,18 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.cpu().numpy().copy()
 
 
-def as_vector(env: Any) -> VectorEnv:
+def as_vector(env: Any, autoreset: AutoresetMode = AutoresetMode.SAME_STEP, copies: int = 1) -> VectorEnv:
     """Make a VectorEnv of any kind of environment.
 
     Args:
-        env: a VectorEnv, an SB3View, a gymnasium.Env (one environment), a gymnasium.vector.VectorEnv with SAME_STEP
-            autoreset, or a Stable-Baselines3 VecEnv that does not normalize observations.
+        env: a VectorEnv, an SB3View, a gymnasium.Env, a gymnasium.vector.VectorEnv with SAME_STEP autoreset, or a
+            Stable-Baselines3 VecEnv that does not normalize observations. Under DISABLED, a SyncVectorEnv of any mode
+            or a DummyVecEnv, neither in a wrapper: their environments are stepped and reset one by one.
+        autoreset: what those that end do; VectorEnvs stay as they are.
+        copies: environments to make of one gymnasium.Env.
 
     Raises:
-        TypeError: env is none of these.
+        TypeError: env is none of these, or cannot be copied.
         ValueError: the environment's autoreset, normalization or spaces are not supported; the message says the remedy.
     """
     if isinstance(env, VectorEnv):
@@ -186,15 +190,37 @@ def as_vector(env: Any) -> VectorEnv:
     if isinstance(env, SB3View):
         return env.vector
     if isinstance(env, gymnasium.Env):
-        return GymVectorEnv([env])
-    if isinstance(env, gymnasium.vector.VectorEnv):
-        return _FromGymnasium(env)
+        return GymVectorEnv([env, *(_copy(env) for _ in range(copies - 1))], autoreset=autoreset)
     if isinstance(env, VecEnv):
-        return _FromSB3(env)
+        foreign = _FromSB3(env)
+        return foreign if autoreset is AutoresetMode.SAME_STEP else GymVectorEnv(_singles(env), autoreset=autoreset)
+    if isinstance(env, gymnasium.vector.VectorEnv):
+        together = autoreset is AutoresetMode.SAME_STEP
+        return _FromGymnasium(env) if together else GymVectorEnv(_singles(env), autoreset=autoreset)
     raise TypeError(
         f"env is a {type(env).__name__}; give a gymnasium.Env, a gymnasium.vector.VectorEnv, "
         "a Stable-Baselines3 VecEnv or what envs.make_vec returns."
     )
+
+
+def _singles(env: Any) -> list[gymnasium.Env]:
+    """Give the environments that a vector environment steps one after the other; others raise ValueError."""
+    if isinstance(env, (DummyVecEnv, gymnasium.vector.SyncVectorEnv)):
+        return env.envs
+    raise ValueError(
+        f"{type(env).__name__} steps and resets all of its environments together, which does not do for particles that "
+        "end at different times; give a DummyVecEnv or SyncVectorEnv without a wrapper, or make_vec(..., "
+        "autoreset='disabled')."
+    )
+
+
+def _copy(env: gymnasium.Env) -> gymnasium.Env:
+    try:
+        return copy.deepcopy(env)
+    except Exception as error:  # whatever an environment holds may refuse
+        raise TypeError(
+            f"{env} cannot be copied ({error}), and one is not enough; give make_vec a callable that returns a new one."
+        ) from error
 
 
 class _Foreign(VectorEnv):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import RescaleAction
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
@@ -218,8 +219,9 @@ ACCEPTED = {
     "callable": lambda algorithm: vector(algorithm, lambda: gymnasium.make("Pendulum-v1"), 2),
     "flattened dict": lambda algorithm: vector(algorithm, lambda: gymnasium.wrappers.FlattenObservation(DictEnv()), 2),
 }
-SAME_STEP_ONLY = {
+THEIRS = {
     "gymnasium environment": lambda: gymnasium.make("CartPole-v1"),
+    "wrapped environment": lambda: Monitor(gymnasium.make("Pendulum-v1", max_episode_steps=20)),
     "same-step vector environment": lambda: gymnasium.make_vec(
         "CartPole-v1",
         2,
@@ -227,10 +229,13 @@ SAME_STEP_ONLY = {
         vector_kwargs={"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP},
     ),
     "SB3 VecEnv": lambda: DummyVecEnv([lambda: gymnasium.make("CartPole-v1")] * 2),
-    "VecNormalize of rewards": lambda: VecNormalize(
-        DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]), norm_obs=False
+}
+TOGETHER = {
+    "VecNormalize of rewards": (
+        lambda: VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")] * 2), norm_obs=False),
+        "VecNormalize steps and resets all",
     ),
-    "odd number": lambda: make_vec("CartPole-v1", 3),
+    "odd number": (lambda: make_vec("CartPole-v1", 3), r"make_vec\(..., autoreset='disabled'\)"),
 }
 
 
@@ -242,13 +247,22 @@ def test_every_kind_of_environment_trains(algorithm: type[Agent], kind: str) -> 
     assert isinstance(agent.env, SB3View)
 
 
-@pytest.mark.parametrize("kind", SAME_STEP_ONLY)
+@pytest.mark.parametrize("kind", THEIRS)
+def test_other_peoples_environments_train(algorithm: type[Agent], kind: str) -> None:
+    agent = make(algorithm, THEIRS[kind]()).learn(65)
+    assert agent.num_timesteps >= 65
+    agent.set_env(THEIRS[kind]())
+    assert agent.learn(33, reset_num_timesteps=False).num_timesteps >= 98
+
+
+@pytest.mark.parametrize("kind", TOGETHER)
 def test_environments_that_step_together_train_or_are_refused(algorithm: type[Agent], kind: str) -> None:
+    env, remedy = TOGETHER[kind]
     if algorithm.autoreset is AutoresetMode.SAME_STEP:
-        assert make(algorithm, SAME_STEP_ONLY[kind]()).learn(33).num_timesteps >= 33
+        assert make(algorithm, env()).learn(33).num_timesteps >= 33
     else:
-        with pytest.raises(ValueError, match=r"make_vec\(..., autoreset='disabled'\)"):
-            make(algorithm, SAME_STEP_ONLY[kind]())
+        with pytest.raises(ValueError, match=remedy):
+            make(algorithm, env())
 
 
 class DictEnv(gymnasium.Env):
@@ -288,8 +302,6 @@ def monitored() -> Monitor:
 def test_success_and_a_monitors_words_are_counted(
     algorithm: type[Agent], kind: str, watched: bool, tmp_path: Path
 ) -> None:
-    if kind == "SB3 VecEnv" and algorithm.autoreset is not AutoresetMode.SAME_STEP:
-        pytest.skip("PES makes such environments its own")
     env = vector(algorithm, monitored, 2) if kind == "ours" else DummyVecEnv([monitored] * 2)
     agent = make(algorithm, env).learn(100, callback=Patient() if watched else None)
     numbers = [episode["number"] for episode in agent.ep_info_buffer]
@@ -329,7 +341,12 @@ OTHER = {
     AutoresetMode.DISABLED: AutoresetMode.SAME_STEP,
 }
 REFUSED = {
-    "next-step autoreset": (lambda _: gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="sync"), "SAME_STEP"),
+    "next-step autoreset": (
+        lambda _: RescaleAction(
+            gymnasium.make_vec("Pendulum-v1", 2, vectorization_mode="sync"), np.float32(-1), np.float32(1)
+        ),
+        r"SAME_STEP|steps and resets all",
+    ),
     "dict observations": (lambda _: DictEnv(), "FlattenObservation"),
     "normalized observations": (
         lambda _: VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")])),
