@@ -8,8 +8,9 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
+import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -24,8 +25,10 @@ from torch import Tensor
 
 from agents import checkpoint
 from agents.checkpoint import with_prefix
-from agents.config import CommonConfig, near, preset_values
+from agents.config import CommonConfig, Schedule, preset_values
 from agents.policy.actor_critic import ActorCriticPolicy
+from agents.policy.base import named_as_in, warn_of_units
+from agents.policy.choice import OFF_IN_SB3, checked_kwargs, known_policy, options_of
 from agents.policy.distributions import Head
 from agents.rollout.buffer import FieldSpec
 from agents.rollout.collector import Collector, buffer_fields
@@ -33,6 +36,22 @@ from agents.saving import Saved
 from envs import make_vec
 from envs.sb3 import SB3View, as_vector
 from envs.vector import VectorEnv
+
+
+def _as_attribute(name: str) -> property:
+    """Show a hyperparameter as an attribute, as SB3's algorithms do."""
+
+    def give(agent: Agent) -> Any:
+        return getattr(agent.current, name)
+
+    def refuse(agent: Agent, value: Any) -> None:
+        if "config" in agent.__dict__:  # before that SB3 sets its own
+            raise AttributeError(
+                f"{name} is fixed when an agent is made; give it to {type(agent).__name__}(...) or load(..., "
+                f"{name}=...), or a schedule where it shall change."
+            )
+
+    return property(give, refuse)
 
 
 class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
@@ -64,16 +83,22 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
     """Group -> chart -> the curves that it shows together, for TensorBoard's page of custom scalars."""
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ActorCriticPolicy}
     """The first is what train.py takes unless told otherwise."""
+    policy_base: ClassVar[type[BasePolicy]] = ActorCriticPolicy
+    """What a policy class of one's own is a subclass of."""
     autoreset: ClassVar[AutoresetMode] = AutoresetMode.SAME_STEP
     """What its environments do with those that end."""
 
     env: SB3View | None
     collector: Collector
+    current: Any
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         own = [p for p in inspect.signature(Agent.__init__).parameters.values() if p.kind is not p.VAR_KEYWORD]
         cls.__signature__ = inspect.Signature(own[1:] + cls.Config.parameters())  # type: ignore[attr-defined]
+        declared = {name for kind in cls.__mro__ for name in (*vars(kind), *inspect.get_annotations(kind))}
+        for name in set(cls.Config.names()) - declared:
+            setattr(cls, name, _as_attribute(name))
 
     def __init__(
         self,
@@ -88,33 +113,37 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         stats_window_size: int = 100,
         **hyperparameters: Any,
     ) -> None:
-        policy_kwargs = dict(policy_kwargs or {})
-        if isinstance(policy, str) and policy not in self.policy_aliases:
-            raise ValueError(f"There is no policy {policy!r}{near(policy, list(self.policy_aliases))}")
-        policy_class: Any = self.policy_aliases[policy] if isinstance(policy, str) else policy
-        options = self._policy_options(policy_class)
-        for unknown in policy_kwargs.keys() - set(options):
-            raise ValueError(f"policy_kwargs has no {unknown!r}{near(unknown, options)}")
-        if seed is not None and seed < 0:
-            raise ValueError(f"seed is {seed}; give 0 or more.")
-        config = self.Config.of(hyperparameters)
+        policy_class = known_policy(type(self).__name__, self.policy_aliases, self.policy_base, policy)
+        hyperparameters = {name: x for name, x in hyperparameters.items() if (name, x) not in OFF_IN_SB3}
+        self.schedules: dict[str, Schedule] = {
+            name: x for name, x in hyperparameters.items() if name in self.Config.scheduled() and callable(x)
+        }
+        """Hyperparameters that change while training goes on, by name."""
+        hyperparameters |= {name: schedule(1.0) for name, schedule in self.schedules.items()}
+        policy_kwargs, own = checked_kwargs(self.Config, policy_class, dict(policy_kwargs or {}))
+        if seed is not None and not (isinstance(seed, (int, np.integer)) and seed >= 0):
+            raise ValueError(f"seed is {seed!r}; give an integer of at least 0, or None.")
+        seed = None if seed is None else int(seed)
+        config = self.Config.of(hyperparameters | own)
         if env is not None:
             env = self._as_view(env, config, wanted=hyperparameters.get("num_envs"))
             config = dataclasses.replace(config, num_envs=env.num_envs)
         super().__init__(
             policy,
-            env,
-            learning_rate=0.0,  # SB3's one schedule; our algorithms name their own step sizes
+            None,  # below: SB3 refuses actions without bounds
+            learning_rate=0.0,  # not kept: it is a hyperparameter of those that have one
             policy_kwargs=policy_kwargs,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
+            stats_window_size=int(stats_window_size),
+            tensorboard_log=None if tensorboard_log is None else str(tensorboard_log),
             verbose=verbose,
             device=device,
             support_multi_env=True,
             monitor_wrapper=False,
             seed=seed,
         )
-        self.config = config
+        self.__dict__.pop("learning_rate", None)
+        self.config = self.current = config
+        """What was given, and as it is now, where some of it has a schedule."""
         self.iteration = 0
         """Of this training; learn() begins at 0 again."""
         self.counter = 0
@@ -123,17 +152,21 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         self.last_metrics: dict[str, float] = {}
         self.stream_seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         if env is not None:
+            self.observation_space, self.action_space = env.observation_space, env.action_space
+            self.env, self.n_envs = env, env.num_envs
             self._setup_model()
 
     @classmethod
     def preset(cls, env_id: str) -> CommonConfig:
-        """Give the defaults with this algorithm's tuned values for an environment."""
-        return cls.Config.of(preset_values(cls.name, env_id))
+        """Give the defaults with this algorithm's tuned values for an environment, as keyword arguments too: **preset.
 
-    @classmethod
-    def _policy_options(cls, policy_class: Any) -> list[str]:
-        """Name the policy's keyword arguments that this algorithm has; without a critic there is none for one."""
-        return [name for name in policy_class.options if name in cls.Config.names()]
+        Raises:
+            gymnasium.error.UnregisteredEnv: there is no such environment.
+        """
+        values = preset_values(cls.name, env_id)
+        if not values and not {":", "/"} & set(env_id):  # others are known once their package is imported
+            gymnasium.spec(env_id)
+        return cls.Config.of(values)
 
     @property
     def episode_returns(self) -> list[float]:
@@ -151,6 +184,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         self.set_random_seed(self.seed)
         self.policy = self.new_policy().to(self.device)
         if self.env is not None:
+            log_std = getattr(self.policy.actor, "log_std", None)
+            warn_of_units(self.action_space, 1.0 if log_std is None else log_std.bias.exp().mean().item())
             self._connect(self.env)
 
     def _connect(self, env: SB3View) -> None:
@@ -160,7 +195,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
     def new_policy(self) -> Any:
         """Make a policy as before training, drawn from PyTorch's global stream; the agent keeps its own."""
         policy_class: Any = self.policy_class
-        settings = {name: getattr(self.config, name) for name in self._policy_options(policy_class)}
+        settings = {name: getattr(self.config, name) for name in options_of(self.config, policy_class)}
         return policy_class(self.observation_space, self.action_space, **(settings | self.policy_kwargs))
 
     def _buffer_fields(self) -> dict[str, FieldSpec]:
@@ -184,7 +219,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         if before is not None and before.vector is view.vector and not force_reset:
             self.collector.observations, self.collector.episodes = before.observations, before.episodes
         self.env, self.n_envs = view, view.num_envs
-        self.config = dataclasses.replace(self.config, num_envs=view.num_envs)
+        self.config = self.current = dataclasses.replace(self.config, num_envs=view.num_envs)
         if force_reset:
             self._last_obs = None
 
@@ -204,7 +239,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         if self.collector.observations is None:
             self._last_obs = None  # has SB3 reset the environments
         begins = reset_num_timesteps or self._last_obs is None
-        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        result = super()._setup_learn(int(total_timesteps), callback, reset_num_timesteps, tb_log_name, progress_bar)
         if begins:
             self._begin_episodes()
         return result
@@ -229,7 +264,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         self,
         total_timesteps: int,
         callback: MaybeCallback = None,
-        log_interval: int = 1,
+        log_interval: int | None = 1,
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
@@ -245,7 +280,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         self,
         total_timesteps: int,
         callback: MaybeCallback = None,
-        log_interval: int = 1,
+        log_interval: int | None = 1,
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
@@ -260,19 +295,27 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             while self.num_timesteps < total:
                 started = time.perf_counter()
                 listener.on_rollout_start()
-                batch = self.collect()
+                try:
+                    batch = self.collect()
+                except BaseException as error:
+                    self.collector.leave(error)
+                    raise
                 if batch is None:
                     break
                 listener.on_rollout_end()
                 collected = time.perf_counter()
                 self._update_current_progress_remaining(self.num_timesteps, total)
+                if self.schedules:
+                    self.current = self.config.at(self.schedules, self._current_progress_remaining)
+                if not all(parameter.requires_grad for parameter in self.policy.parameters()):
+                    self._refuse_frozen()
                 self.train(batch)
                 if self.collector.policy is not self.policy:
                     self.collector.follow(self.policy)
                 self.iteration += 1
                 self.counter += 1
-                self._record(collected - started, time.perf_counter() - collected)
-                if self.iteration % log_interval == 0:
+                self._record(collect=collected - started, train=time.perf_counter() - collected)
+                if log_interval is not None and self.iteration % log_interval == 0:
                     self.logger.dump(self.num_timesteps)
                 yield self.iteration
                 if self.stop_reason is not None:
@@ -280,6 +323,15 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         finally:
             self.collector.listener = None
             listener.on_training_end()
+
+    def _refuse_frozen(self) -> NoReturn:
+        """Raise ValueError: directions and steps are of all parameters together."""
+        frozen = next(name for name, parameter in self.policy.named_parameters() if not parameter.requires_grad)
+        raise ValueError(
+            f"policy.{frozen} is frozen: its requires_grad is False, but {type(self).__name__} moves all parameters of "
+            "a policy. Set it back with requires_grad_(True), or give a policy class of your own that holds in buffers "
+            "what shall stay."
+        )
 
     def collect(self) -> Any:
         """Give what `train` takes, a rollout where the policy trains; None if a callback asked to stop."""
@@ -294,7 +346,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         for name, value in metrics.items():
             self.logger.record(name if "/" in name else f"train/{name}", value)
 
-    def _record(self, collect_seconds: float, train_seconds: float) -> None:
+    def _record(self, **seconds: float) -> None:
+        """Log how far training is, and the seconds that parts of an iteration took."""
         assert self.env is not None
         if episodes := self.ep_info_buffer:
             self.logger.record("rollout/ep_rew_mean", float(np.mean([episode["r"] for episode in episodes])))
@@ -307,9 +360,14 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         self.logger.record("time/iterations", self.iteration)
         self.logger.record("time/time_elapsed", elapsed)
         self.logger.record("time/total_timesteps", self.num_timesteps)
-        self.logger.record("time/collect_seconds", collect_seconds)
-        self.logger.record("time/train_seconds", train_seconds)
+        for part, taken in seconds.items():
+            self.logger.record(f"time/{part}_seconds", taken)
         self.last_metrics = {key: value for key, value in self.logger.name_to_value.items() if value is not None}
+
+    def dump_logs(self) -> None:
+        """Write what has been logged, and how far training is, within an iteration too; for SB3's callbacks."""
+        self._record()
+        self.logger.dump(self.num_timesteps)
 
     # Acting ----------------------------------------------------------------------------------------------------------
 
@@ -332,7 +390,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         """Load the policy's parameters from a checkpoint of ours, or from {"policy": state_dict}."""
         if not isinstance(load_path_or_dict, dict):
             _, tensors = checkpoint.read(load_path_or_dict)
-            load_path_or_dict = {"policy": with_prefix(tensors, "policy.")}
+            load_path_or_dict = {"policy": named_as_in(self.policy, with_prefix(tensors, "policy."))}
         super().set_parameters(load_path_or_dict, exact_match, device)
         if self.env is not None:
             self.collector.follow(self.policy)

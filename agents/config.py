@@ -10,6 +10,7 @@ A field says its range where it is declared, and all ranges are checked here:
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import math
@@ -22,12 +23,14 @@ from functools import cache
 from importlib import resources
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 import yaml
 
 from envs.names import near
 
 __all__ = [
-    "AgentConfig", "CommonConfig", "Range", "above", "at_least", "below", "between", "near", "preset_values",
+    "SCHEDULED", "AgentConfig", "CommonConfig", "Range", "Schedule", "above", "at_least", "below", "between", "near",
+    "preset_values",
 ]  # fmt: skip
 
 
@@ -60,6 +63,11 @@ def between(low: float, high: float) -> Range:
     return Range(lambda value: low <= value <= high, f"from {low} to {high}")
 
 
+SCHEDULED = "may be a function of the share of training that remains, from 1 to 0"
+"""Said in the annotation of a field that is read anew for each update: agents take SB3's schedules for it too."""
+Schedule = Callable[[float], float]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CommonConfig:
     """What every agent has. Raises ValueError for values that are not possible."""
@@ -80,6 +88,18 @@ class CommonConfig:
     def __post_init__(self) -> None:
         for name, annotation in self.annotations().items():
             object.__setattr__(self, name, checked(name, getattr(self, name), annotation))
+        first, floor = (getattr(self, name, None) for name in ("log_std_init", "log_std_min"))
+        if first is not None and floor is not None and first < floor:
+            raise ValueError(
+                f"log_std_init is {first}, below log_std_min, {floor}; give at least that, or a lower floor."
+            )
+
+    def keys(self) -> list[str]:
+        """Name the fields: with `[]` this makes `**config` keyword arguments."""
+        return self.names()
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
 
     def require(self, name: str, holds: bool, allowed: str) -> None:
         """Raise ValueError, naming the field and what is allowed, unless holds; for what no range says."""
@@ -97,6 +117,25 @@ class CommonConfig:
         """Give each field's type with its range, in the fields' order."""
         hints = typing.get_type_hints(cls, include_extras=True)
         return {name: hints[name] for name in cls.names()}
+
+    @classmethod
+    @cache
+    def scheduled(cls) -> list[str]:
+        """Name the fields that may be schedules."""
+        kinds = {name: _options(kind) for name, kind in cls.annotations().items()}
+        return [
+            name for name, parts in kinds.items() if any(SCHEDULED in getattr(x, "__metadata__", ()) for x in parts)
+        ]
+
+    def at(self, schedules: Mapping[str, Schedule], remaining: float) -> Self:
+        """Give these with the values that schedules have when a share of training remains, which is cut to [0, 1]."""
+        share, now = min(max(remaining, 0.0), 1.0), copy.copy(self)
+        for name, schedule in schedules.items():
+            value = float(schedule(share))
+            if not 0 <= value < math.inf:
+                raise ValueError(f"the schedule of {name} gives {value} at {share}; give one of numbers from 0 on.")
+            object.__setattr__(now, name, value)  # 0 too, where a schedule ends
+        return now
 
     @classmethod
     def of(cls, values: Mapping[str, Any], base: Self | None = None) -> Self:
@@ -159,6 +198,8 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
 
 
 def _as_declared(value: Any, annotation: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
     for option in _options(annotation):
         kind, ranges = _split(option)
         if choices := _choices(kind):

@@ -78,6 +78,7 @@ class COPOS(Agent):
     }
     Config = COPOSConfig
     config: COPOSConfig
+    entropy_decrease: float
     policy: ActorCriticPolicy
 
     # Learning --------------------------------------------------------------------------------------------------------
@@ -138,8 +139,7 @@ class COPOS(Agent):
         """Find b, which is known only once the training's length is."""
         result = super()._setup_learn(*args, **kwargs)
         c, head = self.config, self.policy.head
-        log_std = self.policy_kwargs.get("log_std_init", c.log_std_init)
-        of_one = 0.5 * math.log(2 * math.pi * math.e) + log_std if head.kind == "gaussian" else math.log(2)
+        of_one = 0.5 * math.log(2 * math.pi * math.e) + c.log_std_init if head.kind == "gaussian" else math.log(2)
         first = sum(map(math.log, head.choices)) if head.kind == "categorical" else head.outputs * of_one
         updates = -(-self._total_timesteps // (c.n_steps * self.n_envs))
         self.entropy_decrease = 2 * first / updates if c.entropy_decrease is None else c.entropy_decrease

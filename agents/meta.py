@@ -15,7 +15,7 @@ from agents.adaptation.shards import over_shards
 from agents.adaptation.task_data import TaskData
 from agents.adaptation.task_policies import InnerConfig, TaskPolicies
 from agents.base import Agent
-from agents.config import above, at_least
+from agents.config import SCHEDULED, above, at_least
 from agents.optim.registry import OptimizerName, OptimizerState, make_optimizer
 from agents.policy.actor_critic import ActorPolicy
 from agents.policy.networks import assign_parameters, parameter_vector
@@ -37,7 +37,7 @@ class MetaConfig(InnerConfig):
     """Floor of φ's log standard deviation of Gaussian actions, or None."""
     outer_optimizer: OptimizerName = "adam"
     """What follows the meta-gradient."""
-    learning_rate: Annotated[float, above(0)] = 1e-3
+    learning_rate: Annotated[float, above(0), SCHEDULED] = 1e-3
     """β: the outer optimizer's step size."""
     anneal: bool = False
     """Whether learning_rate falls linearly to 0 over the training."""
@@ -51,7 +51,7 @@ class ReptileConfig(MetaConfig):
     """k: inner steps in each task, each from rollouts of its own; with k = 1 Reptile is joint training."""
     outer_optimizer: OptimizerName = "sgd"
     """What follows φ - φ~, which stands for the meta-gradient."""
-    learning_rate: Annotated[float, above(0)] = 0.5
+    learning_rate: Annotated[float, above(0), SCHEDULED] = 0.5
     """The outer optimizer's step size; with sgd, Reptile's ε."""
 
 
@@ -64,7 +64,7 @@ class FOMAMLConfig(MetaConfig):
     rollouts are there anyway (Antoniou et al. 2019, section 4, the multi-step loss)."""
     n_epochs: Annotated[int, at_least(1)] = 5
     """Steps on the clipped surrogate per iteration, each on all rollouts."""
-    clip_range: Annotated[float, above(0)] = 0.3
+    clip_range: Annotated[float, above(0), SCHEDULED] = 0.3
     """ε: how far a probability ratio may go from 1 before its sample gives no more gradient."""
 
 
@@ -93,6 +93,7 @@ class MetaAgent(Agent):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ActorPolicy}
+    policy_base = ActorPolicy
     rollouts_after: ClassVar[int]
     """Rollouts after the last inner step."""
     config: MetaConfig
@@ -154,10 +155,9 @@ class MetaAgent(Agent):
                 "the meta-gradient is not finite; this iteration changed nothing. Give a smaller inner_lr or "
                 "learning_rate."
             )
-        if self.config.anneal:
-            for group in self.optimizer.param_groups:
-                done = 1 - self._current_progress_remaining
-                group["lr"] = linear_anneal(self.config.learning_rate, done)
+        done = 1 - self._current_progress_remaining if self.config.anneal else 0.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = linear_anneal(self.current.learning_rate, done)
         self.phi.grad = gradient
         self.optimizer.step()
 
@@ -245,7 +245,7 @@ class FOMAML(MetaAgent):
     def _loss(self, theta: Tensor, data: TaskData) -> Tensor:
         """Return minus the clipped surrogate of each adapted policy, [M]."""
         ratio = self.tasks.log_ratio(theta, data).exp()
-        return -clipped_surrogate(ratio, data.advantages, self.config.clip_range)
+        return -clipped_surrogate(ratio, data.advantages, self.current.clip_range)
 
     def _adapted(self, phi: Tensor, batch: Adaptation, steps: int, rows: slice = slice(None)) -> Tensor:
         """Return some tasks' parameters after inner steps as a function of φ, [m, P], which moves them along: J = I."""

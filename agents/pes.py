@@ -10,6 +10,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
+from torch.optim import Optimizer
 
 from agents.base import Agent
 from agents.checkpoint import with_prefix
@@ -82,7 +83,11 @@ class PES(Agent):
     Config = PESConfig
     autoreset = AutoresetMode.DISABLED
     policy_aliases: ClassVar[dict[str, Any]] = {"LinearPolicy": DeterministicLinear, "MlpPolicy": DeterministicMlp}
+    policy_base = DeterministicPolicy
     config: PESConfig
+    optimizer: Optimizer
+    sigma: float
+    trials: Trials
     policy: DeterministicPolicy
     particles: Particles | None
     whitening: Whitening | None
@@ -108,7 +113,7 @@ class PES(Agent):
         assert self.particles is not None
         u, pairs = self._utilities(found.scores)
         g = 2 * self.sigma * self.particles.weighted(u).sum(0) / pairs  # weighted: ξ (u⁺ - u⁻) / 2
-        alpha = self._scheduled(self.config.learning_rate, self.config.learning_rate_end)
+        alpha = self._scheduled(self.current.learning_rate, self.config.learning_rate_end)
         metrics = found.metrics() | {"train/learning_rate": alpha, "train/gradient_norm": g.norm().item()}
         self._ascend(g.to(self.device), alpha)
         self._record_window(metrics)
@@ -196,11 +201,6 @@ class PES(Agent):
     # Set-up ----------------------------------------------------------------------------------------------------------
 
     def _setup_model(self) -> None:
-        if not issubclass(self.policy_class, DeterministicPolicy):
-            raise ValueError(
-                f"policy is {self.policy_class.__name__}; PES evaluates the policies of all particles at once, which "
-                "needs one without noise or state: a subclass of agents.evolution.policies.DeterministicPolicy."
-            )
         self.particles = None
         self.steps_with_mean_parameters = 0
         super()._setup_model()

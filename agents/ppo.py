@@ -10,12 +10,19 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
+from torch.optim import Optimizer
 
 from agents import noise
 from agents.base import Agent
 from agents.config import AgentConfig
 from agents.optim.effective_steps import charts, report
-from agents.optim.registry import OptimizerConfig, OptimizerState, make_flat_optimizer, plan_handover
+from agents.optim.registry import (
+    HANDOVER_STEPS,
+    OptimizerConfig,
+    OptimizerState,
+    make_flat_optimizer,
+    plan_handover,
+)
 from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
 from agents.rollout.buffer import MinibatchConfig, Rollout, advantages, explained_variance
 from agents.rollout.surrogates import CURVES, ClippedConfig, Losses, approximate_kl, clipped_surrogate, report_losses
@@ -30,7 +37,8 @@ PARTS = ("policy", "critic")
 class PPOConfig(OptimizerConfig, ClippedConfig, MinibatchConfig, AgentConfig):
     """Hyperparameters of PPO, each declared beside what it is for.
 
-    Names and defaults are those of Stable-Baselines3's PPO, the optimizer apart.
+    Names and defaults are those of Stable-Baselines3's PPO, but for the optimizer, and for its rollout of 2048 steps of
+    one environment, which are 128 of 16 here.
     """
 
     normalize_returns: bool = True
@@ -46,6 +54,8 @@ class Minibatch(NamedTuple):
     """Advantages, [m]; of mean 0 and standard deviation 1 if they are normalized."""
     z: Tensor
     """Normalized value targets, [m]."""
+    v: Tensor
+    """Normalized values as they were, [m]; targets where values are not clipped."""
     log_old: Tensor
     """log π_old(a|s), [m]."""
 
@@ -71,13 +81,14 @@ class PPO(Agent):
     dashboard = CURVES | {"step lengths of AdaBound and AMSBound": charts(PARTS)}
     Config = PPOConfig
     config: PPOConfig
+    optimizer: Optimizer
     policy: ActorCriticPolicy
 
     # An iteration ----------------------------------------------------------------------------------------------------
 
     def train(self, batch: Rollout) -> None:
         """Take minibatch steps on the losses of equation 9, for n_epochs or up to target_kl (algorithm 1)."""
-        c, policy = self.config, self.policy
+        c, policy = self.current, self.policy
         observations, a = batch["observations"].flatten(0, 1), batch["actions"].flatten(0, 1)
         s = policy.normalize(observations)
         with torch.no_grad():
@@ -85,10 +96,13 @@ class PPO(Agent):
             old = copy.deepcopy(policy.actor.shared_std(s))  # whose standard deviation stays
             log_old = old.log_prob(a)
         z = policy.critic.update_scale(returns) if c.normalize_returns else returns
+        v = z if c.clip_range_vf is None else policy.critic.normalized(s).detach()
+        for group in self.optimizer.param_groups:
+            group["lr"] = c.learning_rate
         explained = explained_variance(returns, returns - A)
 
         history: list[Losses] = []
-        for minibatch in self._minibatches(Minibatch(s, a, A, z, log_old)):
+        for minibatch in self._minibatches(Minibatch(s, a, A, z, v, log_old)):
             losses = self._losses(minibatch)
             history.append(Losses(*(value.detach() for value in losses)))
             if c.target_kl is not None and approximate_kl(history[-1].log_ratio) > 1.5 * c.target_kl:
@@ -114,12 +128,15 @@ class PPO(Agent):
 
     def _losses(self, minibatch: Minibatch) -> Losses:
         """Evaluate equation 9, and how far the policy has gone."""
-        c, (s, a, A, z, log_old) = self.config, minibatch
+        c, (s, a, A, z, v, log_old) = self.current, minibatch
         pi = self.policy.actor.shared_std(s)
         log_ratio = pi.log_prob(a) - log_old  # log r(θ)
 
         policy_gradient_loss = -clipped_surrogate(log_ratio.exp(), A, c.clip_range)  # -L^CLIP, equation 7
-        value_loss = mse_loss(self.policy.critic.normalized(s), z)  # L^VF
+        values = self.policy.critic.normalized(s)
+        if c.clip_range_vf is not None:
+            values = v + (values - v).clamp(-c.clip_range_vf, c.clip_range_vf)
+        value_loss = mse_loss(values, z)  # L^VF
         entropy_loss = -pi.entropy().mean()  # -S
         loss = policy_gradient_loss + c.vf_coef * value_loss
         if c.ent_coef:
@@ -137,10 +154,11 @@ class PPO(Agent):
         super()._connect(env)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
-        """Tell AdaBound when to hand over, which is known only once the training's length is."""
+        """Tell AdaBound when to hand over: a share of the training is known only once the training's length is."""
         result = super()._setup_learn(*args, **kwargs)
-        c, iterations = self.config, -(-self._total_timesteps // (self.config.n_steps * self.n_envs))
-        plan_handover(self.optimizer, c.handover, iterations * c.n_epochs * self.minibatches)
+        c, steps, updates = self.config, self.config.n_steps * self.n_envs, self.config.n_epochs * self.minibatches
+        handover = max(HANDOVER_STEPS / steps * updates, 2.0) if c.handover is None else c.handover
+        plan_handover(self.optimizer, handover, -(-self._total_timesteps // steps) * updates)
         return result
 
     def parts(self) -> dict[str, Stateful]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import warnings
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +19,12 @@ from torch import Tensor
 from agents import checkpoint
 from agents.checkpoint import CheckpointError, decode_space, encode_space, with_prefix
 from agents.config import CommonConfig
+from agents.policy.base import named_as_in, uncompiled
 from agents.policy.networks import activation_key
 from envs.vector import SnapshotError, VectorEnv
 
+SETTINGS = ("seed", "stats_window_size", "verbose", "tensorboard_log")
+"""Arguments of an agent, beside its hyperparameters, that a checkpoint holds."""
 EXACT = "exact"
 """The manifest's "env_snapshot" where the environments were saved; else it says why they were not."""
 
@@ -81,7 +85,10 @@ class Saved:
 
         Raises:
             OSError: the file cannot be written; an earlier one is untouched.
+            ValueError: exclude or include names something.
         """
+        if exclude or include:
+            raise ValueError(f"{exclude or include} is not pickled, as nothing is; give neither exclude nor include.")
         checkpoint.write(with_suffix(path), *self._packed())
 
     @classmethod
@@ -93,7 +100,7 @@ class Saved:
         custom_objects: Mapping[str, Any] | None = None,
         print_system_info: bool = False,
         force_reset: bool = False,
-        **hyperparameters: Any,
+        **changed: Any,
     ) -> Self:
         """Make the agent that `save` wrote.
 
@@ -102,10 +109,11 @@ class Saved:
             env: environments to go on training in, with the stored spaces; None for an agent that only predicts. If
                 they are as many as were saved and can be put back, they are put into the stored state.
             device: where the policy trains.
-            custom_objects: {"policy_class": class} for an agent that was made with a policy class of one's own.
+            custom_objects: {"policy_class": class} for an agent that was made with a policy class of one's own; others
+                as if they were keyword arguments.
             print_system_info: as in SB3.
             force_reset: begin new episodes. Differs from SB3, where that is the default.
-            **hyperparameters: in place of the stored ones.
+            **changed: in place of what is stored: hyperparameters, verbose, tensorboard_log, seed, stats_window_size.
 
         Raises:
             CheckpointError: the file is missing, damaged, or another algorithm's.
@@ -114,7 +122,7 @@ class Saved:
         if print_system_info:
             get_system_info()
         path = with_suffix(path)
-        return cls.unpacked(path, *checkpoint.read(path), env, device, custom_objects, force_reset, **hyperparameters)
+        return cls.unpacked(path, *checkpoint.read(path), env, device, custom_objects, force_reset, **changed)
 
     @classmethod
     def unpacked(
@@ -126,24 +134,33 @@ class Saved:
         device: Any = "auto",
         custom_objects: Mapping[str, Any] | None = None,
         force_reset: bool = False,
-        **hyperparameters: Any,
+        **changed: Any,
     ) -> Self:
         """Make the agent that a checkpoint's manifest and tensors describe; arguments as for `load`."""
         if manifest["algorithm"] != cls.name:
             raise CheckpointError(
                 f"{path} holds an agent of the algorithm {manifest['algorithm']!r}; load it with agents.load."
             )
-        config = cls.Config.of(hyperparameters, base=cls.Config.of(manifest["config"]))
+        changed = dict(custom_objects or {}) | changed
+        policy_class = changed.pop("policy_class", None) or cls._policy_class(manifest)
+        settings = {name: manifest[name] for name in SETTINGS if name in manifest}
+        settings |= {name: changed.pop(name) for name in SETTINGS if name in changed}
+        for name in set(manifest.get("schedules", ())) - changed.keys():
+            warnings.warn(
+                f"{name} had a schedule, which {path} does not hold: it stays at {manifest['config'][name]}. Give it "
+                f"again, as load(path, {name}=...).",
+                stacklevel=3,
+            )
+        kept = {name: value for name, value in manifest["policy_kwargs"].items() if name not in changed}
         agent: Any = cls(  # type: ignore[call-arg]
-            (custom_objects or {}).get("policy_class") or cls._policy_class(manifest),
+            policy_class,
             None,
-            policy_kwargs=manifest["policy_kwargs"],
-            seed=manifest["seed"],
+            policy_kwargs=changed.pop("policy_kwargs", kept),
             device=device,
-            stats_window_size=manifest["stats_window_size"],
-            **dataclasses.asdict(config),
+            **settings,
+            **(dataclasses.asdict(cls.Config.of(manifest["config"])) | changed),
         )
-        agent._unpack(manifest, tensors)
+        agent._unpack(manifest, tensors, reseeded=settings["seed"] != manifest["seed"])
         if env is not None:
             agent.set_env(env)
             if not force_reset:
@@ -164,7 +181,7 @@ class Saved:
 
     def _packed(self: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Give everything that an exact resume needs."""
-        tensors = {f"policy.{name}": tensor for name, tensor in self.policy.state_dict().items()}
+        tensors = {f"policy.{name}": tensor for name, tensor in uncompiled(self.policy.state_dict()).items()}
         tensors |= {f"{self.name}.{name}": tensor for name, tensor in self.own_tensors().items()}
         policy_kwargs = dict(self.policy_kwargs)
         if "activation_fn" in policy_kwargs:
@@ -178,6 +195,7 @@ class Saved:
             "config": dataclasses.asdict(self.config),
             "observation_space": encode_space(self.observation_space),
             "action_space": encode_space(self.action_space),
+            "schedules": list(self.schedules),
             "seed": self.seed,
             "stream_seed": self.stream_seed,
             "num_timesteps": self.num_timesteps,
@@ -188,17 +206,22 @@ class Saved:
             "episode_infos": [_numbers(episode) for episode in self.ep_info_buffer or ()],
             "episode_successes": [bool(success) for success in self.ep_success_buffer or ()],
             "stats_window_size": self._stats_window_size,
+            "verbose": self.verbose,
+            "tensorboard_log": self.tensorboard_log,
             "metrics": _numbers(self.last_metrics),
             **snapshot,
         }
         return manifest, tensors | tensors_of_envs
 
-    def _unpack(self, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Give a new agent without environments the stored counters, spaces and policy."""
+    def _unpack(self, manifest: dict[str, Any], tensors: dict[str, Tensor], reseeded: bool = False) -> None:
+        """Give a new agent without environments the stored counters, spaces and policy, and unless it has a seed of its
+        own the stored streams of random numbers.
+        """
         agent: Any = self
         agent.observation_space = decode_space(manifest["observation_space"])
         agent.action_space = decode_space(manifest["action_space"])
-        agent.stream_seed = manifest["stream_seed"]
+        if not reseeded:
+            agent.stream_seed = manifest["stream_seed"]
         agent.num_timesteps, agent.iteration = manifest["num_timesteps"], manifest["iteration"]
         agent.counter = manifest.get("counter", manifest["iteration"])  # the first checkpoints have none
         agent._total_timesteps, agent._episode_num = manifest["total_timesteps"], manifest["episodes"]
@@ -206,7 +229,7 @@ class Saved:
         agent.ep_success_buffer = deque(manifest.get("episode_successes", ()), maxlen=agent._stats_window_size)
         agent.last_metrics = manifest["metrics"]
         agent._setup_model()
-        agent.policy.load_state_dict(with_prefix(tensors, "policy."))
+        agent.policy.load_state_dict(named_as_in(agent.policy, with_prefix(tensors, "policy.")))
         agent.load_own_tensors(with_prefix(tensors, f"{agent.name}."))
 
     def _packed_environments(self: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:

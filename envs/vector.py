@@ -189,7 +189,10 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             raise ValueError(f"actions are {array.dtype}; this environment takes {dtype}.")
         array = array.astype(dtype, copy=False)
         if not np.isfinite(array).all():
-            raise ValueError("actions hold NaN or infinity; the policy has diverged. Restart from the last checkpoint.")
+            raise ValueError(
+                "actions hold NaN or infinity: the policy has diverged, or observations hold them too. Look at these, "
+                "or restart from the last checkpoint."
+            )
         return array
 
 

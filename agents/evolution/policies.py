@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from agents.policy.base import Policy
+from agents.policy.base import Policy, flatten
 from agents.policy.distributions import DiagonalGaussian, Distribution, Head
 from agents.policy.networks import activation_key, mlp
 
@@ -82,7 +82,7 @@ class DeterministicPolicy(Policy):
         normalized = torch.empty_like(shift)
 
         def act(observations: Tensor) -> Tensor:
-            x = observations.flatten(1).float()
+            x = flatten(observations)
             if normalizes:
                 x = torch.sub(x, shift, out=normalized).mul_(scale).clamp_(-clip, clip)
             for layer in layers:
@@ -103,10 +103,9 @@ class DeterministicPolicy(Policy):
 
     def _finish(self) -> Callable[[Tensor], Tensor]:
         """Give what makes actions [n, *A], as the environment takes them, of outputs [n, K]."""
-        if self.head.kind != "gaussian":
-            return lambda outputs: self.head.distribution(outputs).mode()
-        low, high, shape = self._low, self._high, self.head.shape
-        return lambda outputs: torch.clamp(outputs.view(-1, *shape), low, high)  # type: ignore[arg-type]
+        if self.head.kind == "gaussian":
+            return self.to_environment
+        return lambda outputs: self.to_environment(self.head.distribution(outputs).mode())
 
     def _layers(self, theta: Tensor) -> list[Callable[[Tensor], Tensor]]:
         """Give the network's layers with a weight and a bias for each row of theta [N, P]."""

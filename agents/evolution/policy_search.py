@@ -14,7 +14,7 @@ from agents.config import CommonConfig, at_least
 from agents.evolution.engine import Scheme
 from agents.evolution.unroll import ParticleState
 from agents.evolution.whitening import Products
-from agents.policy.base import Moments
+from agents.policy.base import Moments, flatten
 from agents.rollout.buffer import FieldSpec
 from agents.rollout.collector import Collector
 from envs.vector import SnapshotError, VectorEnv
@@ -168,7 +168,7 @@ class PolicySearch:
         kind: type[Moments] = Products if self.products else Moments
         # Chosen rows: most rows of a window hold nothing where episodes end early.
         return [
-            kind.of(observations[:, shard][stepped[:, shard]].flatten(1))
+            kind.of(flatten(observations[:, shard][stepped[:, shard]]))
             for shard in (slice(first, first + width) for first in range(0, stepped.shape[1], width))
         ]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from agents.config import CommonConfig, above, at_least, below, between
+from agents.config import SCHEDULED, CommonConfig, above, at_least, below, between
 
 MOST_SURPRISE = 3.0
 """Most that a window's standard deviation of scores counts, in units of the averaged one."""
@@ -24,7 +24,7 @@ class UpdateConfig(CommonConfig):
     """Standard deviation of a perturbation, in units of a parameter."""
     sigma_end: Annotated[float, above(0)] | None = None
     """The same at the end of training, reached linearly; None keeps it."""
-    learning_rate: Annotated[float, above(0)] = 0.02
+    learning_rate: Annotated[float, above(0), SCHEDULED] = 0.02
     """Step size. The update is learning_rate times the mean over pairs of (u+ - u-) σ ξ, with scores u in standard
     deviations: for es that is Mania et al.'s α. adam, adabound and clipup take it in units of a parameter."""
     learning_rate_end: Annotated[float, at_least(0)] | None = None

@@ -100,12 +100,16 @@ class Kronecker(DampedInverse):
 
 
 def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Give eigenvalues, none below 0, and eigenvectors; not numbers where the matrix has entries that are none."""
-    if not matrix.isfinite().all():
-        # LAPACK would raise; a direction that is not finite is the caller's to reject.
-        return torch.full_like(matrix[0], torch.nan), torch.full_like(matrix, torch.nan)
-    values, vectors = torch.linalg.eigh(matrix)
-    return values.clamp_(min=0), vectors
+    """Give eigenvalues, none below 0, and eigenvectors; not numbers where there are none to be found."""
+    # Of float32 it may not converge where many eigenvalues are next to 0.
+    for given in (matrix, matrix.double()) if matrix.isfinite().all() else ():
+        try:
+            values, vectors = torch.linalg.eigh(given)
+        except torch.linalg.LinAlgError:
+            continue
+        return values.clamp_(min=0).to(matrix.dtype), vectors.to(matrix.dtype)
+    # A direction that is not finite is the caller's to reject.
+    return torch.full_like(matrix[0], torch.nan), torch.full_like(matrix, torch.nan)
 
 
 class EigenKronecker(Kronecker):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from agents.config import CommonConfig, above, near
+from agents.config import SCHEDULED, CommonConfig, above, near
 from agents.optim.adabound import AUTO, AdaBound, AMSBound, handover_gamma
 from agents.optim.clipup import ClipUp
 from agents.optim.flat import FlatParameters
@@ -35,24 +35,29 @@ WITHOUT_EPS = ("clipup", "sgd")
 """Those that do not divide by a root of a second moment."""
 
 
+HANDOVER_STEPS = 500_000
+"""Environment steps before a hand-over by default: half of a training of the usual million."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(CommonConfig):
     """What steps policy and critic, on gradients of all their parameters together."""
 
     optimizer: OptimizerName = "adabound"
     """What steps policy and critic."""
-    learning_rate: Annotated[float, above(0)] = 3e-4
-    """The optimizer's step size, constant throughout."""
+    learning_rate: Annotated[float, above(0), SCHEDULED] = 3e-4
+    """The optimizer's step size."""
     eps: Annotated[float, above(0)] = 1e-5
     """Added to the root of the second moment, by every optimizer that divides by it. 1e-5 is what Stable-Baselines3
     gives Adam."""
     final_lr: Annotated[float, above(0)] | None = None
     """AdaBound's and AMSBound's step size in the end, for policy and critic; None measures each one's own at the
     hand-over, because their gradients differ in size: Adam's steps on Hopper-v5 have medians near 12 and 0.3."""
-    handover: Annotated[float, above(0)] = 0.5
-    """When AdaBound and AMSBound hand over from Adam to SGD: up to 1, a share of the optimizer steps that are planned;
-    above 1, a number of them. AdaBound's own gamma = 1e-3, which is 1000, would do so within a few iterations. Where
-    Adam's steps differ much between elements, the KL rises at the hand-over: target_kl bounds it."""
+    handover: Annotated[float, above(0)] | None = None
+    """When AdaBound and AMSBound hand over from Adam to SGD: above 1, a number of optimizer steps; up to 1, a share of
+    those that a call of `learn` plans, as SB3's schedules are; None after 500,000 environment steps, however training
+    is cut into calls. AdaBound's own gamma = 1e-3, which is 1000, would do so within a few iterations. Where Adam's
+    steps differ much between elements, the KL rises at the hand-over: target_kl bounds it."""
     max_grad_norm: Annotated[float, above(0)] = 0.5
     """Longest gradient, over all parameters of policy and critic together."""
 

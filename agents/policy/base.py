@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, NoReturn, Self
 
 import numpy as np
@@ -102,8 +103,38 @@ class ObservationNormalizer(nn.Module):
 
 def flatten(observations: Tensor) -> Tensor:
     """Give [n, *O] as float32 [n, prod O]."""
-    flat = observations if observations.ndim == 2 else observations.flatten(1)
+    flat = observations if observations.ndim == 2 else observations.unsqueeze(-1).flatten(1)
     return flat if flat.dtype == torch.float32 else flat.to(torch.float32)
+
+
+def uncompiled(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take from names what torch.compile puts into them."""
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
+
+
+def named_as_in(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the state under the names that it has in a module, which may be compiled where the state's was not."""
+    names = {plain: name for name, plain in zip(module.state_dict(), uncompiled(module.state_dict()), strict=True)}
+    return {names.get(plain, plain): tensor for plain, tensor in uncompiled(state).items()}
+
+
+def warn_of_units(space: spaces.Space, std: float = 1.0) -> None:
+    """Warn of a Box of actions that a policy which begins at 0 sees next to nothing of: 0 is outside of the bounds, or
+    the policy's standard deviation is above 10 times their half width or below a 30th of it.
+    """
+    if not isinstance(space, spaces.Box):
+        return
+    low, high = space.low.astype(float).ravel(), space.high.astype(float).ravel()
+    half = (high - low) / 2  # infinite where there is a bound on one side at most
+    size = half[np.isfinite(half)] / std
+    if (low > 0).any() or (high < 0).any() or (size < 0.1).any() or (size > 30).any():
+        warnings.warn(
+            f"The actions are {space}, but the policy begins at 0 with a standard deviation of {std:.3g}, and may "
+            "never see what lies within these bounds. Give its units to the environment: "
+            "gymnasium.wrappers.RescaleAction(env, -1, 1).",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 class Policy(BasePolicy):
@@ -116,8 +147,11 @@ class Policy(BasePolicy):
     """
 
     actor: Any
+    _first: Tensor | None
     options: ClassVar[tuple[str, ...]]
     """Its keyword arguments, which agents take as hyperparameters and in policy_kwargs."""
+    options_of_its_own: ClassVar[tuple[str, ...]] = ()
+    """Those that agents take in policy_kwargs alone."""
 
     def __init__(
         self,
@@ -134,6 +168,8 @@ class Policy(BasePolicy):
         if isinstance(action_space, spaces.Box):
             self.register_buffer("_low", torch.as_tensor(action_space.low), persistent=False)
             self.register_buffer("_high", torch.as_tensor(action_space.high), persistent=False)
+        first = np.asarray(getattr(action_space, "start", 0))
+        self.register_buffer("_first", torch.as_tensor(first) if first.any() else None, persistent=False)
 
     @abstractmethod
     def distribution(self, observations: Tensor) -> Distribution:
@@ -173,16 +209,18 @@ class Policy(BasePolicy):
         return distribution.sample(noise)
 
     def to_environment(self, actions: Tensor) -> Tensor:
-        """Give actions [n, *A] as the environment takes them: Box actions clipped to their bounds, as in SB3."""
+        """Give actions [n, *A] as the environment takes them: Box actions clipped to their bounds, as in SB3; choices
+        counted from the space's start.
+        """
         if self.head.kind != "gaussian":
-            return actions
+            return actions if self._first is None else actions + self._first
         return torch.clamp(actions.reshape(-1, *self.head.shape), self._low, self._high)  # type: ignore[arg-type]
 
     def forward(self, obs: Tensor, deterministic: bool = False) -> Tensor:
         return self._predict(obs, deterministic)
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
-        return self.choose(observation, deterministic).reshape(-1, *self.head.shape)
+        return self.to_environment(self.choose(observation, deterministic))
 
     def save(self, path: str) -> NoReturn:
         raise NotImplementedError("Save the agent: a policy is not stored apart from its algorithm's settings.")

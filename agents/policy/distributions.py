@@ -177,21 +177,16 @@ class Head:
         """Find the head for a Box, Discrete, MultiDiscrete or MultiBinary space; others raise ValueError."""
         match space:
             case spaces.Box() if np.issubdtype(space.dtype, np.floating):
-                if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-                    raise ValueError(
-                        f"The action space {space} has infinite bounds; wrap the environment in "
-                        "gymnasium.wrappers.RescaleAction or ClipAction with finite ones."
-                    )
                 return Head("gaussian", space.shape)
-            case spaces.Discrete() if space.start == 0:
+            case spaces.Discrete():
                 return Head("categorical", (), (int(space.n),))
-            case spaces.MultiDiscrete() if space.nvec.ndim == 1 and not space.start.any():
+            case spaces.MultiDiscrete() if space.nvec.ndim == 1:
                 return Head("categorical", space.shape, tuple(int(n) for n in space.nvec))
             case spaces.MultiBinary() if isinstance(space.n, (int, np.integer)):
                 return Head("bernoulli", space.shape)
         raise ValueError(
             f"The action space {space} is not supported; use a float Box, or a Discrete, MultiDiscrete or MultiBinary "
-            "space of one dimension that counts from 0."
+            "space of one dimension."
         )
 
     @cached_property

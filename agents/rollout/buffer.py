@@ -269,7 +269,9 @@ def gae(
     # whole array take a tenth of the time of T passes over its rows.
     span = 1
     while span < len(advantages):
-        advantages[:-span].add_(decay[:-span] * advantages[span:])
+        # Not 0 times what comes after an episode's end, which would be no number where that is infinite.
+        later = (decay[:-span] * advantages[span:]).masked_fill_(decay[:-span] == 0, 0.0)
+        advantages[:-span].add_(later)
         decay[:-span] = decay[:-span] * decay[span:]
         span *= 2
     return advantages.to(values.dtype), (advantages + values64).to(values.dtype)

@@ -16,6 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from agents import noise
+from agents.policy.base import named_as_in
 from agents.rollout.buffer import FieldSpec, Rollout, resolved
 from envs.infos import row_of
 from envs.sb3 import LazyInfos
@@ -23,6 +24,8 @@ from envs.vector import EpisodeStatistics, VectorEnv
 
 Sample = Callable[[Tensor, Tensor], Tensor]
 """Observations [N, *O] and noise [N, *noise_shape] to actions [N, *A]."""
+LARGEST_REWARD = 1e15
+"""Largest size of a reward: float32 holds the squares of what a rollout of such adds up to."""
 Act = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 """Step t and observations [N, *O] to the actions that the rollout keeps and those that the environment takes."""
 ActSome = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -83,7 +86,7 @@ class Collector:
     def follow(self, policy: Any) -> None:
         """Act as the policy that was trained does."""
         if self.policy is not policy:
-            self.policy.load_state_dict(policy.state_dict())
+            self.policy.load_state_dict(named_as_in(self.policy, policy.state_dict()))
 
     def fill(self, counter: int, sample: Sample | None = None) -> Rollout | None:
         """Collect T steps of all environments.
@@ -129,11 +132,20 @@ class Collector:
             "on_end": self._on_end if self.vector.tells_of_episodes else None,
         }
 
+    def leave(self, error: BaseException) -> None:
+        """Give up a rollout that an error ended: episodes begin anew, and if the environments gave numbers that the
+        error comes of, a ValueError says so.
+        """
+        self.observations = None  # the environments stand somewhere within the rollout
+        if isinstance(error, ValueError):
+            check_numbers(self.rollout)
+
     def _take(self, observations: Tensor, complete: bool) -> bool:
         """Take the observations to go on from, and count steps and episodes where nobody listened to single steps."""
         with torch.inference_mode(False):
             # An ordinary tensor, and one that the next step does not overwrite.
             self.observations = self.rollout.last_observations = observations.clone()
+            check_numbers(self.rollout)
             if self.listener is None:
                 rollout = self.rollout
                 ended = rollout["terminated"] | rollout["truncated"]
@@ -259,6 +271,33 @@ def action_noise(policy: Any, seed: int, counter: int, steps: int, num_envs: int
     head = policy.head
     draw = noise.normal if head.kind == "gaussian" else noise.uniform
     return draw(seed, "action", counter, (steps, num_envs, *head.noise_shape))
+
+
+@torch.no_grad()
+def check_numbers(rollout: Rollout) -> None:
+    """Raise ValueError, which names environment, step and value, where nothing can be learned from a rollout: an
+    observation is not finite in the policy's dtype, or a reward is not or is larger than LARGEST_REWARD.
+    """
+    T, N = rollout.n_steps, rollout.num_envs
+    steps, ids = torch.arange(T, device=rollout.device)[:, None].expand(T, N), torch.arange(N, device=rollout.device)
+    given = [("reward", rollout["rewards"], steps + 1, ids.expand(T, N))] if "rewards" in rollout.specs else []
+    if "observations" in rollout.specs:
+        final_steps, final_ids, final = rollout.final_observations()
+        given += [("observation", rollout["observations"], steps, ids.expand(T, N))]
+        given += [("observation", final, final_steps + 1, final_ids)]
+    if rollout.last_observations is not None:
+        given += [("observation", rollout.last_observations, torch.full_like(ids, T), ids)]
+    for name, values, at, of in given:
+        most = LARGEST_REWARD if name == "reward" else torch.finfo(torch.float32).max
+        if not values.numel() or bool((torch.stack(torch.aminmax(values)).abs() <= most).all()):
+            continue
+        place = tuple((~(values.abs() <= most)).nonzero()[0].tolist())
+        value, row = values[place].item(), place[: at.ndim]
+        values.zero_()  # where an environment stands still this would be found again
+        raise ValueError(
+            f"environment {of[row]} gave the {name} {value} at step {at[row]} of this rollout, from which nothing was "
+            f"learned; give numbers of at most {most:.3g} in size."
+        )
 
 
 def collect(

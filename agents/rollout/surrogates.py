@@ -9,15 +9,18 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from agents.config import CommonConfig, above, at_least
+from agents.config import SCHEDULED, CommonConfig, above, at_least
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClippedConfig(CommonConfig):
     """What the clipped surrogate's policy and critic descend, L = -L^CLIP + c₁ L^VF - c₂ S, and how far."""
 
-    clip_range: Annotated[float, above(0)] = 0.2
+    clip_range: Annotated[float, above(0), SCHEDULED] = 0.2
     """ε: how far a probability ratio may go from 1 before its sample gives no more gradient."""
+    clip_range_vf: Annotated[float, above(0), SCHEDULED] | None = None
+    """How far a value may go from what it was before its sample gives no more gradient, in the units of the critic's
+    targets: standard deviations of returns where they are normalized. None: as far as it will."""
     target_kl: Annotated[float, above(0)] | None = None
     """Mean KL(old || new), in nats: a minibatch with an estimate above 1.5 times it ends the iteration's updates; None
     never does."""

@@ -91,7 +91,7 @@ def _subcommands(arguments: Sequence[str]) -> Any:
     env_id = _value_of("env", arguments)
     starts = []
     for name, algorithm in REGISTRY.items():
-        config = algorithm.Config() if env_id is None else algorithm.preset(env_id)
+        config = algorithm.Config.of({} if env_id is None else preset_values(name, env_id))
         unchecked = _without_checks(algorithm.Config)
         default = Start(RunOptions(env=tyro.MISSING), unchecked(**dataclasses.asdict(config)))
         summary = (algorithm.__doc__ or name).splitlines()[0]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import signal
+import threading
 from types import FrameType, TracebackType
 
 
 class StopRequest:
-    """While entered, notes the first SIGINT or SIGTERM; the second one raises KeyboardInterrupt."""
+    """While entered, notes the first SIGINT or SIGTERM; the second one raises KeyboardInterrupt.
+
+    Signals come to a process's main thread alone: in others none is noted.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -18,7 +22,8 @@ class StopRequest:
         return 0 if self.signal is None else 128 + self.signal
 
     def __enter__(self) -> StopRequest:
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(

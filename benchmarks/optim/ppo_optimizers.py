@@ -125,7 +125,7 @@ def run(
     """Train once; a run that a gradient which is not finite has stopped scores what it had reached."""
     begin = time.perf_counter()
     name = "sgd" if optimizer in OTHERS else optimizer.partition(",")[0].lower()
-    agent = PPO("MlpPolicy", env_id, seed=seed, device="cpu", optimizer=name, **base, **settings)
+    agent = PPO("MlpPolicy", env_id, seed=seed, device="cpu", optimizer=name, **({"handover": 0.5} | base | settings))
     if optimizer in OTHERS:
         agent.optimizer = OTHERS[optimizer](agent.flat.groups, settings["learning_rate"])
     curve: list[float] = []

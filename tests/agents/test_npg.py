@@ -248,6 +248,23 @@ def test_a_line_search_that_finds_nothing_is_counted_and_leaves_the_policy(monke
     assert torch.equal(parameter_vector(agent.policy.actor), before)
 
 
+def test_a_diagnostic_that_finds_no_eigenvectors_does_not_end_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(matrix: torch.Tensor) -> Any:
+        raise torch.linalg.LinAlgError("the algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fail)
+    agent = make().learn(128 * 2)
+    assert agent.rejections.updates == 0
+    with pytest.raises(FloatingPointError, match="In 5 updates in a row no direction was usable"):
+        make(fisher="ekfac").learn(128 * 10)
+
+
+def test_few_samples_of_many_observations_train() -> None:
+    # Most of Ant's observations are 0 until its legs touch something.
+    agent = NPG("MlpPolicy", "Ant-v5", seed=0, device="cpu", n_steps=16, num_envs=1, fisher="kfac").learn(16 * 20)
+    assert agent.rejections.updates == 0
+
+
 def test_updates_without_a_direction_stop_the_run_after_a_few(tmp_path: Path, monkeypatch: Any) -> None:
     agent = make(fisher="adaptive", max_rejected_updates=3)
     before = parameter_vector(agent.policy.actor)

@@ -786,7 +786,7 @@ def cart_poles(number: int, kind: type[GymVectorEnv] = GymVectorEnv) -> VectorEn
         ({"handover": 0.0}, "handover is 0.0"),
         ({"reward_memory": -1.0}, "reward_memory is -1.0"),
         ({"policy": "LinearPolcy"}, "no policy 'LinearPolcy'; did you mean 'LinearPolicy'"),
-        ({"policy": ActorCriticPolicy}, "without noise or state"),
+        ({"policy": ActorCriticPolicy}, "a subclass of agents.evolution.policies.DeterministicPolicy"),
         ({"policy_kwargs": {"log_std_init": 0.0}}, "policy_kwargs has no 'log_std_init'"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from agents import PPO, noise
 from agents.optim.adabound import AUTO
 from agents.optim.effective_steps import report
 from agents.optim.registry import OPTIMIZERS
+from agents.policy.networks import parameter_vector
 from agents.ppo import Minibatch, PPOConfig
 from agents.rollout.buffer import Rollout
 from agents.rollout.surrogates import clipped_surrogate
@@ -97,9 +99,12 @@ def fill(theirs: stable_baselines3.PPO, agent: PPO, rollout: Rollout) -> None:
 
 
 @pytest.mark.parametrize("env_id", ["InvertedPendulum-v5", "CartPole-v1"])
-@pytest.mark.parametrize("target_kl", [None, 3e-5])
-def test_the_update_is_that_of_sb3(env_id: str, target_kl: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("target_kl", "clip_range_vf"), [(None, None), (3e-5, None), (None, 0.01)])
+def test_the_update_is_that_of_sb3(
+    env_id: str, target_kl: float | None, clip_range_vf: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {"ent_coef": 0.01, "learning_rate": 3e-3, "clip_range": 0.05, "max_grad_norm": 0.3, "gae_lambda": 0.9}
+    settings["clip_range_vf"] = clip_range_vf
     env = make_vec(env_id, 4, max_episode_steps=15)
     agent = make(env, **AS_SB3, **settings, target_kl=target_kl)
     theirs = stable_baselines3.PPO(
@@ -164,7 +169,7 @@ def test_each_epoch_takes_every_sample_once_in_an_order_of_its_own() -> None:
     def epochs() -> torch.Tensor:
         """The rows that are visited, [epochs, 128]."""
         rows = torch.arange(128)
-        minibatches = list(agent._minibatches(Minibatch(rows, rows, rows.float(), rows, rows)))
+        minibatches = list(agent._minibatches(Minibatch(rows, rows, rows.float(), rows, rows, rows)))
         assert all(torch.equal(m.s, m.a) and torch.equal(m.s, m.log_old) for m in minibatches)
         return torch.cat([m.s for m in minibatches]).view(3, 128)
 
@@ -262,6 +267,22 @@ def test_the_handover_is_a_share_of_the_planned_steps_or_a_number_of_steps() -> 
         assert [group["gamma"] for group in agent.optimizer.param_groups] == pytest.approx([1 / steps] * 2)
 
 
+def test_by_default_the_handover_does_not_depend_on_how_training_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.ppo.HANDOVER_STEPS", 128 * 3)  # of 128 steps and 6 optimizer steps per iteration
+    whole, cut, again = make(), make(), make()
+    whole.learn(128 * 6)
+    for _ in range(6):
+        cut.learn(128, reset_num_timesteps=False)
+    for _ in range(2):
+        again.learn(128 * 3)
+    groups = whole.optimizer.param_groups
+    assert [group["gamma"] for group in groups] == pytest.approx([1 / 18] * 2)
+    assert all(isinstance(group["final_lr"], float) for group in groups)
+    assert torch.equal(parameter_vector(whole.policy), parameter_vector(cut.policy))
+    for group, same in zip(groups, again.optimizer.param_groups, strict=True):
+        assert group["gamma"] == same["gamma"]
+
+
 def test_policy_and_critic_hand_over_to_step_sizes_of_their_own() -> None:
     agent = make(handover=0.5)
     measured = []
@@ -273,6 +294,15 @@ def test_policy_and_critic_hand_over_to_step_sizes_of_their_own() -> None:
     assert measured[3] == measured[1]
     given = make(final_lr=0.1)
     assert [group["final_lr"] for group in given.optimizer.param_groups] == [0.1, 0.1]
+
+
+def test_the_defaults_are_sb3s_but_for_those_that_are_said_to_differ() -> None:
+    theirs = inspect.signature(stable_baselines3.PPO.__init__).parameters
+    ours = PPOConfig()
+    shared = set(theirs) & set(PPOConfig.names())
+    assert len(shared) == 13
+    assert {name for name in shared if getattr(ours, name) != theirs[name].default} == {"n_steps"}
+    assert ours.n_steps * ours.num_envs == theirs["n_steps"].default
 
 
 def test_settings_reach_the_optimizer() -> None:

@@ -6,6 +6,8 @@ An algorithm that comes new adds its settings for these small problems to SETTIN
 from __future__ import annotations
 
 import inspect
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -320,20 +322,78 @@ class Patient(BaseCallback):
         return True
 
 
-class UnboundedActions(DictEnv):
-    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
-    action_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
+class Odd(gymnasium.Env):
+    """Accepts the actions of its space and no others, of which the last is rewarded; sees what is of a shape."""
+
+    def __init__(self, action_space: gymnasium.Space, observation_shape: tuple[int, ...] = (2,)) -> None:
+        self.action_space = action_space
+        self.observation_space = gymnasium.spaces.Box(-1, 1, observation_shape)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        return np.zeros(self.observation_space.shape, dtype=np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        assert self.action_space.contains(np.asarray(action, self.action_space.dtype))
+        best = np.all(action == -1) if isinstance(self.action_space, gymnasium.spaces.Discrete) else np.sum(action)
+        return self.reset()[0], float(best), False, False, {}
 
 
-class NotANumber(gymnasium.Env):
+ODD = {
+    "unbounded actions": lambda: Odd(gymnasium.spaces.Box(-np.inf, np.inf, (2,))),
+    "actions bounded on one side": lambda: Odd(
+        gymnasium.spaces.Box(np.float32([-1, -np.inf]), np.float32([np.inf, 1]))
+    ),
+    "wrapped in ClipAction": lambda: gymnasium.wrappers.ClipAction(gymnasium.make("Pendulum-v1")),
+    "one action without a shape": lambda: Odd(gymnasium.spaces.Box(-1, 1, ())),
+    "choices counted from -1": lambda: Odd(gymnasium.spaces.Discrete(2, start=-1)),
+    "several choices from elsewhere": lambda: Odd(gymnasium.spaces.MultiDiscrete([2, 3], start=[4, -5])),
+    "observations without a shape": lambda: Odd(gymnasium.spaces.Discrete(2), ()),
+    "observations of three axes": lambda: Odd(gymnasium.spaces.Discrete(2), (2, 1, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_spaces_train_save_and_predict(algorithm: type[Agent], kind: str, tmp_path: Path) -> None:
+    agent = make(algorithm, vector(algorithm, ODD[kind], 2)).learn(33)
+    agent.save(tmp_path / "agent")
+    loaded = algorithm.load(tmp_path / "agent", device="cpu")
+    observations = np.stack([agent.observation_space.sample() for _ in range(3)])
+    actions, _ = loaded.predict(observations, deterministic=True)
+    np.testing.assert_array_equal(actions, agent.predict(observations, deterministic=True)[0])
+    assert all(agent.action_space.contains(np.asarray(x, agent.action_space.dtype)) for x in actions)
+    one, _ = loaded.predict(observations[0], deterministic=True)
+    np.testing.assert_array_equal(one, actions[0])
+    acted = agent.act(torch.as_tensor(observations), deterministic=True)
+    np.testing.assert_array_equal(acted, actions)
+
+
+def test_the_best_of_choices_counted_from_elsewhere_is_found(algorithm: type[Agent]) -> None:
+    agent = make(algorithm, vector(algorithm, ODD["choices counted from -1"], 8)).learn(16 * 8 * 20)
+    assert agent.predict(np.zeros(2, np.float32), deterministic=True)[0] == -1
+
+
+class Gives(gymnasium.Env):
+    """Ten ordinary steps, then an observation and a reward of one's choice, then ordinary steps again."""
+
     observation_space = gymnasium.spaces.Box(-1, 1, (1,))
-    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, observation: float = 0.0, reward: float = 1.0, discrete: bool = True) -> None:
+        self.action_space = gymnasium.spaces.Discrete(2) if discrete else gymnasium.spaces.Box(-1, 1, (2,))
+        self.given, self.steps = (observation, reward), 0
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
         return np.zeros(1, dtype=np.float32), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
-        return np.full(1, np.nan, dtype=np.float32), 1.0, False, False, {}
+        self.steps += 1
+        observation, reward = self.given if self.steps == 10 else (0.0, 1.0)
+        return np.full(1, observation, dtype=np.float32), reward, False, False, {}
+
+
+class Unchecked(GymVectorEnv):
+    """Hands on what environments give, as those of others do."""
+
+    def _check_finite(self, *args: Any) -> None: ...
 
 
 OTHER = {
@@ -356,7 +416,6 @@ REFUSED = {
         lambda algorithm: make_vec("CartPole-v1", 2, autoreset=OTHER[algorithm.autoreset]),
         r"trains with make_vec\(..., autoreset",
     ),
-    "unbounded actions": (lambda algorithm: vector(algorithm, UnboundedActions, 2), "infinite bounds"),
     "unknown id": (lambda _: "Hoper-v5", "Hopper-v5"),
 }
 
@@ -368,12 +427,55 @@ def test_what_cannot_be_trained_on_is_refused_with_a_remedy(algorithm: type[Agen
         make(algorithm, env(algorithm))
 
 
-def test_a_number_that_is_none_stops_training_with_a_sentence(algorithm: type[Agent]) -> None:
-    agent = make(algorithm, vector(algorithm, NotANumber, 2))
+@pytest.mark.parametrize("callback", [None, lambda *_: True])
+@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize(
+    "given",
+    [{"reward": np.nan}, {"reward": -np.inf}, {"reward": 1e38}, {"observation": np.nan}, {"observation": np.inf}],
+    ids=str,
+)
+def test_what_nothing_can_be_learned_from_stops_training_and_is_named(
+    algorithm: type[Agent], given: dict[str, float], discrete: bool, callback: Any
+) -> None:
+    env = Unchecked([Gives(discrete=discrete), Gives(**given, discrete=discrete)], autoreset=algorithm.autoreset)
+    agent = make(algorithm, env, **({"n_steps": 16} if "n_steps" in SETTINGS[algorithm.name] else {}))
     before = parameters(agent)
-    with pytest.raises(ValueError, match=r"NaN|finite"):
-        agent.learn(100)
+    ((name, value),) = given.items()
+    with pytest.raises(ValueError, match=re.escape(f"environment 1 gave the {name} {value} at step 10 of this ")):
+        agent.learn(100, callback)
     assert torch.equal(parameters(agent), before)
+    agent.learn(32, callback, reset_num_timesteps=False)  # in new episodes
+    assert parameters(agent).isfinite().all()
+
+
+@pytest.mark.parametrize("step", [16, 32])
+def test_the_last_observation_of_a_rollout_is_looked_at(algorithm: type[Agent], step: int) -> None:
+    env = Gives(observation=np.nan)
+    env.steps = 10 - step
+    agent = make(algorithm, Unchecked([env, Gives()], autoreset=algorithm.autoreset), n_steps=16)
+    with pytest.raises(ValueError, match="environment 0 gave the observation nan at step 16"):
+        agent.learn(100)
+
+
+def test_frozen_parameters_are_refused_whenever_they_are_frozen(algorithm: type[Agent]) -> None:
+    for when in ("before", "within"):
+        agent = make(algorithm, "CartPole-v1")
+        before = parameters(agent)
+        name, parameter = next(agent.policy.named_parameters())
+        if when == "before":
+            parameter.requires_grad_(False)
+        with pytest.raises(ValueError, match=rf"policy\.{name} is frozen.*requires_grad_\(True\)"):
+            agent.learn(1000, lambda *_: not parameter.requires_grad_(False).requires_grad)  # noqa: B023
+        assert torch.equal(parameters(agent), before)
+
+
+@pytest.mark.parametrize(("low", "high"), [(50, 100), (-0.01, 0.01), (-1000, 1000), ([-1, -3], [1, -2])], ids=str)
+def test_actions_in_units_that_a_policy_does_not_see_are_warned_of(algorithm: type[Agent], low: Any, high: Any) -> None:
+    space = gymnasium.spaces.Box(np.full(2, low, np.float32), np.full(2, high, np.float32))
+    with pytest.warns(UserWarning, match=r"RescaleAction\(env, -1, 1\)"):
+        make(algorithm, vector(algorithm, lambda: Odd(space), 2))
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        make(algorithm, vector(algorithm, lambda: gymnasium.wrappers.RescaleAction(Odd(space), -1, 1), 2))
 
 
 def test_bad_hyperparameters_are_named(algorithm: type[Agent]) -> None:

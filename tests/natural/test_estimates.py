@@ -16,7 +16,14 @@ from torch import Tensor
 from agents.natural import CURVATURES, kronecker
 from agents.natural.adaptive import AdaptiveInverse, damping_rows
 from agents.natural.curvature import choose_solver
-from agents.natural.kronecker import PRECONDITIONERS, Diagonal, EigenKronecker, Kronecker, RunningFactors
+from agents.natural.kronecker import (
+    PRECONDITIONERS,
+    Diagonal,
+    EigenKronecker,
+    Kronecker,
+    RunningFactors,
+    effective_dimension,
+)
 from agents.natural.scores import DenseScores, FactoredScores, capture, dense_scores, scores
 from agents.policy.distributions import Head
 from agents.policy.networks import Actor, mlp
@@ -414,3 +421,35 @@ def test_factors_that_are_not_finite_are_not_remembered() -> None:
     assert found.solution.status == "non_finite"
     assert not found.direction.any()
     assert all(torch.equal(x, before[name]) for name, x in curvature.tensors().items())
+
+
+def fails_on(monkeypatch: pytest.MonkeyPatch, *dtypes: torch.dtype) -> None:
+    """Have eigendecompositions of these dtypes not converge."""
+    eigh = torch.linalg.eigh
+
+    def decompose(matrix: Tensor) -> Any:
+        if matrix.dtype in dtypes:
+            raise torch.linalg.LinAlgError("the algorithm failed to converge")
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", decompose)
+
+
+@pytest.mark.parametrize("form", [Kronecker, EigenKronecker])
+def test_eigenvectors_that_float32_does_not_find_float64_does(form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("gaussian")
+    Psi, _ = scores(case.actor.float(), case.s.float(), case.a.float())
+    b = torch.randn(Psi.p)
+    expected = form(Psi, 0.1).solve(b)
+    fails_on(monkeypatch, torch.float32)
+    torch.testing.assert_close(form(Psi, 0.1).solve(b), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("estimate", ["kfac", "ekfac"])
+def test_where_neither_does_the_direction_is_rejected(estimate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("gaussian")
+    fails_on(monkeypatch, torch.float32, torch.float64)
+    step = natural_gradient(case.scores, case.A, estimate=estimate, damping=DAMPING)
+    assert step.solution.status == "non_finite"
+    assert not step.direction.any()
+    assert effective_dimension(case.scores, DAMPING).isnan()

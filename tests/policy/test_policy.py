@@ -117,7 +117,7 @@ def test_heads_fit_their_spaces(space: spaces.Space, outputs: int, action_shape:
 
 
 @pytest.mark.parametrize(
-    "space", [spaces.Discrete(3, start=1), spaces.Box(0, 9, (2,), np.int64), spaces.Text(3)], ids=str
+    "space", [spaces.MultiDiscrete([[2, 2]]), spaces.Box(0, 9, (2,), np.int64), spaces.Text(3)], ids=str
 )
 def test_other_action_spaces_are_refused(space: spaces.Space) -> None:
     with pytest.raises(ValueError, match="is not supported"):

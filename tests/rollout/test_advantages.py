@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from agents.rollout.buffer import gae, next_values
+from agents.rollout.buffer import gae, next_values, standardize
 
 
 def reference(rewards, values, following, terminated, truncated, gamma, lam):
@@ -141,3 +141,21 @@ def test_dtype_follows_the_values_and_inputs_stay():
     assert advantages.dtype == returns.dtype == torch.float32
     for untouched in (rewards, values, following):
         assert (untouched == 1).all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_advantages_that_are_no_numbers_are_not_taken_for_equal_ones(value: float) -> None:
+    assert not standardize(torch.tensor([1.0, value, 2.0])).isfinite().all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("end", ["terminated", "truncated"])
+def test_what_follows_an_episodes_end_does_not_reach_it(value: float, end: str) -> None:
+    rewards = torch.tensor([[1.0], [1.0], [1.0], [value], [1.0]])
+    values, ended = torch.zeros(5, 1), torch.zeros(5, 1, dtype=torch.bool)
+    ended[[1, 3]] = True
+    ends = (ended, ~ended & ended) if end == "terminated" else (~ended & ended, ended)
+    A, returns = gae(rewards, values, values, *ends, 0.5, 1.0)
+    for found in (A, returns):
+        torch.testing.assert_close(found[[0, 1, 4], 0], torch.tensor([1.5, 1.0, 1.0]))
+        assert not found[[2, 3]].isfinite().any()

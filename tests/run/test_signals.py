@@ -1,4 +1,5 @@
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -21,3 +22,15 @@ def test_the_handlers_before_come_back() -> None:
     with StopRequest():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_other_threads_get_no_signals_and_ask_for_none() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def inside() -> signal.Signals | None:
+        with StopRequest() as stop:
+            assert signal.getsignal(signal.SIGTERM) == before
+            return stop.signal
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(inside).result() is None

@@ -1,0 +1,134 @@
+"""Stable-Baselines3's own tests with our classes in place of its PPO and A2C, and what fails, by cause.
+
+    python tests/peers/sb3.py stable-baselines3/tests
+
+Its tests are read from a folder that you give, of the version that is installed; they are not part of its wheel, and
+none is copied here. They import pandas and ale_py. A test counts if it makes one of our agents. Not run with our own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import math
+import re
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import stable_baselines3
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from agents import NPG, PPO, Agent
+
+OTHERS = {stable_baselines3.SAC, stable_baselines3.TD3, stable_baselines3.DQN, stable_baselines3.DDPG}
+
+CAUSES = {
+    "images and dicts of observations are refused": ("'CnnPolicy'", "'MultiInputPolicy'", "features_extractor_class"),
+    "other observations than a Box are refused, and FlattenObservation is named": (
+        r"the observation space is (Multi)?(Discrete|Binary).*FlattenObservation",
+    ),
+    "a VecNormalize of observations is refused: that is the policy's": ("this VecNormalize normalizes observations",),
+    "state-dependent exploration and squashed actions are refused": ("use_expln", "squash_output", "use_sde"),
+    "optimizers are refused that have no name here, or that the algorithm has not": (
+        "optimizer_class", "optimizer_kwargs", "There is no optimizer",
+    ),
+    "deprecated: net_arch as a list of a dict": (r"test_flexible_mlp\[.*-net_arch[78]\]",),
+    "agents are saved, not policies, and without pickle, so there is nothing to include": (
+        "Save the agent", "give neither exclude nor include", "test_load_invalid_object",
+    ),
+    "set_env takes another number of environments": (r"test_set_env.*DID NOT RAISE AssertionError",),
+    "SB3 has an AssertionError where we have a sentence": (
+        "clip_range_vf is -0.2", "batch_size is 1; give", r"MultiBinary\(\(2, 3\)\) is not supported",
+    ),
+    "its own policies, rollout buffers and schedule objects are looked into": (
+        "CustomPolicy", "test_custom_rollout_buffer", "lr_schedule", "test_save_load_clip_range_portable",
+        "test_save_load_backward_compatible", "no attribute 'net_arch'",
+    ),
+}  # fmt: skip
+"""Cause -> expressions, one of which a test's name and error match; where none does, the failure is ours."""
+
+
+class Adapted:
+    """What is said in another way here: one environment of an id, minibatches that divide a rollout."""
+
+    made: ClassVar[set[str]] = set()
+    """The tests that made an agent."""
+    running = ""
+
+    def __init__(self, policy: Any, env: Any, **keywords: Any) -> None:
+        Adapted.made.add(Adapted.running)
+        names = type(self).Config.names()  # type: ignore[attr-defined]
+        if isinstance(env, str):
+            keywords.setdefault("num_envs", 1)
+        if "n_steps" in keywords and "batch_size" in names:
+            n = keywords["n_steps"] * keywords.get("num_envs", getattr(env, "num_envs", 1))
+            keywords.setdefault("batch_size", math.gcd(64, n))
+        super().__init__(policy, env, **keywords)
+
+
+class AdaptedPPO(Adapted, PPO):
+    """PPO for PPO."""
+
+
+class AdaptedNPG(Adapted, NPG):
+    """NPG for A2C, whose own hyperparameters it has not."""
+
+    def __init__(self, policy: Any, env: Any, **keywords: Any) -> None:
+        known = {*NPG.Config.names(), *inspect.signature(Agent.__init__).parameters, "use_sde"}
+        super().__init__(policy, env, **{name: value for name, value in keywords.items() if name in known})
+
+
+class Plugin:
+    """Chooses the tests, and sorts the failures."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, str] = {}
+        self.failures: dict[str, list[str]] = defaultdict(list)
+
+    def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
+        def concerns_us(item: Any) -> bool:
+            given = set(filter(inspect.isclass, getattr(getattr(item, "callspec", None), "params", {}).values()))
+            return not given & OTHERS and (
+                bool(given & {AdaptedPPO, AdaptedNPG}) or bool(re.search("PPO|A2C", inspect.getsource(item.function)))
+            )
+
+        config.hook.pytest_deselected(items=[item for item in items if not concerns_us(item)])
+        items[:] = [item for item in items if concerns_us(item)]
+
+    def pytest_runtest_setup(self, item: Any) -> None:
+        Adapted.running = item.nodeid
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if (report.when == "call" and report.nodeid in Adapted.made) or report.failed:
+            self.outcomes[report.nodeid] = report.outcome
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            text = f"{report.nodeid}: {getattr(crash, 'message', report.longrepr)}"
+            causes = (name for name, kinds in CAUSES.items() if any(re.search(kind, text) for kind in kinds))
+            self.failures[next(causes, "OURS")].append(text.splitlines()[0])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tests", type=Path, help="the folder of Stable-Baselines3's tests")
+    parser.add_argument("-k", default="", help="only tests whose names match, as of pytest")
+    asked = parser.parse_args()
+    stable_baselines3.PPO, stable_baselines3.A2C = AdaptedPPO, AdaptedNPG
+    plugin = Plugin()
+    options = ["-q", "-p", "no:cacheprovider", "--no-header", "--tb=line", "-rN", "-W", "ignore", "-k", asked.k]
+    pytest.main([str(asked.tests), f"--rootdir={asked.tests}", "-c", "/dev/null", *options], plugins=[plugin])
+    print(f"\nOf {len(plugin.outcomes)} tests that make our agents:")
+    failed = sum(map(len, plugin.failures.values()))
+    print(f"  {len(plugin.outcomes) - failed} pass or are skipped")
+    for cause in (*CAUSES, "OURS"):
+        lines = plugin.failures[cause]
+        print(f"\n{len(lines)} fail: {cause}", *(f"  {line[:200]}" for line in lines), sep="\n")
+    return min(len(plugin.failures["OURS"]), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
