@@ -148,6 +148,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         """Of this training; learn() begins at 0 again."""
         self.counter = 0
         """Iterations of the agent's whole life, which key everything that it draws: no call of learn() resets it."""
+        self.amid_iteration = False
+        """Whether a rollout has begun that nothing was learned from yet."""
         self.stop_reason: str | None = None
         self.last_metrics: dict[str, float] = {}
         self.stream_seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
@@ -295,6 +297,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             while self.num_timesteps < total:
                 started = time.perf_counter()
                 listener.on_rollout_start()
+                self.amid_iteration = True
                 try:
                     batch = self.collect()
                 except BaseException as error:
@@ -314,6 +317,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                     self.collector.follow(self.policy)
                 self.iteration += 1
                 self.counter += 1
+                self.amid_iteration = False
                 self._record(collect=collected - started, train=time.perf_counter() - collected)
                 if log_interval is not None and self.iteration % log_interval == 0:
                     self.logger.dump(self.num_timesteps)
@@ -321,7 +325,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                 if self.stop_reason is not None:
                     raise FloatingPointError(self.stop_reason)
         finally:
-            self.collector.listener = None
+            self.collector.listener, self.amid_iteration = None, False
             listener.on_training_end()
 
     def _refuse_frozen(self) -> NoReturn:

@@ -209,6 +209,8 @@ class GymVectorEnv(SeededVectorEnv):
         """Begin the next episode of environment i and take actions [t, *A]."""
         self._begin_episode(i, None)
         for action in self._environment_actions(actions):
+            if self._ended[i]:
+                return  # somewhere else than where these actions led
             self._observation[i], _, terminated, truncated, _ = self.envs[i].step(action)
             self._ended[i] = terminated or truncated
         self._elapsed[i] = len(actions)

@@ -182,7 +182,7 @@ def checkpoint_file(name: str, best: bool) -> Path:
     if not target.is_dir():
         if best:
             raise UsageError(f"--best needs a run's folder; {target} is none.")
-        return target
+        return checkpoint.find(target)
     folder = RunFolder.open(target)
     return folder.best if best else folder.last
 

@@ -236,8 +236,9 @@ class MujocoVectorEnv(SeededVectorEnv):
         index = self._select(ids)
         rows = np.arange(self.num_envs) if index is None else index
         counters = self._counters()
-        shapes = {name: (len(rows), *array.shape[1:]) for name, array in counters.items()}
-        if {name: tuple(x.shape) for name, x in snapshot.items() if name != "physics"} != shapes:
+        own = counters | {"physics": self._physics.integration_state(rows[:0])}
+        expected = {name: (len(rows), *array.shape[1:]) for name, array in own.items()}
+        if {name: tuple(x.shape) for name, x in snapshot.items()} != expected:
             raise SnapshotError(
                 f"This snapshot does not fit {len(rows)} environments of {self.task.env_id}; "
                 "restore it to as many environments of the task that it was taken from."

@@ -200,6 +200,70 @@ def test_loading_into_more_environments_begins_new_episodes(algorithm: type[Agen
     assert rollout <= agent.num_timesteps - before < 2 * rollout
 
 
+class OwnRandomness(gymnasium.ObservationWrapper):
+    """Draws on randomness that reset(seed) does not set."""
+
+    random = np.random.default_rng(0)
+
+    def observation(self, observation: Any) -> Any:
+        return observation + self.random.uniform(0, 0.01)
+
+
+ELSEWHERE = {
+    "randomness of its own": (
+        lambda algorithm: vector(algorithm, lambda: OwnRandomness(gymnasium.make("InvertedPendulum-v5")), 2),
+        "gave another observation",
+    ),
+    "another backend": (
+        lambda algorithm: make_vec("InvertedPendulum-v5", 2, backend="gymnasium", autoreset=algorithm.autoreset),
+        "does not fit",
+    ),
+    "another number": (lambda algorithm: vector(algorithm, "InvertedPendulum-v5", 4), "of 2 environments"),
+    "a DummyVecEnv": (
+        lambda algorithm: DummyVecEnv([lambda: gymnasium.make("InvertedPendulum-v5")] * 2),
+        "cannot be restored|does not fit",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_where_environments_cannot_be_put_back_new_episodes_begin(
+    algorithm: type[Agent], kind: str, tmp_path: Path
+) -> None:
+    env, reason = ELSEWHERE[kind]
+    first = env(algorithm) if kind == "randomness of its own" else vector(algorithm, "InvertedPendulum-v5", 2)
+    agent = make(algorithm, first).learn(64)
+    agent.save(tmp_path / "agent")
+    with pytest.warns(UserWarning, match=f"New episodes begin: .*({reason})"):
+        loaded = algorithm.load(tmp_path / "agent", env(algorithm), device="cpu")
+    loaded.learn(64, reset_num_timesteps=False)
+    assert loaded.num_timesteps > agent.num_timesteps
+    assert not torch.equal(parameters(loaded), parameters(agent))
+
+
+def test_what_was_saved_within_an_iteration_says_so(algorithm: type[Agent], tmp_path: Path) -> None:
+    env = vector(algorithm, "InvertedPendulum-v5", 8)
+    make(algorithm, env).learn(128 * 2, callback=CheckpointCallback(5, str(tmp_path), "amid"))
+    files = sorted(tmp_path.glob("*.zip"))
+    with pytest.warns(UserWarning, match="New episodes begin: .* within an iteration"):
+        agent = algorithm.load(files[0], env, device="cpu")
+    agent.learn(128, reset_num_timesteps=False)
+
+    class AtTheBeginning(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            if self.num_timesteps:
+                self.model.save(tmp_path / "between")
+
+        def _on_step(self) -> bool:
+            return True
+
+    whole = make(algorithm, "InvertedPendulum-v5").learn(128 * 4, callback=AtTheBeginning())
+    between = algorithm.load(tmp_path / "between", env, device="cpu")
+    assert between.num_timesteps < whole.num_timesteps
+    between.learn(whole.num_timesteps - between.num_timesteps, reset_num_timesteps=False)
+    assert torch.equal(parameters(between), parameters(whole))
+
+
 def test_environments_that_cannot_be_put_back_are_saved_without(algorithm: type[Agent], tmp_path: Path) -> None:
     env = Unrestorable([gymnasium.make("CartPole-v1") for _ in range(2)], autoreset=algorithm.autoreset)
     agent = make(algorithm, env).learn(64)
