@@ -171,6 +171,11 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         return cls.Config.of(values)
 
     @property
+    def steps_per_iteration(self) -> int:
+        """Count the environment steps that an iteration makes at most."""
+        return self.config.n_steps * self.n_envs
+
+    @property
     def episode_returns(self) -> list[float]:
         """Give the undiscounted returns of the last training episodes."""
         return [episode["r"] for episode in self.ep_info_buffer or ()]

@@ -126,6 +126,10 @@ class MetaAgent(Agent):
             stacklevel=6,
         )
 
+    @property
+    def steps_per_iteration(self) -> int:
+        return super().steps_per_iteration * (self.config.inner_steps + self.rollouts_after)
+
     def parts(self) -> dict[str, Stateful]:
         return {"optimizer": OptimizerState(self.config.outer_optimizer, self.optimizer)}
 

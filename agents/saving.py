@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
+import gymnasium
 import torch
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import get_system_info
@@ -325,9 +326,21 @@ def with_suffix(path: str | os.PathLike[str]) -> Path:
 
 def _origin(vector: VectorEnv) -> dict[str, Any]:
     """Give the id and arguments that make such environments again; no id where JSON cannot hold the arguments."""
-    env_id, kwargs = vector.made_from.get("env_id"), vector.made_from.get("kwargs", {})
+    of_environments = hasattr(vector, "envs") or hasattr(vector, "env")
+    made = vector.made_from or (_of_spec(vector.spec) if of_environments else {})
     try:
-        json.dumps(kwargs)
-    except TypeError:
+        kwargs = json.loads(json.dumps(made.get("kwargs", {}), default=lambda value: value.tolist()))
+    except (TypeError, AttributeError):
         return {"env_id": None, "env_kwargs": {}}
-    return {"env_id": env_id, "env_kwargs": kwargs}
+    return {"env_id": made.get("env_id"), "env_kwargs": kwargs}
+
+
+def _of_spec(spec: Any) -> dict[str, Any]:
+    """Give the id and arguments of an environment that gymnasium.make made, unless it was wrapped afterwards."""
+    if spec is None or any(wrapper.name != "Monitor" for wrapper in spec.additional_wrappers):
+        return {}
+    kwargs = {name: value for name, value in spec.kwargs.items() if name != "render_mode"}
+    registered = gymnasium.registry.get(spec.id)
+    if registered is not None and registered.max_episode_steps != spec.max_episode_steps:
+        kwargs["max_episode_steps"] = spec.max_episode_steps
+    return {"env_id": spec.id, "kwargs": kwargs}

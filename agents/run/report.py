@@ -97,7 +97,7 @@ def plot_returns(evaluation: Evaluation, file: Path, title: str) -> None:
     axes.set_xlabel("return of one episode")
     axes.set_ylabel("episodes")
     axes.legend(frameon=False)
-    figure.savefig(file, dpi=150, format="png")
+    figure.savefig(file, dpi=150)
 
 
 def adaptation_statistics(values: np.ndarray) -> dict[str, list[Any]]:
@@ -136,7 +136,7 @@ def plot_adaptation(rows: Mapping[str, np.ndarray], file: Path, title: str) -> N
     axes.set_xlabel("updates on the task")
     axes.set_ylabel("return")
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(file, dpi=150, format="png")
+    figure.savefig(file, dpi=150)
 
 
 def _axes(title: str) -> tuple[Figure, Axes]:

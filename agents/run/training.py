@@ -199,6 +199,9 @@ class _Training:
         else:
             show("", report.hyperparameter_table(self.settings.config, self.settings.origins), "")
         show(f"run folder: {self.folder.path}", soft_wrap=True)
+        asked, whole = self.options.steps - agent.num_timesteps, agent.steps_per_iteration
+        if 0 < asked < whole:
+            show(f"one iteration is {whole:,} environment steps, more than the {asked:,} asked for", soft_wrap=True)
 
     def _print_stop(self, number: signal.Signals) -> None:
         steps = self.agent.num_timesteps
