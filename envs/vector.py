@@ -342,20 +342,20 @@ def check_spaces(observation_space: gymnasium.Space, action_space: gymnasium.Spa
     """
     if not isinstance(observation_space, spaces.Box):
         raise ValueError(
-            f"the observation space is {observation_space}; policies take a Box: give make_vec a callable that returns "
-            "the environment in gymnasium.wrappers.FlattenObservation."
+            f"the observation space is {observation_space}; policies take a Box: wrap the environment in "
+            "gymnasium.wrappers.FlattenObservation."
         )
     if len(observation_space.shape) == 3 and observation_space.dtype == np.uint8:
         raise ValueError(
-            f"the observation space is {observation_space}, images; no policy here is convolutional: give make_vec a "
-            "callable that returns the environment in a gymnasium.ObservationWrapper to a vector of features, or in "
+            f"the observation space is {observation_space}, images; no policy here is convolutional: wrap the "
+            "environment in a gymnasium.ObservationWrapper to a vector of features, or in "
             "gymnasium.wrappers.FlattenObservation."
         )
     allowed = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
     if not isinstance(action_space, allowed):
         raise ValueError(
             f"the action space is {action_space}; policies act in a Box, Discrete, MultiDiscrete or MultiBinary space: "
-            "give make_vec a callable that returns the environment in a gymnasium.ActionWrapper to one of these."
+            "wrap the environment in a gymnasium.ActionWrapper to one of these."
         )
 
 
