@@ -127,7 +127,7 @@ class _Training:
         self._print_start()
         agent.set_logger(run_logger(self.folder, agent.num_timesteps, agent.dashboard))
         if agent.num_timesteps == 0:
-            record_hyperparameters(agent.logger, self.settings.algorithm, self.settings.config)
+            record_hyperparameters(agent.logger, self.settings)
         final = None
         with (
             contextlib.closing(_make_env(run, BLOCK, AutoresetMode.DISABLED)) as env,
@@ -197,7 +197,7 @@ class _Training:
         if agent.num_timesteps:
             show(f"goes on after {agent.num_timesteps:,} of {self.options.steps:,} environment steps")
         else:
-            show("", report.hyperparameter_table(self.settings.config, self.settings.origins), "")
+            show("", report.hyperparameter_table(self.settings.config, self.settings.origins, self.console.width), "")
         show(f"run folder: {self.folder.path}", soft_wrap=True)
         asked, whole = self.options.steps - agent.num_timesteps, agent.steps_per_iteration
         if 0 < asked < whole:

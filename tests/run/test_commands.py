@@ -1,7 +1,9 @@
 """train.py and evaluate.py as people run them."""
 
 import csv
+import dataclasses
 import importlib.util
+import io
 import json
 import os
 import re
@@ -17,13 +19,15 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents import checkpoint, load
+from agents import NPG, checkpoint, load
 from agents.run import cli
 from agents.run.errors import RunError
 from agents.run.folder import RunFolder
+from agents.run.report import hyperparameter_table
 from agents.run.video import Film
 from envs import make_vec
 
@@ -401,6 +405,16 @@ def test_an_environment_may_be_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "whose observation_space is" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_table_of_hyperparameters_is_whole(width: int) -> None:
+    config = dataclasses.asdict(NPG.Config())
+    console = Console(width=width, file=io.StringIO())
+    console.print(hyperparameter_table(config, dict.fromkeys(config, "default"), width))
+    lines = console.file.getvalue().splitlines()
+    assert all(any(name in line for line in lines) for name in config)
+    assert (len(lines) > len(config)) == (width == 80)
+
+
 def test_an_iteration_longer_than_the_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--num-envs", "4", "--meta-batch-size", "2", "--n-steps", "100", "--net-arch", "8", "--eval-episodes", "1"]
     asked = ["fomaml", "--env", "families/Point-v0", *sizes, "--run-dir", str(tmp_path / "run")]
@@ -462,8 +476,6 @@ def test_tensorboard_groups_the_curves_that_a_run_writes(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.custom_scalar import layout_pb2
 
-    from agents import NPG
-
     run = tmp_path / "run"
     assert cli.train([*SMALL, "--steps", "512", "--line-search", "--run-dir", str(run), "--quiet"]) == 0
     events = EventAccumulator(str(run))
@@ -471,6 +483,15 @@ def test_tensorboard_groups_the_curves_that_a_run_writes(tmp_path):
     layout = layout_pb2.Layout()
     layout.ParseFromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     assert [category.title for category in layout.category] == list(NPG.dashboard)
+    assert "settings/text_summary" in events.Tags()["tensors"]
+    text = events.Tensors("settings/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "| env | Hopper-v5 |" in text
+    assert "| target_kl | 0.01 | flag |" in text
+    header = (run / "progress.csv").read_text().partition("\n")[0].split(",")
+    assert header[0] == "time/total_timesteps"
+    evaluated = [name for name in header if name.startswith("eval/")]
+    trained = [name for name in header if not name.startswith("eval/")][1:]
+    assert (evaluated, trained) == (sorted(evaluated), sorted(trained))
     charted = {tag for category in layout.category for chart in category.chart for tag in chart.multiline.tag}
     # As TensorBoard looks for a curve's tags.
     matches = {pattern: [tag for tag in events.Tags()["scalars"] if re.match(pattern, tag)] for pattern in charted}
