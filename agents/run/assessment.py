@@ -110,7 +110,8 @@ def assess(asked: Assessment) -> int:
 def _assess_episodes(asked: Assessment, file: Path, manifest: dict[str, Any]) -> None:
     """Run whole episodes and show their returns."""
     agent = load(file, device=asked.device)
-    env_id, env_kwargs = asked.env or manifest["env_id"], manifest["env_kwargs"] | parsed_pairs(asked.env_kwargs)
+    own = manifest["env_kwargs"] if asked.env in (None, manifest["env_id"]) else {}
+    env_id, env_kwargs = asked.env or manifest["env_id"], own | parsed_pairs(asked.env_kwargs)
     if env_id is None:
         raise RunError(f"{file} does not name its environment, which had no id; give one with --env.")
     with contextlib.ExitStack() as stack:

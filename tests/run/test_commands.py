@@ -400,6 +400,9 @@ def test_an_environment_may_be_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     found = json.loads(record.read_text())
     assert (found["env_id"], found["env_kwargs"]) == ("InvertedPendulum-v5", {"max_episode_steps": 3})
     assert max(found["lengths"]) <= 3
+    agents.NPG("MlpPolicy", gymnasium.make("Hopper-v5", healthy_reward=9.0)).save(tmp_path / "hopper.zip")
+    assert cli.evaluate([str(tmp_path / "hopper"), "--episodes", "2", "--env", "HalfCheetah-v5"]) == 2
+    assert "whose observation_space is" in capsys.readouterr().err  # not that it takes no healthy_reward
     capsys.readouterr()
     assert cli.evaluate([*asked, "--env", "Hopper-v5"]) == 2
     assert "whose observation_space is" in capsys.readouterr().err
