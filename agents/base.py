@@ -148,6 +148,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         """Of this training; learn() begins at 0 again."""
         self.counter = 0
         """Iterations of the agent's whole life, which key everything that it draws: no call of learn() resets it."""
+        self.amid_iteration = False
+        """Whether a rollout has begun that nothing was learned from yet."""
         self.stop_reason: str | None = None
         self.last_metrics: dict[str, float] = {}
         self.stream_seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
@@ -167,6 +169,11 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         if not values and not {":", "/"} & set(env_id):  # others are known once their package is imported
             gymnasium.spec(env_id)
         return cls.Config.of(values)
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Count the environment steps that an iteration makes at most."""
+        return self.config.n_steps * self.n_envs
 
     @property
     def episode_returns(self) -> list[float]:
@@ -295,6 +302,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             while self.num_timesteps < total:
                 started = time.perf_counter()
                 listener.on_rollout_start()
+                self.amid_iteration = True
                 try:
                     batch = self.collect()
                 except BaseException as error:
@@ -314,6 +322,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                     self.collector.follow(self.policy)
                 self.iteration += 1
                 self.counter += 1
+                self.amid_iteration = False
                 self._record(collect=collected - started, train=time.perf_counter() - collected)
                 if log_interval is not None and self.iteration % log_interval == 0:
                     self.logger.dump(self.num_timesteps)
@@ -321,7 +330,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                 if self.stop_reason is not None:
                     raise FloatingPointError(self.stop_reason)
         finally:
-            self.collector.listener = None
+            self.collector.listener, self.amid_iteration = None, False
             listener.on_training_end()
 
     def _refuse_frozen(self) -> NoReturn:
@@ -352,6 +361,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         if episodes := self.ep_info_buffer:
             self.logger.record("rollout/ep_rew_mean", float(np.mean([episode["r"] for episode in episodes])))
             self.logger.record("rollout/ep_len_mean", float(np.mean([episode["l"] for episode in episodes])))
+        if self.ep_success_buffer:
+            self.logger.record("rollout/success_rate", float(np.mean(self.ep_success_buffer)))
         self.logger.record("rollout/diverged_simulations", self.env.vector.blowups)
         elapsed = max((time.time_ns() - self.start_time) * 1e-9, 1e-9)
         self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
@@ -398,12 +409,14 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         """View env as agents train on it; its autoreset, spaces and (if given) number of them are checked."""
         if isinstance(env, str):
             env = make_vec(env, config.num_envs, autoreset=cls.autoreset)
-        elif wanted is not None and (n := as_vector(env).num_envs) != wanted:
-            raise ValueError(
-                f"num_envs is {wanted} but env holds {n}; leave num_envs out where you give an environment."
-            )
-        view = env if isinstance(env, SB3View) else SB3View(as_vector(env))
+        copies = 1 if cls.autoreset is AutoresetMode.SAME_STEP else config.num_envs
+        view = env if isinstance(env, SB3View) else SB3View(as_vector(env, cls.autoreset, copies))
         vector: VectorEnv = view.vector
+        if wanted is not None and vector.num_envs != wanted:
+            raise ValueError(
+                f"num_envs is {wanted} but env holds {vector.num_envs}; leave num_envs out where you give an "
+                "environment."
+            )
         if vector.autoreset is not cls.autoreset:
             mine, theirs = (mode.name.lower() for mode in (cls.autoreset, vector.autoreset))
             raise ValueError(

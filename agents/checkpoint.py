@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import safetensors
@@ -24,78 +24,114 @@ from gymnasium import spaces
 from torch import Tensor
 
 FORMAT = "geodesic-rl checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""From 2 on the manifest has a digest too."""
 MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
 PACKAGES = ("geodesic-rl", "torch", "numpy", "gymnasium", "mujoco", "stable-baselines3")
 
 StrPath = str | os.PathLike[str]
+Source = StrPath | IO[bytes]
+"""A path or an open binary file."""
 
 
 class CheckpointError(RuntimeError):
     """A file is not a checkpoint that this version can read; the message says why and what to do."""
 
 
-def write(path: StrPath, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a checkpoint to path, over an earlier one only once the new one has been read back in full.
+def write(target: Source, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint, to a path over an earlier one only once the new one has been read back in full.
 
     Args:
-        path: the file; its folder exists.
-        manifest: JSON values. The keys "format", "format_version", "versions" and "sha256" are added.
+        target: a path, whose folder is made if there is none, or an open binary file.
+        manifest: JSON values. The keys "format", "format_version", "versions", "sha256" and "manifest_sha256" are
+            added.
         tensors: of any shape, dtype and device.
 
     Raises:
         OSError: the file cannot be written.
-        CheckpointError: what was written does not read back. In both cases an earlier file at path is untouched.
+        CheckpointError: what was written does not read back. In both cases an earlier file at a path is untouched.
     """
-    path = Path(path)
     host = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     digests = {name: digest(tensor) for name, tensor in host.items()}
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "versions": versions(), "sha256": digests}
+    text = json.loads(json.dumps({**manifest, **header}))
+    content: dict[str, str | bytes] = {
+        MANIFEST: json.dumps({**text, "manifest_sha256": _digest_of_manifest(text)}, indent=1),
+        TENSORS: safetensors.torch.save(host),
+    }
+    if not isinstance(target, (str, os.PathLike)):
+        _write_archive(target, content)
+        return
+    path = Path(target)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replaced(path) as file:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            archive.writestr(MANIFEST, json.dumps({**manifest, **header}, indent=1))
-            archive.writestr(TENSORS, safetensors.torch.save(host))
+        _write_archive(file, content)
         file.flush()
         read(file.name)
 
 
-def read(path: StrPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read the manifest and the tensors (on the CPU) of the checkpoint at path, every digest verified.
+def _write_archive(file: IO[bytes], content: Mapping[str, str | bytes]) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+
+
+def read(source: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the manifest and the tensors (on the CPU) of a checkpoint, every digest verified.
 
     Raises:
         CheckpointError: there is no such file, or it is damaged, foreign or from a newer version.
     """
-    path = Path(path)
-    with _opened(path) as (manifest, archive):
+    with _opened(source) as (manifest, archive):
         tensors = safetensors.torch.load(archive.read(TENSORS))
-    _check_digests(path, manifest["sha256"], tensors)
+        _check_digests(source, manifest["sha256"], tensors)
     return manifest, tensors
 
 
-def read_manifest(path: StrPath) -> dict[str, Any]:
-    """Return the manifest of the checkpoint at path without reading its tensors, whose digests stay unverified.
+def read_manifest(source: Source) -> dict[str, Any]:
+    """Return the manifest of a checkpoint without reading its tensors, whose digests stay unverified.
 
     Raises:
         CheckpointError: as `read`, as far as the manifest shows it.
     """
-    with _opened(Path(path)) as (manifest, _):
+    with _opened(source) as (manifest, _):
         return manifest
 
 
+def find(path: StrPath) -> Path:
+    """Find the file that was written for a path, which may go without its .zip; CheckpointError if there is none."""
+    path = Path(path)
+    for file in (path, path.with_name(f"{path.name}.zip")):
+        if file.is_file():
+            return file
+    raise CheckpointError(f"There is no checkpoint file at {path}.")
+
+
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[dict[str, Any], zipfile.ZipFile]]:
+def _opened(source: Source) -> Iterator[tuple[dict[str, Any], zipfile.ZipFile]]:
     """Give the manifest of a checkpoint and its open archive; what is wrong with either is a CheckpointError."""
-    if not path.is_file():
-        raise CheckpointError(f"There is no checkpoint file at {path}.")
+    file = find(source) if isinstance(source, (str, os.PathLike)) else source
+    with damage_named(file), zipfile.ZipFile(file) as archive:
+        _check_members(file, archive.infolist())
+        manifest = json.loads(archive.read(MANIFEST))
+        _check_manifest(file, manifest)
+        yield manifest, archive
+
+
+@contextlib.contextmanager
+def damage_named(source: Any) -> Iterator[None]:
+    """Make a CheckpointError of whatever goes wrong in reading what came from a file."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            _check_members(path, set(archive.namelist()))
-            manifest = json.loads(archive.read(MANIFEST))
-            _check_format(path, manifest)
-            yield manifest, archive
-    except (zipfile.BadZipFile, json.JSONDecodeError, UnicodeDecodeError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged or not a {FORMAT} ({error}); use another checkpoint.") from error
+        yield
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception as error:  # zipfile and json raise a dozen kinds for odd bytes
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # it could not be opened
+        raise CheckpointError(
+            f"{source} is damaged or not a {FORMAT} ({type(error).__name__}: {error}); use another checkpoint."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -137,33 +173,46 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _check_members(path: Path, members: set[str]) -> None:
-    if "_stable_baselines3_version" in members:
+def _check_members(source: Any, members: list[zipfile.ZipInfo]) -> None:
+    names = {member.filename for member in members}
+    if "_stable_baselines3_version" in names:
         raise CheckpointError(
-            f"{path} was saved by Stable-Baselines3, which pickles; load it there, with the class that saved it."
+            f"{source} was saved by Stable-Baselines3, which pickles; load it there, with the class that saved it."
         )
-    missing = {MANIFEST, TENSORS} - members
+    missing = {MANIFEST, TENSORS} - names
     if missing:
-        raise CheckpointError(f"{path} is not a {FORMAT}: it holds no {' and no '.join(sorted(missing))}.")
+        raise CheckpointError(f"{source} is not a {FORMAT}: it holds no {' and no '.join(sorted(missing))}.")
+    if len(members) != 2 or any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise CheckpointError(
+            f"{source} is not a {FORMAT}: one holds two members, neither of them compressed; use another checkpoint."
+        )
 
 
-def _check_format(path: Path, manifest: Any) -> None:
+def _check_manifest(source: Any, manifest: Any) -> None:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a {FORMAT}: its {MANIFEST} is of another kind.")
-    found = manifest["format_version"]
+        raise CheckpointError(f"{source} is not a {FORMAT}: its {MANIFEST} is of another kind.")
+    found = int(manifest["format_version"])
     if found > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has checkpoint format {found} (geodesic-rl {manifest['versions']['geodesic-rl']}); "
+            f"{source} has checkpoint format {found} (geodesic-rl {manifest['versions']['geodesic-rl']}); "
             f"this version reads up to format {FORMAT_VERSION}: update geodesic-rl."
+        )
+    if found >= 2 and manifest.pop("manifest_sha256", None) != _digest_of_manifest(manifest):
+        raise CheckpointError(
+            f"{source} is damaged: its {MANIFEST} does not match its own sha256; use another checkpoint."
         )
 
 
-def _check_digests(path: Path, expected: dict[str, str], tensors: dict[str, Tensor]) -> None:
+def _digest_of_manifest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _check_digests(source: Any, expected: dict[str, str], tensors: dict[str, Tensor]) -> None:
     found = {name: digest(tensor) for name, tensor in tensors.items()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
         raise CheckpointError(
-            f"{path} is damaged: {', '.join(wrong[:3])} {'does' if len(wrong) == 1 else 'do'} not match the sha256 "
+            f"{source} is damaged: {', '.join(wrong[:3])} {'does' if len(wrong) == 1 else 'do'} not match the sha256 "
             "in its manifest; use another checkpoint."
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -24,7 +25,7 @@ from agents.rollout.collector import single_thread
 from agents.rollout.surrogates import clipped_surrogate
 from agents.saving import Stateful
 from envs.sb3 import SB3View
-from envs.vector import TaskVectorEnv
+from envs.vector import TaskVectorEnv, VectorEnv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +110,25 @@ class MetaAgent(Agent):
 
     def _connect(self, env: SB3View) -> None:
         self.num_tasks = self.config.num_tasks(env.vector)
+        if not isinstance(env.vector, TaskVectorEnv):
+            self._check_that_it_is_meant(env.vector)
         super()._connect(env)
+
+    def _check_that_it_is_meant(self, vector: VectorEnv) -> None:
+        """Warn of an environment that is no task family; ValueError if it has tasks all the same."""
+        family = "families/HalfCheetahVel-v0 or a TaskVectorEnv of your own (docs/own-environment.md)"
+        singles = getattr(vector, "envs", None) or getattr(getattr(vector, "env", None), "envs", None) or ()
+        if any(env.has_wrapper_attr("set_task") for env in singles):
+            raise ValueError(f"env has set_task, which {type(self).__name__} does not call; give {family}.")
+        warnings.warn(
+            f"env is no family of tasks: {type(self).__name__} adapts to it as to a single task, and takes a rollout's "
+            f"end, after n_steps={self.config.n_steps}, as an episode's. To learn to adapt, give {family}.",
+            stacklevel=6,
+        )
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return super().steps_per_iteration * (self.config.inner_steps + self.rollouts_after)
 
     def parts(self) -> dict[str, Stateful]:
         return {"optimizer": OptimizerState(self.config.outer_optimizer, self.optimizer)}

@@ -63,8 +63,9 @@ class PES(Agent):
     the gradient: a natural one, for Gaussian actions (S: `agents.evolution.whitening`). With trials several searches
     are compared before the best goes on (`agents.evolution.trials`).
 
-    Arguments: see `Agent` and `PESConfig`. env: num_envs particles, with autoreset disabled. Policies: "LinearPolicy"
-    or "MlpPolicy", deterministic.
+    Arguments: see `Agent` and `PESConfig`. env: num_envs particles, with autoreset disabled; one gymnasium.Env is
+    copied, a DummyVecEnv's and SyncVectorEnv's environments are taken out of it. Policies: "LinearPolicy" or
+    "MlpPolicy", deterministic.
 
     Source: Vicol, Metz & Sohl-Dickstein 2021, algorithm 2, https://arxiv.org/abs/2112.13835; see
     `agents.evolution.engine` for the other estimators and their sources.

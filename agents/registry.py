@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from agents.base import Agent
-from agents.checkpoint import CheckpointError, read_manifest
+from agents.checkpoint import CheckpointError, Source, read_manifest
 from agents.copos import COPOS
 from agents.meta import FOMAML, MAML, Reptile
 from agents.npg import NPG, TRPO
@@ -32,9 +31,9 @@ REGISTRY: dict[str, type[Agent]] = {agent.name: agent for agent in (NPG, TRPO, C
 """Name -> class of every algorithm; the commands read it."""
 
 
-def load(path: str | os.PathLike[str], env: Any = None, **kwargs: Any) -> Agent:
+def load(path: Source, env: Any = None, **kwargs: Any) -> Agent:
     """Return the agent that a checkpoint holds, whatever its algorithm; arguments as for `Agent.load`."""
-    name = read_manifest(path)["algorithm"]
+    name = str(read_manifest(path).get("algorithm"))
     if name not in REGISTRY:
         raise CheckpointError(
             f"{path} holds an agent of the algorithm {name!r}; this version has {', '.join(REGISTRY)}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,13 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
+import gymnasium
 import torch
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import get_system_info
 from torch import Tensor
 
 from agents import checkpoint
-from agents.checkpoint import CheckpointError, decode_space, encode_space, with_prefix
+from agents.checkpoint import CheckpointError, Source, decode_space, encode_space, with_prefix
 from agents.config import CommonConfig
 from agents.policy.base import named_as_in, uncompiled
 from agents.policy.networks import activation_key
@@ -27,6 +29,8 @@ SETTINGS = ("seed", "stats_window_size", "verbose", "tensorboard_log")
 """Arguments of an agent, beside its hyperparameters, that a checkpoint holds."""
 EXACT = "exact"
 """The manifest's "env_snapshot" where the environments were saved; else it says why they were not."""
+UNBEGUN = ("there were none", "no episode had begun")
+"""Why there was nothing to save of them."""
 
 
 class Stateful(Protocol):
@@ -77,11 +81,19 @@ class Saved:
         """Take back what `own_tensors` gave."""
         load_parts(self.parts(), {name: tensor.to(self.policy.device) for name, tensor in tensors.items()})
 
-    def save(self, path: str | os.PathLike[str], exclude: Any = None, include: Any = None) -> None:
+    def save(self, path: Source, exclude: Any = None, include: Any = None) -> None:
         """Write a checkpoint from which training goes on exactly; see `agents.checkpoint`.
 
         Differs from SB3: nothing is pickled, and there is nothing to exclude or include. Environments that cannot be
-        put back exactly are left out: a resumed run begins new episodes in them.
+        put back exactly are left out: a resumed run begins new episodes in them. So it does from what was saved within
+        an iteration, as SB3's CheckpointCallback does: the steps since its beginning are counted but were not learned
+        from. Between iterations are `iterations` and a callback's on_rollout_start.
+
+        Args:
+            path: the file, .zip being added to a name without suffix, in a folder that is made if there is none; or an
+                open binary file.
+            exclude: nothing.
+            include: nothing.
 
         Raises:
             OSError: the file cannot be written; an earlier one is untouched.
@@ -89,12 +101,13 @@ class Saved:
         """
         if exclude or include:
             raise ValueError(f"{exclude or include} is not pickled, as nothing is; give neither exclude nor include.")
-        checkpoint.write(with_suffix(path), *self._packed())
+        target = with_suffix(path) if isinstance(path, (str, os.PathLike)) else path
+        checkpoint.write(target, *self._packed())
 
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike[str],
+        path: Source,
         env: Any = None,
         device: Any = "auto",
         custom_objects: Mapping[str, Any] | None = None,
@@ -105,9 +118,9 @@ class Saved:
         """Make the agent that `save` wrote.
 
         Args:
-            path: the file.
-            env: environments to go on training in, with the stored spaces; None for an agent that only predicts. If
-                they are as many as were saved and can be put back, they are put into the stored state.
+            path: the file, which may go without its .zip, or an open binary file.
+            env: environments to go on training in, with the stored spaces; None for an agent that only predicts. They
+                are put into the stored state; where that cannot be, a warning says that new episodes begin.
             device: where the policy trains.
             custom_objects: {"policy_class": class} for an agent that was made with a policy class of one's own; others
                 as if they were keyword arguments.
@@ -121,13 +134,12 @@ class Saved:
         """
         if print_system_info:
             get_system_info()
-        path = with_suffix(path)
         return cls.unpacked(path, *checkpoint.read(path), env, device, custom_objects, force_reset, **changed)
 
     @classmethod
     def unpacked(
         cls,
-        path: Path,
+        path: Source,
         manifest: dict[str, Any],
         tensors: dict[str, Tensor],
         env: Any = None,
@@ -137,11 +149,25 @@ class Saved:
         **changed: Any,
     ) -> Self:
         """Make the agent that a checkpoint's manifest and tensors describe; arguments as for `load`."""
-        if manifest["algorithm"] != cls.name:
+        if manifest.get("algorithm") != cls.name:
             raise CheckpointError(
-                f"{path} holds an agent of the algorithm {manifest['algorithm']!r}; load it with agents.load."
+                f"{path} holds an agent of the algorithm {manifest.get('algorithm')!r}; load it with agents.load."
             )
         changed = dict(custom_objects or {}) | changed
+        # What the caller changed may be what does not fit.
+        with contextlib.nullcontext() if changed else checkpoint.damage_named(path):
+            agent = cls._made(path, manifest, tensors, device, changed)
+        if env is not None:
+            agent.set_env(env)
+            if not force_reset:
+                agent._restore_environments(manifest, tensors)
+        return agent
+
+    @classmethod
+    def _made(
+        cls, path: Source, manifest: dict[str, Any], tensors: dict[str, Tensor], device: Any, changed: dict[str, Any]
+    ) -> Any:
+        """Make the agent, without environments."""
         policy_class = changed.pop("policy_class", None) or cls._policy_class(manifest)
         settings = {name: manifest[name] for name in SETTINGS if name in manifest}
         settings |= {name: changed.pop(name) for name in SETTINGS if name in changed}
@@ -149,7 +175,7 @@ class Saved:
             warnings.warn(
                 f"{name} had a schedule, which {path} does not hold: it stays at {manifest['config'][name]}. Give it "
                 f"again, as load(path, {name}=...).",
-                stacklevel=3,
+                stacklevel=5,
             )
         kept = {name: value for name, value in manifest["policy_kwargs"].items() if name not in changed}
         agent: Any = cls(  # type: ignore[call-arg]
@@ -161,10 +187,6 @@ class Saved:
             **(dataclasses.asdict(cls.Config.of(manifest["config"])) | changed),
         )
         agent._unpack(manifest, tensors, reseeded=settings["seed"] != manifest["seed"])
-        if env is not None:
-            agent.set_env(env)
-            if not force_reset:
-                agent._restore_environments(manifest, tensors)
         return agent
 
     @classmethod
@@ -203,11 +225,12 @@ class Saved:
             "iteration": self.iteration,
             "counter": self.counter,
             "episodes": self._episode_num,
-            "episode_infos": list(self.ep_info_buffer or ()),
+            "episode_infos": [_numbers(episode) for episode in self.ep_info_buffer or ()],
+            "episode_successes": [bool(success) for success in self.ep_success_buffer or ()],
             "stats_window_size": self._stats_window_size,
             "verbose": self.verbose,
             "tensorboard_log": self.tensorboard_log,
-            "metrics": {key: value for key, value in self.last_metrics.items() if isinstance(value, (int, float))},
+            "metrics": _numbers(self.last_metrics),
             **snapshot,
         }
         return manifest, tensors | tensors_of_envs
@@ -225,7 +248,7 @@ class Saved:
         agent.counter = manifest.get("counter", manifest["iteration"])  # the first checkpoints have none
         agent._total_timesteps, agent._episode_num = manifest["total_timesteps"], manifest["episodes"]
         agent.ep_info_buffer = deque(manifest["episode_infos"], maxlen=agent._stats_window_size)
-        agent.ep_success_buffer = deque(maxlen=agent._stats_window_size)
+        agent.ep_success_buffer = deque(manifest.get("episode_successes", ()), maxlen=agent._stats_window_size)
         agent.last_metrics = manifest["metrics"]
         agent._setup_model()
         agent.policy.load_state_dict(named_as_in(agent.policy, with_prefix(tensors, "policy.")))
@@ -233,11 +256,16 @@ class Saved:
 
     def _packed_environments(self: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if self.env is None:
-            return {"env_id": None, "env_kwargs": {}, "env_snapshot": "there were none"}, {}
+            return {"env_id": None, "env_kwargs": {}, "env_snapshot": UNBEGUN[0]}, {}
         vector, rewards = self.env.vector, _scale_of_rewards(self.env.normalize)
         origin = _origin(vector)
         if self.collector.observations is None:
-            return {**origin, "env_snapshot": "no episode had begun"}, rewards
+            return {**origin, "env_snapshot": UNBEGUN[1]}, rewards
+        if self.amid_iteration:
+            return {
+                **origin,
+                "env_snapshot": "the agent was saved within an iteration, at an unfinished rollout.",
+            }, rewards
         try:
             snapshot = vector.snapshot()
         except SnapshotError as error:
@@ -253,13 +281,32 @@ class Saved:
         if normalize is not None and (held := with_prefix(tensors, "rewards.")):
             rms = normalize.ret_rms
             rms.mean, rms.var, rms.count = held["mean"].numpy(), held["var"].numpy(), held["count"].item()
-        if manifest["env_snapshot"] != EXACT or vector.num_envs != len(tensors["episode.returns"]):
-            return
-        self.collector.begin(vector.restore(with_prefix(tensors, "env.")))
+        if manifest["env_snapshot"] != EXACT:
+            return self._begin_anew(manifest["env_snapshot"])
+        if vector.num_envs != (n := len(tensors["episode.returns"])):
+            return self._begin_anew(f"the states of {n} environments are stored, and these are {vector.num_envs}.")
+        try:
+            observations = vector.restore(with_prefix(tensors, "env."))
+        except SnapshotError as error:
+            return self._begin_anew(str(error))
+        self.collector.begin(observations)
         self._last_obs = self.collector.observations.cpu().numpy()
         vector.blowups = manifest["blowups"]
         self.collector.episodes.returns.copy_(tensors["episode.returns"])
         self.collector.episodes.lengths.copy_(tensors["episode.lengths"])
+
+    def _begin_anew(self, reason: str) -> None:
+        if reason not in UNBEGUN:
+            warnings.warn(f"New episodes begin: {reason}", NewEpisodes, stacklevel=4)
+
+
+class NewEpisodes(UserWarning):
+    """Training goes on, but not where the environments stood."""
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep numbers and texts, which JSON has."""
+    return {name: value for name, value in values.items() if isinstance(value, (int, float, str))}
 
 
 def _scale_of_rewards(normalize: Any) -> dict[str, Tensor]:
@@ -279,9 +326,21 @@ def with_suffix(path: str | os.PathLike[str]) -> Path:
 
 def _origin(vector: VectorEnv) -> dict[str, Any]:
     """Give the id and arguments that make such environments again; no id where JSON cannot hold the arguments."""
-    env_id, kwargs = vector.made_from.get("env_id"), vector.made_from.get("kwargs", {})
+    of_environments = hasattr(vector, "envs") or hasattr(vector, "env")
+    made = vector.made_from or (_of_spec(vector.spec) if of_environments else {})
     try:
-        json.dumps(kwargs)
-    except TypeError:
+        kwargs = json.loads(json.dumps(made.get("kwargs", {}), default=lambda value: value.tolist()))
+    except (TypeError, AttributeError):
         return {"env_id": None, "env_kwargs": {}}
-    return {"env_id": env_id, "env_kwargs": kwargs}
+    return {"env_id": made.get("env_id"), "env_kwargs": kwargs}
+
+
+def _of_spec(spec: Any) -> dict[str, Any]:
+    """Give the id and arguments of an environment that gymnasium.make made, unless it was wrapped afterwards."""
+    if spec is None or any(wrapper.name != "Monitor" for wrapper in spec.additional_wrappers):
+        return {}
+    kwargs = {name: value for name, value in spec.kwargs.items() if name != "render_mode"}
+    registered = gymnasium.registry.get(spec.id)
+    if registered is not None and registered.max_episode_steps != spec.max_episode_steps:
+        kwargs["max_episode_steps"] = spec.max_episode_steps
+    return {"env_id": spec.id, "kwargs": kwargs}

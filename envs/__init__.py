@@ -104,6 +104,7 @@ def _registered(env_id: str) -> str:
     if name not in gymnasium.registry:
         raise ValueError(
             f"env_id is {env_id!r}, which Gymnasium does not know{near(name, gymnasium.registry)} "
-            "Import the package that registers it, or give 'package:Id-v0' or a callable."
+            "Give one that another package registers as 'package:Id-v0', and in Python an environment without id as a "
+            "callable."
         )
     return name

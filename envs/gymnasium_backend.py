@@ -13,7 +13,7 @@ from gymnasium.utils import EzPickle
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from envs.vector import Ids, SeededVectorEnv, SnapshotError, check_num_envs
+from envs.vector import Ids, SeededVectorEnv, SnapshotError, check_num_envs, each_value
 
 MAX_RECORDED_STEPS = 100_000
 """An episode longer than this many environment steps is not recorded on, and can no longer be snapshot."""
@@ -62,8 +62,7 @@ class GymVectorEnv(SeededVectorEnv):
         self._actions: list[list[np.ndarray] | None] = [None] * num_envs
 
     def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
-        index = self._select(ids)
-        rows = np.arange(self.num_envs) if index is None else index
+        rows = self._rows(ids)
         n = len(rows)
         taken = self._check_actions(actions, n).copy()
         if self._ended[rows].any():
@@ -74,9 +73,22 @@ class GymVectorEnv(SeededVectorEnv):
         reward = np.empty(n)
         terminated, truncated = np.empty(n, dtype=bool), np.empty(n, dtype=bool)
         infos: list[dict[str, Any]] = []
+        shape = self._observation.shape[1:]
         for k, (i, action) in enumerate(zip(rows.tolist(), self._environment_actions(taken), strict=True)):
-            observation[k], reward[k], terminated[k], truncated[k], info = self.envs[i].step(action)
-            infos.append(info)
+            outcome = self.envs[i].step(action)
+            if len(outcome) != 5:
+                raise ValueError(
+                    f"environment {i} of {self} gave {len(outcome)} values from step; Gymnasium's five are "
+                    "observation, reward, terminated, truncated and info: end its step with them."
+                )
+            if np.shape(outcome[0]) != shape:
+                raise self._wrong_shape(i, outcome[0])
+            observation[k] = outcome[0]
+            try:
+                reward[k], terminated[k], truncated[k] = outcome[1:4]
+            except (TypeError, ValueError):
+                reward[k], terminated[k], truncated[k] = (self._number(i, value) for value in outcome[1:4])
+            infos.append(outcome[4])
             record = self._actions[i]
             if record is not None:
                 record.append(taken[k])
@@ -100,8 +112,7 @@ class GymVectorEnv(SeededVectorEnv):
         return (*tensors, {**self._batch_infos(infos), **batched})  # type: ignore[return-value]
 
     def snapshot(self, ids: Ids = None) -> dict[str, Tensor]:
-        index = self._select(ids)
-        rows = np.arange(self.num_envs) if index is None else index
+        rows = self._rows(ids)
         elapsed = self._elapsed[rows]
         longest = int(elapsed.max(initial=0))
         actions = np.zeros((len(rows), longest, *self._action_shape), self.single_action_space.dtype)
@@ -121,8 +132,7 @@ class GymVectorEnv(SeededVectorEnv):
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def restore(self, snapshot: dict[str, Tensor], ids: Ids = None) -> Tensor:
-        index = self._select(ids)
-        rows = np.arange(self.num_envs) if index is None else index
+        rows = self._rows(ids)
         if set(snapshot) != _SNAPSHOT or snapshot["observation"].shape != (len(rows), *self._observation.shape[1:]):
             raise SnapshotError(
                 f"This snapshot does not fit {len(rows)} environments of {self}; "
@@ -152,6 +162,17 @@ class GymVectorEnv(SeededVectorEnv):
         if len(rows):
             self.restore(kept, rows)
 
+    def get_attr(self, name: str, ids: Ids = None) -> tuple[Any, ...]:
+        return tuple(self.envs[i].get_wrapper_attr(name) for i in self._rows(ids))
+
+    def call(self, name: str, *args: Any, ids: Ids = None, **kwargs: Any) -> tuple[Any, ...]:
+        return call_each([self.envs[i] for i in self._rows(ids)], name, *args, **kwargs)
+
+    def set_attr(self, name: str, values: Any, ids: Ids = None) -> None:
+        rows = self._rows(ids)
+        for i, value in zip(rows, each_value(values, len(rows)), strict=True):
+            self.envs[i].set_wrapper_attr(name, value)
+
     def render(self) -> tuple[Any, ...] | None:
         """Draw one frame per environment."""
         return tuple(env.render() for env in self.envs)
@@ -167,12 +188,16 @@ class GymVectorEnv(SeededVectorEnv):
         """Reset environment i into the next episode of its stream and return its info."""
         self._episode[i] += 1
         seed = np.random.SeedSequence((int(self._seed[i]), int(self._episode[i]))).generate_state(1)[0]
-        observation, info = self.envs[i].reset(seed=int(seed), options=options)
-        if np.shape(observation) != self._observation.shape[1:]:
+        # Environments without options need not name them.
+        began = self.envs[i].reset(seed=int(seed), **({"options": options} if options else {}))
+        if not isinstance(began, tuple) or len(began) != 2:
             raise ValueError(
-                f"environment {i} of {self} gave an observation of shape {np.shape(observation)}, but its observation "
-                f"space says {self._observation.shape[1:]}; correct one of them."
+                f"environment {i} of {self} gave {type(began).__name__} from reset; Gymnasium's reset gives a tuple of "
+                "observation and info: end its reset with them."
             )
+        observation, info = began
+        if np.shape(observation) != self._observation.shape[1:]:
+            raise self._wrong_shape(i, observation)
         self._observation[i] = observation
         self._elapsed[i] = 0
         self._ended[i] = False
@@ -184,6 +209,8 @@ class GymVectorEnv(SeededVectorEnv):
         """Begin the next episode of environment i and take actions [t, *A]."""
         self._begin_episode(i, None)
         for action in self._environment_actions(actions):
+            if self._ended[i]:
+                return  # somewhere else than where these actions led
             self._observation[i], _, terminated, truncated, _ = self.envs[i].step(action)
             self._ended[i] = terminated or truncated
         self._elapsed[i] = len(actions)
@@ -200,6 +227,20 @@ class GymVectorEnv(SeededVectorEnv):
                 self._add_info(batched, info, k)
         return batched if len(infos) == self.num_envs else _first_rows(batched, len(infos))
 
+    def _wrong_shape(self, i: int, observation: Any) -> ValueError:
+        return ValueError(
+            f"environment {i} of {self} gave an observation of shape {np.shape(observation)}, but its observation "
+            f"space says {self._observation.shape[1:]}; correct one of them."
+        )
+
+    def _number(self, i: int, value: Any) -> Any:
+        """Read a reward, terminated or truncated that is no number but an array of one."""
+        if np.size(value) != 1:
+            raise ValueError(
+                f"environment {i} of {self} gave {value!r} as reward, terminated or truncated; each is one number."
+            )
+        return np.asarray(value).item()
+
     def _check_finite(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
         finite = np.isfinite(values)
         if not finite.all():
@@ -215,6 +256,12 @@ class GymVectorEnv(SeededVectorEnv):
         if self._elapsed[i] > MAX_RECORDED_STEPS:
             return f"its episode is {self._elapsed[i]} steps long; only {MAX_RECORDED_STEPS} are recorded"
         return "its episode began with reset options, which a snapshot does not hold"
+
+
+def call_each(envs: Sequence[gymnasium.Env], name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    """Call a method of each environment, or give its attribute, of the outermost wrapper that has it."""
+    found = [env.get_wrapper_attr(name) for env in envs]
+    return tuple(one(*args, **kwargs) if callable(one) else one for one in found)
 
 
 def _first_rows(infos: dict[str, Any], n: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +13,12 @@ import torch
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
 from torch import Tensor
 
-from envs.gymnasium_backend import GymVectorEnv
-from envs.vector import EpisodeStatistics, Ids, Seeds, SnapshotError, VectorEnv
+from envs.gymnasium_backend import GymVectorEnv, call_each
+from envs.infos import row_of
+from envs.vector import EpisodeStatistics, Ids, Seeds, SnapshotError, VectorEnv, each_value
 
 
 class SB3View(VecEnv):
@@ -34,6 +36,7 @@ class SB3View(VecEnv):
         self._statistics = EpisodeStatistics(vector.num_envs, vector.device)
         self._started = time.time()
         super().__init__(vector.num_envs, vector.single_observation_space, vector.single_action_space)
+        self.metadata = self.metadata | vector.metadata
 
     @property
     def normalize(self) -> VecNormalize | None:
@@ -53,7 +56,7 @@ class SB3View(VecEnv):
         self._reset_seeds()
         self._reset_options()
         self._statistics = EpisodeStatistics(self.num_envs, self.vector.device)
-        self.reset_infos = [_row(info, i) for i in range(self.num_envs)]
+        self.reset_infos = [row_of(info, i) for i in range(self.num_envs)]
         return _array(observation)
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -88,35 +91,28 @@ class SB3View(VecEnv):
         return list(self.vector.render() or [None] * self.num_envs)  # type: ignore[arg-type]
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """Give the attribute of each Gymnasium environment, or the vector environment's, once per index."""
-        if isinstance(self.vector, GymVectorEnv):
-            return [env.get_wrapper_attr(attr_name) for env in self._targets(indices)]
-        return [getattr(self.vector, attr_name)] * len(list(self._get_indices(indices)))
+        """Give the attribute of each environment; see `VectorEnv.get_attr`."""
+        return list(self.vector.get_attr(attr_name, list(self._get_indices(indices))))
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Set it in each Gymnasium environment, or once in the vector environment."""
-        if isinstance(self.vector, GymVectorEnv):
-            for env in self._targets(indices):
-                env.set_wrapper_attr(attr_name, value)
-        else:
-            setattr(self.vector, attr_name, value)
+        """Set it in each environment; see `VectorEnv.set_attr`."""
+        rows = list(self._get_indices(indices))
+        self.vector.set_attr(attr_name, [value] * len(rows), rows)
 
     def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
-        """Call it on each Gymnasium environment, or once on the vector environment."""
-        if isinstance(self.vector, GymVectorEnv):
-            return [env.get_wrapper_attr(method_name)(*method_args, **method_kwargs) for env in self._targets(indices)]
-        result = getattr(self.vector, method_name)(*method_args, **method_kwargs)
-        return [result] * len(list(self._get_indices(indices)))
+        """Call it on each environment; see `VectorEnv.call`."""
+        rows = list(self._get_indices(indices))
+        return list(self.vector.call(method_name, *method_args, ids=rows, **method_kwargs))
 
     def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: Any = None) -> list[bool]:
         """Say whether it is wrapped; True for Monitor, whose work this view does."""
-        if isinstance(self.vector, GymVectorEnv) and not issubclass(wrapper_class, Monitor):
-            return [is_wrapped(env, wrapper_class) for env in self._targets(indices)]
-        return [issubclass(wrapper_class, Monitor)] * len(list(self._get_indices(indices)))
-
-    def _targets(self, indices: Any) -> list[gymnasium.Env]:
-        assert isinstance(self.vector, GymVectorEnv)
-        return [self.vector.envs[i] for i in self._get_indices(indices)]
+        rows = list(self._get_indices(indices))
+        if issubclass(wrapper_class, Monitor):
+            return [True] * len(rows)
+        if isinstance(self.vector, _FromSB3):
+            return self.vector.env.env_is_wrapped(wrapper_class, rows)
+        envs = getattr(self.vector, "envs", None)
+        return [envs is not None and is_wrapped(envs[i], wrapper_class) for i in rows]
 
 
 class LazyInfos(Sequence[dict[str, Any]]):
@@ -162,7 +158,7 @@ class LazyInfos(Sequence[dict[str, Any]]):
         ended = bool(self._ended[i])
         source = self._info.get("final_info", self._info) if ended else self._info
         row = self._rows[i]
-        built = _row(source, row) if source and row >= 0 else {}
+        built = row_of(source, row) if source and row >= 0 else {}
         built["TimeLimit.truncated"] = bool(self._timed_out[i])
         if ended and self._final is not None:
             built["terminal_observation"] = self._final[i]
@@ -170,37 +166,23 @@ class LazyInfos(Sequence[dict[str, Any]]):
         return built
 
 
-def _row(info: dict[str, Any], i: int) -> dict[str, Any]:
-    """Pick environment i's entries of a vector environment's info."""
-    row: dict[str, Any] = {}
-    for key, value in info.items():
-        mask = info.get(f"_{key}")
-        is_mask = key[:1] == "_" and key[1:] in info
-        if is_mask or key in ("final_obs", "final_info") or (mask is not None and not mask[i]):
-            continue
-        if isinstance(value, dict):
-            row[key] = _row(value, i)
-        elif isinstance(value, Tensor):
-            row[key] = value[i].tolist() if value.ndim == 1 else value[i].cpu().numpy()
-        else:
-            row[key] = value[i]
-    return row
-
-
 def _array(tensor: Tensor) -> np.ndarray:
     """Copy to the host: the vector environment may reuse its tensors in the next step."""
     return tensor.cpu().numpy().copy()
 
 
-def as_vector(env: Any) -> VectorEnv:
+def as_vector(env: Any, autoreset: AutoresetMode = AutoresetMode.SAME_STEP, copies: int = 1) -> VectorEnv:
     """Make a VectorEnv of any kind of environment.
 
     Args:
-        env: a VectorEnv, an SB3View, a gymnasium.Env (one environment), a gymnasium.vector.VectorEnv with SAME_STEP
-            autoreset, or a Stable-Baselines3 VecEnv that does not normalize observations.
+        env: a VectorEnv, an SB3View, a gymnasium.Env, a gymnasium.vector.VectorEnv with SAME_STEP autoreset, or a
+            Stable-Baselines3 VecEnv that does not normalize observations. Under DISABLED, a SyncVectorEnv of any mode
+            or a DummyVecEnv, neither in a wrapper: their environments are stepped and reset one by one.
+        autoreset: what those that end do; VectorEnvs stay as they are.
+        copies: environments to make of one gymnasium.Env.
 
     Raises:
-        TypeError: env is none of these.
+        TypeError: env is none of these, or cannot be copied.
         ValueError: the environment's autoreset, normalization or spaces are not supported; the message says the remedy.
     """
     if isinstance(env, VectorEnv):
@@ -208,21 +190,53 @@ def as_vector(env: Any) -> VectorEnv:
     if isinstance(env, SB3View):
         return env.vector
     if isinstance(env, gymnasium.Env):
-        return GymVectorEnv([env])
-    if isinstance(env, gymnasium.vector.VectorEnv):
-        return _FromGymnasium(env)
+        return GymVectorEnv([env, *(_copy(env) for _ in range(copies - 1))], autoreset=autoreset)
     if isinstance(env, VecEnv):
-        return _FromSB3(env)
+        foreign = _FromSB3(env)
+        return foreign if autoreset is AutoresetMode.SAME_STEP else GymVectorEnv(_singles(env), autoreset=autoreset)
+    if isinstance(env, gymnasium.vector.VectorEnv):
+        together = autoreset is AutoresetMode.SAME_STEP
+        return _FromGymnasium(env) if together else GymVectorEnv(_singles(env), autoreset=autoreset)
     raise TypeError(
         f"env is a {type(env).__name__}; give a gymnasium.Env, a gymnasium.vector.VectorEnv, "
         "a Stable-Baselines3 VecEnv or what envs.make_vec returns."
     )
 
 
+def _singles(env: Any) -> list[gymnasium.Env]:
+    """Give the environments that a vector environment steps one after the other; others raise ValueError."""
+    if isinstance(env, (DummyVecEnv, gymnasium.vector.SyncVectorEnv)):
+        return env.envs
+    raise ValueError(
+        f"{type(env).__name__} steps and resets all of its environments together, which does not do for particles that "
+        "end at different times; give a DummyVecEnv or SyncVectorEnv without a wrapper, or make_vec(..., "
+        "autoreset='disabled')."
+    )
+
+
+def _copy(env: gymnasium.Env) -> gymnasium.Env:
+    try:
+        return copy.deepcopy(env)
+    except Exception as error:  # whatever an environment holds may refuse
+        raise TypeError(
+            f"{env} cannot be copied ({error}), and one is not enough; give make_vec a callable that returns a new one."
+        ) from error
+
+
 class _Foreign(VectorEnv):
     """Somebody else's vector environment: it steps all of its environments together and takes no snapshots."""
 
     env: Any
+
+    def _checked(self, observations: Any) -> Tensor:
+        """Give observations [N, *O] as a tensor, if they are what the space says."""
+        observation = _tensor(observations)
+        if observation.shape != self.observation_space.shape:
+            raise ValueError(
+                f"{type(self.env).__name__} gave observations of shape {tuple(observation.shape)}, but its observation "
+                f"space says {self.observation_space.shape}; correct one of them."
+            )
+        return observation
 
     def _require_all(self, ids: Ids, options: dict[str, Any] | None = None) -> None:
         if ids is not None or "reset_mask" in (options or {}):
@@ -269,12 +283,40 @@ class _FromGymnasium(_Foreign):
             if isinstance(seed, list) and len(seed) != self.num_envs:
                 raise ValueError(f"seed is {seed}; give one int, or one for each of {self.num_envs}.")
         observation, info = self.env.reset(seed=seed, options=options)
-        return _tensor(observation), info
+        return self._checked(observation), info
+
+    @property
+    def envs(self) -> list[gymnasium.Env] | None:
+        """Give the single environments, where they are in this process."""
+        return getattr(self.env.unwrapped, "envs", None)
+
+    def get_attr(self, name: str, ids: Ids = None) -> tuple[Any, ...]:
+        base, rows = self.env.unwrapped, self._rows(ids)
+        if self.envs is not None:
+            return tuple(self.envs[i].get_wrapper_attr(name) for i in rows)
+        found = base.get_attr(name) if hasattr(base, "get_attr") else [getattr(base, name)] * self.num_envs
+        return tuple(found[i] for i in rows)
+
+    def call(self, name: str, *args: Any, ids: Ids = None, **kwargs: Any) -> tuple[Any, ...]:
+        rows = self._rows(ids)
+        if self.envs is not None:
+            return call_each([self.envs[i] for i in rows], name, *args, **kwargs)
+        if len(rows) < self.num_envs:
+            self._require_all(ids)
+        return tuple(self.env.unwrapped.call(name, *args, **kwargs))
+
+    def set_attr(self, name: str, values: Any, ids: Ids = None) -> None:
+        rows = self._rows(ids)
+        whole = list(self.get_attr(name)) if len(rows) < self.num_envs else [None] * self.num_envs
+        for i, value in zip(rows, each_value(values, len(rows)), strict=True):
+            whole[i] = value
+        self.env.unwrapped.set_attr(name, whole)
 
     def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         self._require_all(ids)
-        *arrays, info = self.env.step(self._check_actions(actions, self.num_envs))
-        observation, reward, terminated, truncated = map(_tensor, arrays)
+        observations, *arrays, info = self.env.step(self._check_actions(actions, self.num_envs))
+        observation = self._checked(observations)
+        reward, terminated, truncated = map(_tensor, arrays)
         ended = terminated | truncated
         if ended.any():
             if "final_obs" not in info:
@@ -316,12 +358,12 @@ class _FromSB3(_Foreign):
             self.env.seed(int(seed))
         if options:
             self.env.set_options(options)
-        return _tensor(self.env.reset()), {}
+        return self._checked(self.env.reset()), {}
 
     def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         self._require_all(ids)
         observations, rewards, dones, infos = self.env.step(self._check_actions(actions, self.num_envs))
-        observation, reward, ended = map(_tensor, (observations, rewards, dones))
+        observation, reward, ended = self._checked(observations), _tensor(rewards), _tensor(dones)
         timed_out = torch.tensor([bool(info.get("TimeLimit.truncated", False)) for info in infos])
         batched: dict[str, Any] = {}
         for i, info in enumerate(infos):
@@ -334,6 +376,17 @@ class _FromSB3(_Foreign):
                 final[i] = _tensor(infos[i]["terminal_observation"])
             batched |= {"final_obs": final, "_final_obs": ended}
         return observation, reward, ended & ~timed_out, ended & timed_out, batched
+
+    def get_attr(self, name: str, ids: Ids = None) -> tuple[Any, ...]:
+        return tuple(self.env.get_attr(name, self._rows(ids).tolist()))
+
+    def call(self, name: str, *args: Any, ids: Ids = None, **kwargs: Any) -> tuple[Any, ...]:
+        return tuple(self.env.env_method(name, *args, indices=self._rows(ids).tolist(), **kwargs))
+
+    def set_attr(self, name: str, values: Any, ids: Ids = None) -> None:
+        rows = self._rows(ids)
+        for i, value in zip(rows.tolist(), each_value(values, len(rows)), strict=True):
+            self.env.set_attr(name, value, i)
 
     def render(self) -> tuple[Any, ...] | None:
         return tuple(self.env.get_images())

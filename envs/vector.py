@@ -18,8 +18,10 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from envs.infos import LazyInfo, spread
+
 Ids = Sequence[int] | np.ndarray | Tensor | None
-Seeds = int | Sequence[int] | np.ndarray | None
+Seeds = int | Sequence[int | None] | np.ndarray | None
 
 
 class VectorEnv(gymnasium.vector.VectorEnv):
@@ -44,6 +46,9 @@ class VectorEnv(gymnasium.vector.VectorEnv):
 
     made_from: dict[str, Any] = {}  # noqa: RUF012
     """The "env_id" and "kwargs" that `make_vec` was given, or nothing if it was given no id."""
+
+    tells_of_episodes: bool = True
+    """Whether the info of an episode's end may hold "is_success" or a Monitor's "episode"."""
 
     def __init__(
         self,
@@ -70,12 +75,12 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """Start new episodes in the environments ids (all: None).
 
         Args:
-            seed: an int (environment i gets seed + i), one int per environment of the call, or None: each goes on to
-                the next episode of its own stream. The same seed gives the same episodes here; it does not promise
-                Gymnasium's random stream.
+            seed: an int (environment i gets seed + i), one int or None per environment of the call, or None: each goes
+                on to the next episode of its own stream. The same seed gives the same episodes here; it does not
+                promise Gymnasium's random stream.
             ids: [n] distinct indices, or None.
             options: passed to environments that take them; `{"reset_mask": bool [num_envs]}` is Gymnasium's way to say
-                ids.
+                ids, which gives the rows of all environments.
 
         Returns:
             Observations [n, *O] and an info dict.
@@ -115,6 +120,43 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             The observations [n, *O] that were current when the snapshot was taken.
         """
         raise NotImplementedError
+
+    def get_attr(self, name: str, ids: Ids = None) -> tuple[Any, ...]:
+        """Give an attribute of each of the environments ids; where all are one object, they share it."""
+        return (getattr(self, name),) * len(self._rows(ids))
+
+    def call(self, name: str, *args: Any, ids: Ids = None, **kwargs: Any) -> tuple[Any, ...]:
+        """Call a method of each of the environments ids, once where all are one object; an attribute is given."""
+        found = getattr(self, name)
+        result = found(*args, **kwargs) if callable(found) else found
+        return (result,) * len(self._rows(ids))
+
+    def set_attr(self, name: str, values: Any, ids: Ids = None) -> None:
+        """Set an attribute of each of the environments ids.
+
+        Args:
+            name: of the attribute.
+            values: one for all; a list or tuple holds one for each.
+            ids: [n] distinct indices, or None.
+
+        Raises:
+            AttributeError: these environments are one object, which has no such attribute.
+            ValueError: there are not n values, or environments that are one object were given several.
+        """
+        rows = self._rows(ids)
+        first, *others = each_value(values, len(rows)) or [None]
+        if not hasattr(self, name):
+            raise AttributeError(
+                f"{self} has no attribute {name!r}. Its environments are one object: give what differs to make_vec, or "
+                "make them with backend='gymnasium', where each has its own attributes."
+            )
+        if len(rows) < self.num_envs or any(value is not first and value != first for value in others):
+            raise ValueError(f"{name} is one for all {self.num_envs} environments here; give one value, and no ids.")
+        setattr(self, name, first)
+
+    def _rows(self, ids: Ids) -> np.ndarray:
+        index = self._select(ids)
+        return np.arange(self.num_envs) if index is None else index
 
     def _select(self, ids: Ids) -> np.ndarray | None:
         """Check ids and give them as an int64 array; None stays None (all environments, in order)."""
@@ -182,19 +224,29 @@ class SeededVectorEnv(VectorEnv):
     def reset(
         self, *, seed: Seeds = None, ids: Ids = None, options: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
-        if options is not None and "reset_mask" in options:
+        masked = options is not None and "reset_mask" in options
+        if options is not None and masked:
             ids = self._masked(options["reset_mask"])
             options = {key: value for key, value in options.items() if key != "reset_mask"}
-        index = self._select(ids)
-        rows = np.arange(self.num_envs) if index is None else index
+            if isinstance(seed, (list, tuple, np.ndarray)) and len(seed) == self.num_envs:
+                seed = [seed[i] for i in ids]
+        rows = self._rows(ids)
         if seed is not None:
-            one = isinstance(seed, (int, np.integer))
-            seeds = int(seed) + rows if one else np.asarray(seed, dtype=np.int64)  # type: ignore[arg-type]
-            if seeds.shape != rows.shape or (seeds < 0).any():
-                raise ValueError(f"seed is {seed!r}; give one int of at least 0, or one for each of {len(rows)}.")
-            self._seed[rows], self._episode[rows] = seeds, -1
+            self._take_seeds(seed, rows)
         info = self._begin_episodes(rows, options)
+        if masked:
+            everyone = LazyInfo.of(lambda: spread(info, rows, self.num_envs))
+            return torch.from_numpy(self._observation.copy()), everyone
         return torch.from_numpy(self._observation[rows]), info
+
+    def _take_seeds(self, seed: Seeds, rows: np.ndarray) -> None:
+        """Let the environments rows begin the streams of seeds; one that is None lets its environment go on."""
+        one = isinstance(seed, (int, np.integer))
+        seeds = int(seed) + rows if one else np.asarray([-1 if s is None else s for s in seed])  # type: ignore
+        new = np.ones(len(rows), dtype=bool) if one else np.array([s is not None for s in seed], dtype=bool)  # type: ignore
+        if seeds.shape != rows.shape or (seeds[new] < 0).any():
+            raise ValueError(f"seed is {seed!r}; give one int of at least 0, or one for each of {len(rows)}.")
+        self._seed[rows[new]], self._episode[rows[new]] = seeds[new], -1
 
     def _begin_episodes(self, rows: np.ndarray, options: dict[str, Any] | None = None) -> dict[str, Any]:
         """Put the environments rows at the start of their next episodes, counters included; give the resets' info."""
@@ -263,10 +315,19 @@ class EpisodeStatistics:
         self.lengths[ids] = 0
 
 
+def each_value(values: Any, n: int) -> list[Any]:
+    """Give n values: those of a list or tuple, or one n times."""
+    if not isinstance(values, (list, tuple)):
+        return [values] * n
+    if len(values) != n:
+        raise ValueError(f"values holds {len(values)}; give one, or one for each of {n} environments.")
+    return list(values)
+
+
 def parse_autoreset(mode: AutoresetMode | str) -> AutoresetMode:
-    """Read SAME_STEP or DISABLED from Gymnasium's enum or its name in any case; others raise ValueError."""
-    allowed = {"same_step": AutoresetMode.SAME_STEP, "disabled": AutoresetMode.DISABLED}
-    found = mode if isinstance(mode, AutoresetMode) else allowed.get(str(mode).lower())
+    """Read SAME_STEP or DISABLED from Gymnasium's enum, its value or its name; others raise ValueError."""
+    allowed = {"samestep": AutoresetMode.SAME_STEP, "disabled": AutoresetMode.DISABLED}
+    found = mode if isinstance(mode, AutoresetMode) else allowed.get(str(mode).lower().replace("_", ""))
     if found is None or found not in allowed.values():
         raise ValueError(
             f"autoreset is {mode!r}; use 'same_step' or 'disabled' "
@@ -276,17 +337,25 @@ def parse_autoreset(mode: AutoresetMode | str) -> AutoresetMode:
 
 
 def check_spaces(observation_space: gymnasium.Space, action_space: gymnasium.Space) -> None:
-    """Raise ValueError unless observations are a Box and actions a Box, Discrete, MultiDiscrete or MultiBinary."""
+    """Raise ValueError unless observations are a Box, no images, and actions a Box, Discrete, MultiDiscrete or
+    MultiBinary.
+    """
     if not isinstance(observation_space, spaces.Box):
         raise ValueError(
-            f"the observation space is {observation_space}; policies take a Box: give make_vec a callable that returns "
-            "the environment in gymnasium.wrappers.FlattenObservation."
+            f"the observation space is {observation_space}; policies take a Box: wrap the environment in "
+            "gymnasium.wrappers.FlattenObservation."
+        )
+    if len(observation_space.shape) == 3 and observation_space.dtype == np.uint8:
+        raise ValueError(
+            f"the observation space is {observation_space}, images; no policy here is convolutional: wrap the "
+            "environment in a gymnasium.ObservationWrapper to a vector of features, or in "
+            "gymnasium.wrappers.FlattenObservation."
         )
     allowed = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
     if not isinstance(action_space, allowed):
         raise ValueError(
             f"the action space is {action_space}; policies act in a Box, Discrete, MultiDiscrete or MultiBinary space: "
-            "give make_vec a callable that returns the environment in a gymnasium.ActionWrapper to one of these."
+            "wrap the environment in a gymnasium.ActionWrapper to one of these."
         )
 
 

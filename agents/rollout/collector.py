@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -17,6 +18,7 @@ from torch import Tensor
 from agents import noise
 from agents.policy.base import named_as_in
 from agents.rollout.buffer import FieldSpec, Rollout, resolved
+from envs.infos import row_of
 from envs.sb3 import LazyInfos
 from envs.vector import EpisodeStatistics, VectorEnv
 
@@ -74,6 +76,7 @@ class Collector:
         self.observations: Tensor | None = None
         self.episodes = RunningEpisodes(vector.num_envs, vector.device)
         self.listener: BaseCallback | None = None
+        self._told: list[dict[str, Any]] = []  # by infos, of episodes that ended and are not counted yet
 
     def begin(self, observations: Any) -> None:
         """Forget the episodes that ran: all environments have just been reset, to observations [N, *O]."""
@@ -106,8 +109,7 @@ class Collector:
                 actions = choose(observations, block[t])
                 return actions, self.policy.to_environment(actions)
 
-            on_step = None if self.listener is None else self._on_step
-            complete = self._take(*collect(self.vector, act, self.rollout, self.observations, on_step))
+            complete = self._take(*collect(self.vector, act, self.rollout, self.observations, **self._watchers()))
         if not complete:
             return None
         return self.rollout if self.device == self.rollout.device else self.rollout.to(self.device)
@@ -119,9 +121,16 @@ class Collector:
             Whether the rollout is complete; not if a callback asked to stop.
         """
         assert self.observations is not None
-        on_step = None if self.listener is None else self._on_step
         with single_thread(), torch.inference_mode(self.listener is None), torch.no_grad():
-            return self._take(*collect_some(self.vector, act, self.rollout, self.observations, ids, on_step))
+            return self._take(*collect_some(self.vector, act, self.rollout, self.observations, ids, **self._watchers()))
+
+    def _watchers(self) -> dict[str, Any]:
+        """Say who watches the steps of a new rollout, as `collect` and `collect_some` take them."""
+        self._told = []
+        return {
+            "on_step": None if self.listener is None else self._on_step,
+            "on_end": self._on_end if self.vector.tells_of_episodes else None,
+        }
 
     def leave(self, error: BaseException) -> None:
         """Give up a rollout that an error ended: episodes begin anew, and if the environments gave numbers that the
@@ -149,12 +158,23 @@ class Collector:
         """Keep the statistics of the episodes that ended, [k] each; returns them as SB3's infos do."""
         agent = self.agent
         assert agent.ep_info_buffer is not None
+        assert agent.ep_success_buffer is not None
         seconds = (time.time_ns() - agent.start_time) * 1e-9
-        rows = zip(returns.tolist(), lengths.tolist(), strict=True)
-        episodes = [{"r": episode_return, "l": length, "t": seconds} for episode_return, length in rows]
+        told, self._told = self._told or [{}] * len(returns), []
+        rows = zip(returns.tolist(), lengths.tolist(), told, strict=True)
+        # A Monitor's own come first, as in SB3: they may be of rewards before a wrapper changed them.
+        episodes = [{"r": total, "l": length, "t": seconds} | own.get("episode", {}) for total, length, own in rows]
         agent._episode_num += len(episodes)
         agent.ep_info_buffer.extend(episodes)
+        agent.ep_success_buffer.extend(own["is_success"] for own in told if "is_success" in own)
         return episodes
+
+    def _on_end(self, ended: Tensor, info: dict[str, Any]) -> None:
+        """Keep what a step's info says of the episodes that ended in it, ended [n], as SB3 does."""
+        info = info.get("final_info", info)
+        own = {key: info[key] for name in ("episode", "is_success") for key in (name, f"_{name}") if key in info}
+        rows = (row_of(own, i) for i in ended.nonzero()[:, 0].tolist())
+        self._told += [{key: _plain(value) for key, value in row.items()} for row in rows]
 
     def _on_step(self, step: Step) -> bool:
         """Count a step and show it to the callbacks; False if one asks to stop."""
@@ -170,11 +190,13 @@ class Collector:
     def _tell(self, listener: BaseCallback, step: Step, ended: Tensor, episodes: dict[int, dict[str, Any]]) -> bool:
         """Show a step to the callbacks, under the names that SB3 uses; False if one asks to stop."""
         # Without autoreset, the observations of a step are the last ones of episodes that ended in it.
-        final = step.info.get("final_obs") if step.ids is None else step.observations
+        final: Tensor | None = step.observations
+        if step.ids is None:
+            final = step.info["final_obs"] if episodes else None
         rows: list[int] | None = None
         if step.ids is not None:
-            row_of = {i: row for row, i in enumerate(step.ids.tolist())}
-            rows = [row_of.get(i, -1) for i in range(self.vector.num_envs)]
+            places = {i: row for row, i in enumerate(step.ids.tolist())}
+            rows = [places.get(i, -1) for i in range(self.vector.num_envs)]
         dones = ended.cpu().numpy()
         timed_out = (step.truncated & ~step.terminated).cpu().numpy()
         last = None if final is None else final.cpu().numpy()
@@ -217,6 +239,13 @@ class RunningEpisodes(EpisodeStatistics):
         self.returns, self.lengths = returns.gather(0, last)[0], lengths.gather(0, last)[0]
         which = episode[ended], ended.nonzero()[:, 1]
         return returns[which], lengths[which]
+
+
+def _plain(value: Any) -> Any:
+    """Give NumPy's numbers and arrays in a value as Python's: they are logged and saved."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
 
 
 def buffer_fields(policy: Any) -> dict[str, FieldSpec]:
@@ -277,6 +306,7 @@ def collect(
     rollout: Rollout,
     observations: Tensor,
     on_step: Callable[[Step], bool] | None = None,
+    on_end: Callable[[Tensor, dict[str, Any]], None] | None = None,
 ) -> tuple[Tensor, bool]:
     """Fill a rollout with T steps of N environments.
 
@@ -289,6 +319,7 @@ def collect(
         rollout: begins anew.
         observations: [N, *O], current in env.
         on_step: called after each step; False stops collecting.
+        on_end: called before it with the mask of the environments that ended, if any did, and the info.
 
     Returns:
         The observations to go on from, valid until the next step, and whether all T steps were made.
@@ -305,6 +336,8 @@ def collect(
         if "observations" in keeps and truncated.any():
             ended = truncated.nonzero()[:, 0]
             rollout.add_final(t, ended, info["final_obs"][ended])
+        if on_end is not None and bool((ended := terminated | truncated).any()):
+            on_end(ended, info)
         if on_step is not None and not on_step(Step(t, actions, observations, reward, terminated, truncated, info)):
             return observations, False
     return observations, True
@@ -317,6 +350,7 @@ def collect_some(
     observations: Tensor,
     ids: Tensor,
     on_step: Callable[[Step], bool] | None = None,
+    on_end: Callable[[Tensor, dict[str, Any]], None] | None = None,
 ) -> tuple[Tensor, bool]:
     """Fill a rollout with steps of some environments, each of which stands still once it has ended.
 
@@ -331,6 +365,7 @@ def collect_some(
         observations: [N, *O], current in env.
         ids: the environments to step, int64 [k] in ascending order.
         on_step: called after each step; False stops collecting.
+        on_end: called before it with the mask of the environments that ended, if any did, and the info.
 
     Returns:
         The observations to go on from [N, *O], and whether on_step let all steps be made.
@@ -364,6 +399,8 @@ def collect_some(
         if ends:
             keep("terminated", t, terminated)
             keep("truncated", t, truncated)
+            if on_end is not None:
+                on_end(terminated | truncated, info)
         if on_step is not None:
             shown = observations.index_copy(0, ids, current)
             rewards, terminations, truncations = (whole(x) for x in (reward, terminated, truncated))

@@ -14,13 +14,14 @@ import torch
 from rich.console import Console
 from tyro.conf import Positional, UseAppendAction, arg
 
-from agents import checkpoint, load
+from agents import Agent, checkpoint, load
 from agents.run import adaptation, report
 from agents.run.errors import RunError, UsageError
 from agents.run.evaluation import BLOCK, Evaluation, evaluate
 from agents.run.folder import RunFolder
-from agents.run.options import Flag, check_device
-from envs import make_vec
+from agents.run.options import Flag, check_device, parsed_pairs
+from agents.run.video import Film
+from envs import VectorEnv, make_vec
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,13 @@ class Assessment:
     json: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write settings, versions and every episode's return to this new file."""
     plot: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Draw the distribution of returns to this new PNG file."""
+    """Draw the distribution of returns to this new file, whose name ends in .png, .pdf or .svg."""
     video: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Film one more episode, in Gymnasium's own environment, to this new MP4 file."""
+    """Film one more episode, in Gymnasium's own environment, to this new file, whose name ends in .mp4."""
+    env: Annotated[str | None, arg(metavar="ID", help_behavior_hint="(default: the agent's own)")] = None
+    """Environment to evaluate in."""
+    env_kwargs: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
+    """Argument of the environment, in place of the agent's own. May be given again."""
     adapt: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
     """Returns on a family's held-out tasks after 0 to this many updates of each task's own policy, beside a policy that
     nobody trained. The update is the run's inner step, halved after the first."""
@@ -73,9 +78,12 @@ class Assessment:
                 raise UsageError(f"--{name} is {value}; give at least {least}.")
         if self.adapt is None and self.beside:
             raise UsageError("--beside belongs to --adapt; give it a number of updates.")
+        for name in ("video", "env", "env_kwargs"):
+            if self.adapt is not None and getattr(self, name):
+                raise UsageError(f"--{name.replace('_', '-')} does not go with --adapt; leave one out.")
         check_device(self.device)
-        for option in ("json", "plot", "video"):
-            _check_output(option, getattr(self, option))
+        for option, endings in {"json": (), "plot": (".png", ".pdf", ".svg"), "video": (".mp4",)}.items():
+            _check_output(option, getattr(self, option), endings)
 
 
 def assess(asked: Assessment) -> int:
@@ -102,31 +110,41 @@ def assess(asked: Assessment) -> int:
 def _assess_episodes(asked: Assessment, file: Path, manifest: dict[str, Any]) -> None:
     """Run whole episodes and show their returns."""
     agent = load(file, device=asked.device)
-    env_id, env_kwargs = manifest["env_id"], manifest["env_kwargs"]
+    own = manifest["env_kwargs"] if asked.env in (None, manifest["env_id"]) else {}
+    env_id, env_kwargs = asked.env or manifest["env_id"], own | parsed_pairs(asked.env_kwargs)
     if env_id is None:
-        raise RunError(
-            f"{file} does not name its environment, which had no id; evaluate it in Python, with agents.load."
-        )
+        raise RunError(f"{file} does not name its environment, which had no id; give one with --env.")
+    with contextlib.ExitStack() as stack:
+        film = asked.video and stack.enter_context(Film(env_id, env_kwargs, asked.seed, Path(asked.video)))
+        env = _environments(asked, env_id, env_kwargs, agent)
+        stack.enter_context(contextlib.closing(env))
+        evaluation = evaluate(agent, env, asked.episodes, asked.seed, deterministic=not asked.stochastic)
+        console = Console(highlight=False, markup=False)
+        actions = "sampled actions" if asked.stochastic else "deterministic actions"
+        title = f"{manifest['algorithm']} on {env_id} after {manifest['num_timesteps']:,} environment steps, {actions}"
+        console.print(title, style="bold", soft_wrap=True)
+        console.print(report.evaluation_table(evaluation))
+        if asked.json:
+            record = _record(asked, file, manifest | {"env_id": env_id, "env_kwargs": env_kwargs}, evaluation)
+            Path(asked.json).write_text(json.dumps(record, indent=1) + "\n")
+            console.print(f"returns     {asked.json}", soft_wrap=True)
+        if asked.plot:
+            report.plot_returns(evaluation, Path(asked.plot), title)
+            console.print(f"plot        {asked.plot}", soft_wrap=True)
+        if film:
+            filmed = film.shoot(agent, not asked.stochastic)
+            console.print(f"video       {asked.video} (return {filmed:,.1f})", soft_wrap=True)
+
+
+def _environments(asked: Assessment, env_id: str, env_kwargs: dict[str, Any], agent: Agent) -> VectorEnv:
+    """Make the environments of an evaluation, of the spaces that the agent knows."""
     num_envs = min(BLOCK, asked.episodes)
     env = make_vec(env_id, num_envs, backend=asked.backend, autoreset="disabled", **env_kwargs)
-    with contextlib.closing(env):
-        evaluation = evaluate(agent, env, asked.episodes, asked.seed, deterministic=not asked.stochastic)
-    console = Console(highlight=False, markup=False)
-    actions = "sampled actions" if asked.stochastic else "deterministic actions"
-    title = f"{manifest['algorithm']} on {env_id} after {manifest['num_timesteps']:,} environment steps, {actions}"
-    console.print(title, style="bold", soft_wrap=True)
-    console.print(report.evaluation_table(evaluation))
-    if asked.json:
-        Path(asked.json).write_text(json.dumps(_record(asked, file, manifest, evaluation), indent=1) + "\n")
-        console.print(f"returns     {asked.json}", soft_wrap=True)
-    if asked.plot:
-        report.plot_returns(evaluation, Path(asked.plot), title)
-        console.print(f"plot        {asked.plot}", soft_wrap=True)
-    if asked.video:
-        from agents.run.video import film
-
-        filmed = film(agent, env_id, env_kwargs, asked.seed, not asked.stochastic, Path(asked.video))
-        console.print(f"video       {asked.video} (return {filmed:,.1f})", soft_wrap=True)
+    for name in ("observation_space", "action_space"):
+        own, theirs = getattr(agent, name), getattr(env, f"single_{name}")
+        if own != theirs:
+            raise UsageError(f"--env is {env_id!r}, whose {name} is {theirs}; the agent's is {own}.")
+    return env
 
 
 def _assess_adaptation(asked: Assessment, file: Path, manifest: dict[str, Any]) -> None:
@@ -167,9 +185,11 @@ def _assess_adaptation(asked: Assessment, file: Path, manifest: dict[str, Any]) 
         console.print(f"plot        {asked.plot}", soft_wrap=True)
 
 
-def _check_output(option: str, name: str | None) -> None:
+def _check_output(option: str, name: str | None, endings: tuple[str, ...]) -> None:
     if name is None:
         return
+    if endings and Path(name).suffix.lower() not in endings:
+        raise UsageError(f"--{option} is {name}; give a name that ends in {' or '.join(endings)}.")
     if Path(name).exists():
         raise UsageError(f"--{option} is {name}, which exists and is not overwritten; remove it or name another file.")
     if not Path(name).absolute().parent.is_dir():
@@ -182,7 +202,7 @@ def checkpoint_file(name: str, best: bool) -> Path:
     if not target.is_dir():
         if best:
             raise UsageError(f"--best needs a run's folder; {target} is none.")
-        return target
+        return checkpoint.find(target)
     folder = RunFolder.open(target)
     return folder.best if best else folder.last
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
+import sys
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar, Union
@@ -12,11 +14,14 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from agents import REGISTRY
-from agents.config import preset_values
-from agents.run.errors import UsageError, guarded
+from agents.config import near, preset_values
+from agents.run.errors import UsageError, guarded, unless_nobody_reads
 from agents.run.options import Flag, RunOptions
 
 C = TypeVar("C")
+TEXTS = {field.name for field in dataclasses.fields(RunOptions) if "str" in str(field.type)}
+"""Options that may look like a number and are none."""
+WHOLE = re.compile(r"\d+(\.\d*)?[eE]\+?\d{1,2}")
 
 
 @dataclass(frozen=True)
@@ -47,16 +52,35 @@ class Resume:
 
 def train(arguments: Sequence[str]) -> int:
     """Run train.py with its arguments; returns the exit code. Unknown options exit with 2."""
-    asked = tyro.cli(
-        _subcommands(arguments),
-        prog="train.py",
-        description="Train an agent, or go on with a run. See train.py ALGORITHM --help for its options.",
-        args=arguments,
-    )
-    command = shlex.join(["python", "train.py", *arguments])
-    if isinstance(asked, Resume):
-        return guarded("train.py", asked.debug, lambda: _resume(asked, command))
-    return guarded("train.py", asked.run.debug, lambda: _start(arguments[0], asked, arguments, command))
+    return unless_nobody_reads(lambda: _train(arguments))
+
+
+def _train(arguments: Sequence[str]) -> int:
+    first = next(iter(arguments), "--help")
+    if first in REGISTRY:
+        kind, default = _start_of(first, arguments)
+        typed = _whole_numbers(arguments[1:])
+        asked = tyro.cli(kind, prog=f"train.py {first}", default=default, description=_summary(first), args=typed)
+        command = shlex.join(["python", "train.py", *arguments])
+        return guarded("train.py", asked.run.debug, lambda: _start(first, asked, arguments, command))
+    if first == "resume":
+        typed = _whole_numbers(arguments[1:])
+        resumed = tyro.cli(Resume, prog="train.py resume", description=Resume.__doc__, args=typed)
+        command = shlex.join(["python", "train.py", *arguments])
+        return guarded("train.py", resumed.debug, lambda: _resume(resumed, command))
+    if first.startswith("-"):
+        algorithms = [Annotated[_Nothing, subcommand(name, description=_summary(name))] for name in REGISTRY]
+        resume = Annotated[_Nothing, subcommand("resume", description=Resume.__doc__)]
+        description = "Train an agent, or go on with a run. See train.py ALGORITHM --help for its options."
+        listed: Any = Union[(*algorithms, resume)]
+        tyro.cli(listed, prog="train.py", description=description, args=arguments)
+    print(f"train.py: error: There is no {first!r}{near(first, [*REGISTRY, 'resume'])}", file=sys.stderr)
+    return 2
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    """A subcommand that is only listed."""
 
 
 def _start(algorithm: str, asked: Start[Any], arguments: Sequence[str], command: str) -> int:
@@ -86,18 +110,32 @@ def origins_of(names: Iterable[str], preset: Container[str], arguments: Sequence
     return {name: "flag" if name in typed else "preset" if name in preset else "default" for name in names}
 
 
-def _subcommands(arguments: Sequence[str]) -> Any:
-    """Give one subcommand per algorithm, its defaults those for the environment that the arguments name, and resume."""
-    env_id = _value_of("env", arguments)
-    starts = []
-    for name, algorithm in REGISTRY.items():
-        config = algorithm.Config.of({} if env_id is None else preset_values(name, env_id))
-        unchecked = _without_checks(algorithm.Config)
-        default = Start(RunOptions(env=tyro.MISSING), unchecked(**dataclasses.asdict(config)))
-        summary = (algorithm.__doc__ or name).splitlines()[0]
-        command = subcommand(name, default=default, description=summary)
-        starts.append(Annotated[Start[unchecked], command])  # type: ignore[valid-type]
-    return Union[(*starts, Annotated[Resume, subcommand("resume")])]
+def _start_of(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
+    """Give an algorithm's options as tyro takes them: their type, and their defaults for the environment that the
+    arguments name.
+    """
+    algorithm, env_id = REGISTRY[name], _value_of("env", arguments)
+    config = algorithm.Config() if env_id is None else algorithm.Config.of(preset_values(name, env_id))
+    unchecked = _without_checks(algorithm.Config)
+    default = Start(RunOptions(env=tyro.MISSING), unchecked(**dataclasses.asdict(config)))
+    return Start[unchecked], default  # type: ignore[valid-type]
+
+
+def _summary(name: str) -> str:
+    return (REGISTRY[name].__doc__ or name).splitlines()[0]
+
+
+def _whole_numbers(arguments: Sequence[str]) -> list[str]:
+    """Write numbers such as 1e6 out, where an option is no text: integers are read in digits only."""
+    written, option = [], ""
+    for argument in arguments:
+        head, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+        if argument.startswith("--"):
+            option = _option_name(argument)
+        if option not in TEXTS and WHOLE.fullmatch(value) and float(value).is_integer():
+            value = str(int(float(value)))
+        written.append(head + equals + value)
+    return written
 
 
 def _without_checks(config: type) -> type:
@@ -121,5 +159,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     """Run evaluate.py with its arguments; returns the exit code."""
     from agents.run.assessment import Assessment, assess
 
-    asked = tyro.cli(Assessment, prog="evaluate.py", description=Assessment.__doc__, args=arguments)
-    return guarded("evaluate.py", asked.debug, lambda: assess(asked))
+    def run() -> int:
+        asked = tyro.cli(Assessment, prog="evaluate.py", description=Assessment.__doc__, args=arguments)
+        return guarded("evaluate.py", asked.debug, lambda: assess(asked))
+
+    return unless_nobody_reads(run)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -35,6 +37,18 @@ EXPECTED = (
 )
 
 
+def unless_nobody_reads(action: Callable[[], int]) -> int:
+    """Return action's exit code, or that of a process whose reader went away, as in `train.py --help | head`."""
+    try:
+        code = action()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still to be written at the end has nobody to go to either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return code
+
+
 def guarded(program: str, debug: bool, action: Callable[[], int]) -> int:
     """Return action's exit code; an expected error is its sentence on stderr unless debug asks for the traceback."""
     try:
@@ -43,7 +57,7 @@ def guarded(program: str, debug: bool, action: Callable[[], int]) -> int:
         _print(f"{program}: stopped at once.", error)
         return 130
     except EXPECTED as error:
-        if debug:
+        if debug or isinstance(error, BrokenPipeError):
             raise
         _print(f"{program}: error: {error}", error)
         return error.exit_code if isinstance(error, RunError) else 1

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import fcntl
 import io
+import itertools
 import json
 import platform
 import re
@@ -60,20 +61,20 @@ class RunFolder:
         Raises:
             RunError: the folder exists or cannot be written.
         """
-        folder = cls(_new_path(config))
+        path = _new_path(config)
         try:
-            folder.path.mkdir(parents=True)
+            folder = cls(_made(path, only=config.run.run_dir is not None))
             folder.last.parent.mkdir()
             folder.write_config(config)
             folder.command.write_text(command + "\n")
             (folder.path / "versions.json").write_text(json.dumps(_versions(), indent=1) + "\n")
         except FileExistsError as error:
             raise RunError(
-                f"{folder.path} exists and is not overwritten; choose another --run-dir or --name, or go on with "
-                f"python train.py resume {folder.path}"
+                f"{path} exists and is not overwritten; choose another --run-dir, or go on with "
+                f"python train.py resume {path}"
             ) from error
         except OSError as error:
-            raise RunError(f"{folder.path} cannot be written ({error.strerror}); choose another --runs.") from error
+            raise RunError(f"{path} cannot be written ({error.strerror}); choose another --runs.") from error
         return folder
 
     @classmethod
@@ -168,6 +169,20 @@ def _new_path(config: RunConfig) -> Path:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     leaf = f"{stamp}-s{run.seed}" + (f"-{_file_name(run.name)}" if run.name else "")
     return Path(run.runs) / _file_name(run.env) / config.algorithm / leaf
+
+
+def _made(path: Path, only: bool) -> Path:
+    """Make the folder path; unless it is the only one, else path-2, path-3, ...: runs may start in the same second."""
+    for number in itertools.count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if only:
+                raise
+        else:
+            break
+    return folder
 
 
 def _file_name(text: str) -> str:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from stable_baselines3.common.logger import CSVOutputFormat, HParam, Logger, TensorBoardOutputFormat
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from agents.run.evaluation import Evaluation
-from agents.run.folder import RunFolder
+from agents.run.folder import RunConfig, RunFolder
 
 STEPS = "time/total_timesteps"
 NOT_TENSORBOARD = "tensorboard"
 ONLY_TENSORBOARD = ("stdout", "log", "json", "csv")
+
+
+class _Columns(list[str]):
+    """Names of columns, to which new ones come in an order: SB3 takes them from a set."""
+
+    def extend(self, names: Iterable[str]) -> None:
+        super().extend(sorted(names, key=lambda name: (name != STEPS, name)))
 
 
 class _AppendingCSV(CSVOutputFormat):
@@ -24,7 +31,7 @@ class _AppendingCSV(CSVOutputFormat):
         Path(filename).touch()
         self.file = Path(filename).open("r+")  # noqa: SIM115, the logger closes it
         header = self.file.readline().strip()
-        self.keys = header.split(",") if header else []
+        self.keys = _Columns(header.split(",") if header else [])
         self.file.seek(0, 2)
         self.separator = ","
         self.quotechar = '"'
@@ -56,11 +63,16 @@ def run_logger(folder: RunFolder, steps: int, dashboard: dict[str, dict[str, lis
     return Logger(str(folder.path), [_AppendingCSV(str(folder.progress)), tensorboard])
 
 
-def record_hyperparameters(logger: Logger, algorithm: str, config: dict[str, Any]) -> None:
-    """Record them for TensorBoard's HPARAMS page; the next dump writes them."""
-    values = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in config.items()}
-    hparams = HParam({"algorithm": algorithm, **values}, {"eval/mean_reward": 0.0})
-    logger.record("hparams", hparams, exclude=ONLY_TENSORBOARD)
+def record_hyperparameters(logger: Logger, settings: RunConfig) -> None:
+    """Record what a run was started with for TensorBoard's HPARAMS and TEXT pages; the next dump writes them."""
+    run = {name: getattr(settings.run, name) for name in ("env", "seed", "policy", "steps")}
+    all_values = {"algorithm": settings.algorithm, **run, **settings.config}
+    values = {
+        name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in all_values.items()
+    }
+    logger.record("hparams", HParam(values, {"eval/mean_reward": 0.0}), exclude=ONLY_TENSORBOARD)
+    rows = [f"| {name} | {value} | {settings.origins.get(name, '')} |" for name, value in all_values.items()]
+    logger.record("settings", "\n".join(["| name | value | from |", "|---|---|---|", *rows]), exclude=ONLY_TENSORBOARD)
 
 
 def log_evaluation(logger: Logger, steps: int, evaluation: Evaluation) -> None:

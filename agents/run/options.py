@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -63,7 +64,12 @@ class RunOptions:
 
     def parsed_env_kwargs(self) -> dict[str, Any]:
         """Return the environment's arguments, their values read as YAML."""
-        return dict(map(_parse_pair, self.env_kwargs))
+        return parsed_pairs(self.env_kwargs)
+
+
+def parsed_pairs(pairs: Iterable[str]) -> dict[str, Any]:
+    """Read KEY=VALUE pairs, the values as YAML; UsageError for one that is none."""
+    return dict(map(_parse_pair, pairs))
 
 
 def check_device(name: str) -> None:

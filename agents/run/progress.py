@@ -96,10 +96,11 @@ class Progress:
         elapsed = time.monotonic() - self._begun
         rate = (self.steps - self._first) / elapsed if elapsed else 0.0
         left = max(0, self.total - self.steps) / rate if rate else None
+        kl = self._metrics.get("train/kl")
         figures = [
             f"return {_figure(self._metrics.get('rollout/ep_rew_mean'), ',.1f')}",
             f"evaluated {_figure(self._evaluation, ',.1f')}",
-            f"KL {_figure(self._metrics.get('train/kl'), '.4f')}",
+            *([] if kl is None else [f"KL {kl:.4f}"]),
             f"{rate:,.0f} steps/s",
             f"{_clock(elapsed)}, {'?' if left is None else _clock(left)} left",
         ]

@@ -22,17 +22,20 @@ ORIGIN_STYLES = {"default": "dim", "preset": "cyan", "flag": "bold green"}
 EVALUATION_COLOR, TRAINING_COLOR = "#1f5fa8", "#9a9a9a"
 
 
-def hyperparameter_table(config: Mapping[str, Any], origins: Mapping[str, str]) -> Table:
-    """List every hyperparameter with its value and origin, side by side in two halves."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for _ in range(2):
-        table.add_column("hyperparameter")
-        table.add_column("value", justify="right")
-        table.add_column("from")
+def hyperparameter_table(config: Mapping[str, Any], origins: Mapping[str, str], width: int) -> Table:
+    """List every hyperparameter with its value and origin, side by side in two halves where the width has room."""
+    headings = ("hyperparameter", "value", "from")
     cells = [(name, _value(value), origins[name]) for name, value in config.items()]
-    half = -(-len(cells) // 2)
-    for pair in zip_longest(cells[:half], cells[half:], fillvalue=("", "", "")):
-        table.add_row(*(Text(text, style=ORIGIN_STYLES.get(cell[2], "")) for cell in pair for text in cell))
+    one = sum(max(map(len, column)) + 2 for column in zip(headings, *cells, strict=True))
+    parts = 2 if 2 * one <= width else 1
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for _ in range(parts):
+        table.add_column(headings[0])
+        table.add_column(headings[1], justify="right")
+        table.add_column(headings[2])
+    rows = -(-len(cells) // parts)
+    for row in zip_longest(*(cells[k * rows : (k + 1) * rows] for k in range(parts)), fillvalue=("", "", "")):
+        table.add_row(*(Text(text, style=ORIGIN_STYLES.get(cell[2], "")) for cell in row for text in cell))
     return table
 
 
@@ -97,7 +100,7 @@ def plot_returns(evaluation: Evaluation, file: Path, title: str) -> None:
     axes.set_xlabel("return of one episode")
     axes.set_ylabel("episodes")
     axes.legend(frameon=False)
-    figure.savefig(file, dpi=150, format="png")
+    figure.savefig(file, dpi=150)
 
 
 def adaptation_statistics(values: np.ndarray) -> dict[str, list[Any]]:
@@ -136,7 +139,7 @@ def plot_adaptation(rows: Mapping[str, np.ndarray], file: Path, title: str) -> N
     axes.set_xlabel("updates on the task")
     axes.set_ylabel("return")
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(file, dpi=150, format="png")
+    figure.savefig(file, dpi=150)
 
 
 def _axes(title: str) -> tuple[Figure, Axes]:

@@ -8,6 +8,7 @@ import math
 import shlex
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ from agents.run.log import STEPS, log_evaluation, record_hyperparameters, run_lo
 from agents.run.options import RunOptions, check_device
 from agents.run.progress import Progress
 from agents.run.signals import StopRequest
+from agents.saving import NewEpisodes
 from envs import VectorEnv, make_vec
 
 EVALUATIONS = 20
@@ -89,14 +91,16 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str) -> int
             return 0
         torch.set_num_threads(run.threads)
         env = _make_env(run, settings.config["num_envs"], REGISTRY[settings.algorithm].autoreset)
-        agent = load(folder.last, env=env, device=run.device)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", NewEpisodes)
+            agent = load(folder.last, env=env, device=run.device)
         run = dataclasses.replace(run, device=str(agent.device))
         for name in sorted(changes.keys() - {"steps"}):
             before, now = getattr(settings.run, name), getattr(run, name)
             if now != before:
                 print(f"--{name} {now} in place of the run's {before}: from here on its numbers may round otherwise.")
-        if manifest["env_snapshot"] != "exact":
-            print(f"New episodes begin: {manifest['env_snapshot']}")
+        for warning in said:
+            print(warning.message)
         settings = dataclasses.replace(settings, run=run)
         folder.write_config(settings)
         with folder.command.open("a") as file:
@@ -123,7 +127,7 @@ class _Training:
         self._print_start()
         agent.set_logger(run_logger(self.folder, agent.num_timesteps, agent.dashboard))
         if agent.num_timesteps == 0:
-            record_hyperparameters(agent.logger, self.settings.algorithm, self.settings.config)
+            record_hyperparameters(agent.logger, self.settings)
         final = None
         with (
             contextlib.closing(_make_env(run, BLOCK, AutoresetMode.DISABLED)) as env,
@@ -193,8 +197,11 @@ class _Training:
         if agent.num_timesteps:
             show(f"goes on after {agent.num_timesteps:,} of {self.options.steps:,} environment steps")
         else:
-            show("", report.hyperparameter_table(self.settings.config, self.settings.origins), "")
+            show("", report.hyperparameter_table(self.settings.config, self.settings.origins, self.console.width), "")
         show(f"run folder: {self.folder.path}", soft_wrap=True)
+        asked, whole = self.options.steps - agent.num_timesteps, agent.steps_per_iteration
+        if 0 < asked < whole:
+            show(f"one iteration is {whole:,} environment steps, more than the {asked:,} asked for", soft_wrap=True)
 
     def _print_stop(self, number: signal.Signals) -> None:
         steps = self.agent.num_timesteps

@@ -17,6 +17,7 @@ from gymnasium.vector import AutoresetMode
 from mujoco.batch import Batch
 from torch import Tensor
 
+from envs.infos import LazyInfo, step_info, with_masks
 from envs.mujoco.model import load_model
 from envs.mujoco.physics import DIVERGED, Physics, ThreadedPhysics
 from envs.mujoco.spatial import SPATIAL_TASKS
@@ -26,6 +27,8 @@ from envs.vector import Ids, SeededVectorEnv, SnapshotError
 TASKS: dict[str, Callable[..., Task]] = {task.env_id: task for task in (*PLANAR_TASKS, *SPATIAL_TASKS)}
 """Gymnasium id -> the class of its task."""
 
+RENDER_MODES = ["human", "rgb_array", "depth_array", "rgbd_tuple"]
+"""Gymnasium's renderer's."""
 _RENDER_KWARGS = frozenset(
     {
         "render_mode",
@@ -56,6 +59,7 @@ class MujocoVectorEnv(SeededVectorEnv):
     """
 
     task_types: ClassVar[Mapping[str, Callable[..., Task]]] = TASKS
+    tells_of_episodes = False
     _made_with: tuple[tuple[Any, ...], dict[str, Any]]
     _action_scale: float = 1.0
     """Factor between actions, which are paid for, and controls."""
@@ -92,6 +96,7 @@ class MujocoVectorEnv(SeededVectorEnv):
             seed=seed,
         )
         self._observation[:] = observation
+        self.metadata |= {"render_modes": RENDER_MODES, "render_fps": round(1.0 / self.dt)}
         self.render_mode = self._render_kwargs.get("render_mode")
         self._renderer: gymnasium.Env | None = None
 
@@ -144,7 +149,7 @@ class MujocoVectorEnv(SeededVectorEnv):
             position = self.task.position(np, state, self.model)
             velocity = (position - self._position[rows]) / self._period
             self._position[rows] = position
-        reward, terminated, info = self.task.reward(np, state, self.model, actions, velocity)
+        reward, terminated, terms = self.task.reward(np, state, self.model, actions, velocity)
         if terminated is None:
             terminated = np.zeros(n, dtype=bool)
         if diverged is not None:
@@ -154,20 +159,28 @@ class MujocoVectorEnv(SeededVectorEnv):
             observation[diverged] = self._observation[rows][diverged]
             reward[diverged] = 0.0
             terminated = terminated | diverged
-            info["diverged"] = diverged
+            terms["diverged"] = diverged
+        where = self._where(state)
 
         self._elapsed[rows] += 1
         truncated = self._elapsed[rows] >= self.max_episode_steps
         ended = terminated | truncated
         self._observation[rows] = observation
+        final, began = {}, None
         if ended.any():
             self._ended[rows] = ended
             if self.autoreset is AutoresetMode.SAME_STEP:
-                info["final_obs"], info["_final_obs"] = torch.from_numpy(observation), torch.from_numpy(ended)
-                self._begin_episodes(np.flatnonzero(ended) if index is None else index[ended])
+                final = {"final_obs": torch.from_numpy(observation), "_final_obs": torch.from_numpy(ended)}
+                began = self._begin_episodes(np.flatnonzero(ended) if index is None else index[ended])
                 observation = self._observation[rows].copy()
         tensors = (torch.from_numpy(x) for x in (observation, reward, terminated, truncated))
+        info = LazyInfo.of(partial(step_info, where, terms, ended, began), final)
         return (*tensors, info)  # type: ignore[return-value]
+
+    def _where(self, state: Any) -> Callable[[], dict[str, np.ndarray]]:
+        """Say how to make the entries of an info that tell where the simulations are, from copies: they move on."""
+        told = SimpleNamespace(**{name: getattr(state, name).copy() for name in self.task.tells})
+        return partial(self.task.where, np, told, self.model)
 
     def _begin_episodes(
         self,
@@ -187,7 +200,8 @@ class MujocoVectorEnv(SeededVectorEnv):
             self._position[rows] = self.task.position(np, state, self.model)
         self._elapsed[rows] = 0
         self._ended[rows] = False
-        return {}
+        where, n = self._where(state), len(rows)
+        return LazyInfo.of(lambda: with_masks(where(), np.ones(n, dtype=bool)))
 
     def set_state(self, qpos: Any, qvel: Any, ids: Ids = None) -> Tensor:
         """Begin an episode of the environments ids at a given state, as Gymnasium's `set_state` after a reset.
@@ -222,7 +236,9 @@ class MujocoVectorEnv(SeededVectorEnv):
         index = self._select(ids)
         rows = np.arange(self.num_envs) if index is None else index
         counters = self._counters()
-        if set(snapshot) != {*counters, "physics"} or len(snapshot["physics"]) != len(rows):
+        own = counters | {"physics": self._physics.integration_state(rows[:0])}
+        expected = {name: (len(rows), *array.shape[1:]) for name, array in own.items()}
+        if {name: tuple(x.shape) for name, x in snapshot.items()} != expected:
             raise SnapshotError(
                 f"This snapshot does not fit {len(rows)} environments of {self.task.env_id}; "
                 "restore it to as many environments of the task that it was taken from."

@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
+from envs.infos import row_of
 from envs.mujoco.batch import BatchPhysics, MujocoVectorEnv, make_task
 from envs.mujoco.families import FAMILIES, POINT, Point, PointPhysics
 from envs.mujoco.physics import Physics
@@ -86,6 +87,7 @@ class FamilyVectorEnv(MujocoVectorEnv, TaskVectorEnv):
             max_episode_steps=self.task.horizon,
             **kwargs,
         )
+        self.metadata["render_modes"] = []
         self._apply(numbers)
 
     @property
@@ -198,8 +200,8 @@ class FamilyEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def reset(self, *, seed: Seeds = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)  # type: ignore[arg-type]
-        observation, _ = self._vector.reset(seed=seed)
-        return observation[0].numpy(), {"task": self._vector.tasks[0]}
+        observation, info = self._vector.reset(seed=seed)
+        return observation[0].numpy(), row_of(info, 0) | {"task": self._vector.tasks[0]}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self._vector.step(np.asarray(action)[None])
@@ -208,7 +210,7 @@ class FamilyEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             float(reward[0]),
             bool(terminated[0]),
             bool(truncated[0]),
-            {name: values[0] for name, values in info.items()},
+            row_of(info, 0),
         )
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from envs.mujoco.tasks import Array, NearRest, PhysicsState, RandomStreams, Range, Task
+from envs.mujoco.tasks import Array, NearRest, PhysicsState, RandomStreams, Range, Task, in_plane, norm
 
 
 def rows(xp: Any, array: Array) -> Array:
@@ -16,14 +16,10 @@ def rows(xp: Any, array: Array) -> Array:
     return xp.reshape(array, (array.shape[0], array.shape[1] * array.shape[2]))
 
 
-def norm(xp: Any, vector: Array) -> Array:
-    """Give the Euclidean length of vectors [n, k], [n]."""
-    return xp.sqrt(xp.vecdot(vector, vector))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Ant(NearRest):
     env_id = "Ant-v5"
+    tells = ("qpos",)
     normal_velocities = True
     xml_file: str = "ant.xml"
     frame_skip: int = 5
@@ -51,6 +47,9 @@ class Ant(NearRest):
         """Give what the velocity [n, 2] earns, [n]."""
         return velocity[:, 0] * self.forward_reward_weight
 
+    def where(self, xp: Any, s: PhysicsState, model: mujoco.MjModel) -> dict[str, Array]:
+        return in_plane(xp, s)
+
     def _contact_forces(self, xp: Any, s: PhysicsState) -> Array:
         return xp.clip(s.cfrc_ext, *self.contact_force_range)
 
@@ -68,23 +67,28 @@ class Ant(NearRest):
         healthy = xp.all(xp.isfinite(s.qpos), axis=1) & xp.all(xp.isfinite(s.qvel), axis=1) & (low <= z) & (z <= high)
         forward = self.forward(xp, s, velocity)
         survive = healthy * self.healthy_reward
-        costs = control = self.ctrl_cost_weight * xp.sum(xp.square(action), axis=-1)
-        terms = {
-            "x_velocity": velocity[:, 0],
-            "reward_forward": forward,
-            "reward_survive": survive,
-            "control_cost": control,
-        }
+        costs = control = -self.ctrl_cost_weight * xp.sum(xp.square(action), axis=-1)
+        contact = xp.zeros_like(survive)
         if self.contact_cost_weight != 0:
             forces = rows(xp, self._contact_forces(xp, s))
-            terms["contact_cost"] = self.contact_cost_weight * xp.sum(xp.square(forces), axis=-1)
-            costs = control + terms["contact_cost"]
-        return (forward + survive) - costs, ~healthy if self.terminate_when_unhealthy else None, terms
+            contact = -self.contact_cost_weight * xp.sum(xp.square(forces), axis=-1)
+            costs = control + contact
+        terms = {
+            "x_velocity": velocity[:, 0],
+            "y_velocity": velocity[:, 1],
+            "reward_forward": forward,
+            "reward_survive": survive,
+            "reward_ctrl": control,
+            "reward_contact": contact,
+        }
+        return (forward + survive) + costs, ~healthy if self.terminate_when_unhealthy else None, terms
 
 
 @dataclass(frozen=True, kw_only=True)
 class _HumanoidBody(NearRest):
     """The body that Humanoid and HumanoidStandup share, and what they observe of it."""
+
+    tells = ("qpos", "ten_length", "ten_velocity")
 
     frame_skip: int = 5
     ctrl_cost_weight: float = 0.1
@@ -101,7 +105,11 @@ class _HumanoidBody(NearRest):
             "cvel": self.include_cvel_in_observation,
             "qfrc_actuator": self.include_qfrc_actuator_in_observation,
         }
-        return ("qpos", "qvel", "ctrl", "cfrc_ext", *(name for name, included in optional.items() if included))
+        read = ("qpos", "qvel", "ctrl", "cfrc_ext", "ten_length", "ten_velocity")
+        return (*read, *(name for name, included in optional.items() if included))
+
+    def where(self, xp: Any, s: PhysicsState, model: mujoco.MjModel) -> dict[str, Array]:
+        return in_plane(xp, s) | {"tendon_length": s.ten_length, "tendon_velocity": s.ten_velocity}
 
     def observe(self, xp: Any, s: PhysicsState, model: mujoco.MjModel) -> Array:
         parts = [s.qpos[:, 2:] if self.exclude_current_positions_from_observation else s.qpos, s.qvel]
@@ -115,8 +123,9 @@ class _HumanoidBody(NearRest):
             parts.append(rows(xp, s.cfrc_ext[:, 1:]))
         return xp.concat(parts, axis=1)
 
-    def _impact_cost(self, xp: Any, s: PhysicsState, weight: float, cost_range: Range) -> Array:
-        return xp.clip(weight * xp.sum(xp.square(rows(xp, s.cfrc_ext)), axis=-1), *cost_range)
+    def _impact(self, xp: Any, s: PhysicsState, weight: float, cost_range: Range) -> Array:
+        """Give the reward of contact forces, minus a cost in a range."""
+        return -xp.clip(weight * xp.sum(xp.square(rows(xp, s.cfrc_ext)), axis=-1), *cost_range)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,16 +154,17 @@ class Humanoid(_HumanoidBody):
         healthy = (low < z) & (z < high)
         forward = self.forward_reward_weight * velocity[:, 0]
         survive = healthy * self.healthy_reward
-        control = self.ctrl_cost_weight * xp.sum(xp.square(s.ctrl), axis=-1)
-        contact = self._impact_cost(xp, s, self.contact_cost_weight, self.contact_cost_range)
+        control = -self.ctrl_cost_weight * xp.sum(xp.square(s.ctrl), axis=-1)
+        contact = self._impact(xp, s, self.contact_cost_weight, self.contact_cost_range)
         terms = {
             "x_velocity": velocity[:, 0],
+            "y_velocity": velocity[:, 1],
             "reward_forward": forward,
             "reward_survive": survive,
-            "control_cost": control,
-            "contact_cost": contact,
+            "reward_ctrl": control,
+            "reward_contact": contact,
         }
-        return (forward + survive) - (control + contact), ~healthy if self.terminate_when_unhealthy else None, terms
+        return (forward + survive) + (control + contact), ~healthy if self.terminate_when_unhealthy else None, terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,10 +180,15 @@ class HumanoidStandup(_HumanoidBody):
     ) -> tuple[Array, Array | None, dict[str, Array]]:
         # Gymnasium takes uph_cost_weight and does not use it; so it is here.
         upward = (s.qpos[:, 2] - 0.0) / model.opt.timestep
-        control = self.ctrl_cost_weight * xp.sum(xp.square(s.ctrl), axis=-1)
-        impact = self._impact_cost(xp, s, self.impact_cost_weight, self.impact_cost_range)
-        terms = {"reward_linup": upward, "control_cost": control, "impact_cost": impact}
-        return upward - control - impact + 1, None, terms
+        control = -self.ctrl_cost_weight * xp.sum(xp.square(s.ctrl), axis=-1)
+        impact = self._impact(xp, s, self.impact_cost_weight, self.impact_cost_range)
+        terms = {"reward_linup": upward, "reward_quadctrl": control, "reward_impact": impact}
+        return upward + control + impact + 1, None, terms
+
+    def where(self, xp: Any, s: PhysicsState, model: mujoco.MjModel) -> dict[str, Array]:
+        told = super().where(xp, s, model) | {"z_distance_from_origin": s.qpos[:, 2] - model.qpos0[2]}
+        del told["distance_from_origin"]
+        return told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,9 +211,9 @@ class Reacher(Task):
     def reward(
         self, xp: Any, s: PhysicsState, model: mujoco.MjModel, action: Array, velocity: Array
     ) -> tuple[Array, Array | None, dict[str, Array]]:
-        distance = norm(xp, self._to_target(s, model)) * self.reward_dist_weight
-        control = self.reward_control_weight * xp.sum(xp.square(action), axis=-1)
-        return -distance - control, None, {"distance_cost": distance, "control_cost": control}
+        distance = norm(xp, self._to_target(s, model)) * -self.reward_dist_weight
+        control = -self.reward_control_weight * xp.sum(xp.square(action), axis=-1)
+        return distance + control, None, {"reward_dist": distance, "reward_ctrl": control}
 
     def initial_state(self, xp: Any, random: RandomStreams, qpos: Array, qvel: Array) -> tuple[Array, Array]:
         positions = random.uniform(-0.1, 0.1, qpos.shape[0]) + qpos
@@ -230,11 +245,11 @@ class Pusher(Task):
         self, xp: Any, s: PhysicsState, model: mujoco.MjModel, action: Array, velocity: Array
     ) -> tuple[Array, Array | None, dict[str, Array]]:
         tip, cylinder, goal = self._points(s, model)
-        near = norm(xp, cylinder - tip) * self.reward_near_weight
-        distance = norm(xp, cylinder - goal) * self.reward_dist_weight
-        control = self.reward_control_weight * xp.sum(xp.square(action), axis=-1)
-        terms = {"near_cost": near, "distance_cost": distance, "control_cost": control}
-        return -distance - control - near, None, terms
+        near = norm(xp, cylinder - tip) * -self.reward_near_weight
+        distance = norm(xp, cylinder - goal) * -self.reward_dist_weight
+        control = -self.reward_control_weight * xp.sum(xp.square(action), axis=-1)
+        terms = {"reward_near": near, "reward_dist": distance, "reward_ctrl": control}
+        return distance + control + near, None, terms
 
     def initial_state(self, xp: Any, random: RandomStreams, qpos: Array, qvel: Array) -> tuple[Array, Array]:
         velocities = qvel + random.uniform(-0.005, 0.005, qvel.shape[0])

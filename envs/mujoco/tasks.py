@@ -36,6 +36,8 @@ class PhysicsState(Protocol):
     cinert: Array
     cvel: Array
     cfrc_ext: Array
+    ten_length: Array
+    ten_velocity: Array
     goal: Array
     """Each simulation's own task, [n, G]; of task families only."""
 
@@ -46,6 +48,8 @@ class Task:
 
     env_id: ClassVar[str]
     reads: ClassVar[tuple[str, ...]] = ("qpos", "qvel")
+    tells: ClassVar[tuple[str, ...]] = ()
+    """The physics fields that `where` reads."""
 
     xml_file: str
     frame_skip: int
@@ -65,11 +69,15 @@ class Task:
     def reward(
         self, xp: Any, s: PhysicsState, model: mujoco.MjModel, action: Array, velocity: Array
     ) -> tuple[Array, Array | None, dict[str, Array]]:
-        """Give the rewards [n], terminated [n] (None: this task never terminates) and the reward's terms.
+        """Give the rewards [n], terminated [n] (None: this task never terminates) and the info's entries of a step.
 
         action is [n, A]; velocity is the change of `position` per second, [n, ...] (None where that is None).
         """
         raise NotImplementedError
+
+    def where(self, xp: Any, s: PhysicsState, model: mujoco.MjModel) -> dict[str, Array]:
+        """Give the entries [n, ...] of infos that Gymnasium tells after a step and a reset; called only if read."""
+        return {}
 
     def initial_state(self, xp: Any, random: RandomStreams, qpos: Array, qvel: Array) -> tuple[Array, Array]:
         """Draw reset states [n, nq] and [n, nv] around the model's own qpos [nq] and qvel [nv]."""
@@ -99,6 +107,7 @@ class _Runner(NearRest):
 
     root: ClassVar[int] = 1
     """Leading coordinates of qpos that move with the root."""
+    tells = ("qpos",)
 
     forward_reward_weight: float = 1.0
     ctrl_cost_weight: float = 0.1
@@ -107,6 +116,9 @@ class _Runner(NearRest):
 
     def position(self, xp: Any, s: PhysicsState, model: mujoco.MjModel) -> Array:
         return s.qpos[:, 0].copy()
+
+    def where(self, xp: Any, s: PhysicsState, model: mujoco.MjModel) -> dict[str, Array]:
+        return {"x_position": s.qpos[:, 0]}
 
     def forward(self, xp: Any, s: PhysicsState, velocity: Array) -> Array:
         """Give what the velocity [n] earns, [n]."""
@@ -120,8 +132,8 @@ class _Runner(NearRest):
         self, xp: Any, s: PhysicsState, model: mujoco.MjModel, action: Array, velocity: Array
     ) -> tuple[Array, Array | None, dict[str, Array]]:
         forward = self.forward(xp, s, velocity)
-        control = self.ctrl_cost_weight * xp.sum(xp.square(action), axis=-1)
-        return forward - control, None, {"x_velocity": velocity, "reward_forward": forward, "control_cost": control}
+        control = -self.ctrl_cost_weight * xp.sum(xp.square(action), axis=-1)
+        return forward + control, None, {"x_velocity": velocity, "reward_forward": forward, "reward_ctrl": control}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +151,18 @@ class Swimmer(_Runner):
     xml_file: str = "swimmer.xml"
     frame_skip: int = 4
     ctrl_cost_weight: float = 1e-4
+
+    def position(self, xp: Any, s: PhysicsState, model: mujoco.MjModel) -> Array:
+        return s.qpos[:, :2].copy()
+
+    def where(self, xp: Any, s: PhysicsState, model: mujoco.MjModel) -> dict[str, Array]:
+        return in_plane(xp, s)
+
+    def reward(
+        self, xp: Any, s: PhysicsState, model: mujoco.MjModel, action: Array, velocity: Array
+    ) -> tuple[Array, Array | None, dict[str, Array]]:
+        reward, terminated, terms = super().reward(xp, s, model, action, velocity[:, 0])
+        return reward, terminated, terms | {"y_velocity": velocity[:, 1]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +184,9 @@ class _PlanarLegged(_Runner):
         skip = self.root if self.exclude_current_positions_from_observation else 0
         return xp.concat((s.qpos[:, skip:], xp.clip(s.qvel, -10.0, 10.0)), axis=1)
 
+    def where(self, xp: Any, s: PhysicsState, model: mujoco.MjModel) -> dict[str, Array]:
+        return {"x_position": s.qpos[:, 0], "z_distance_from_origin": s.qpos[:, 1] - model.qpos0[1]}
+
     def reward(
         self, xp: Any, s: PhysicsState, model: mujoco.MjModel, action: Array, velocity: Array
     ) -> tuple[Array, Array | None, dict[str, Array]]:
@@ -172,14 +199,14 @@ class _PlanarLegged(_Runner):
             healthy &= xp.all((low < state) & (state < high), axis=1)
         forward = self.forward(xp, s, velocity)
         survive = healthy * self.healthy_reward
-        control = self.ctrl_cost_weight * xp.sum(xp.square(action), axis=-1)
+        control = -self.ctrl_cost_weight * xp.sum(xp.square(action), axis=-1)
         terms = {
             "x_velocity": velocity,
             "reward_forward": forward,
             "reward_survive": survive,
-            "control_cost": control,
+            "reward_ctrl": control,
         }
-        return forward + survive - control, ~healthy if self.terminate_when_unhealthy else None, terms
+        return forward + survive + control, ~healthy if self.terminate_when_unhealthy else None, terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,11 +274,23 @@ class InvertedDoublePendulum(NearRest):
         x, y = s.site_xpos[:, 0, 0], s.site_xpos[:, 0, 2]
         v1, v2 = s.qvel[:, 1], s.qvel[:, 2]
         fallen = y <= 1
-        distance = 0.01 * xp.square(x) + xp.square(y - 2)
-        speed = 1e-3 * xp.square(v1) + 5e-3 * xp.square(v2)
+        # Gymnasium squares numbers here, by the C library's pow, which rounds another way than x * x now and then.
+        distance = -0.01 * xp.float_power(x, 2) - xp.float_power(y - 2, 2)
+        speed = -1e-3 * xp.float_power(v1, 2) - 5e-3 * xp.float_power(v2, 2)
         survive = self.healthy_reward * ~fallen
-        terms = {"reward_survive": survive, "distance_cost": distance, "velocity_cost": speed}
-        return survive - distance - speed, fallen, terms
+        terms = {"reward_survive": survive, "distance_penalty": distance, "velocity_penalty": speed}
+        return survive + distance + speed, fallen, terms
+
+
+def norm(xp: Any, vector: Array) -> Array:
+    """Give the Euclidean length of vectors [n, k], [n]."""
+    return xp.sqrt(xp.vecdot(vector, vector))
+
+
+def in_plane(xp: Any, s: PhysicsState) -> dict[str, Array]:
+    """Give what Gymnasium's infos say of a body that moves in two directions."""
+    x, y = s.qpos[:, 0], s.qpos[:, 1]
+    return {"x_position": x, "y_position": y, "distance_from_origin": norm(xp, s.qpos[:, :2])}
 
 
 class RandomStreams:

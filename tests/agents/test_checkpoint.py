@@ -1,3 +1,4 @@
+import io
 import json
 import pickle
 import zipfile
@@ -186,6 +187,104 @@ def test_a_newer_format_says_update(saved: Path) -> None:
         read(saved)
 
 
-def test_a_missing_folder_is_an_os_error(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="nowhere"):
-        write(tmp_path / "nowhere" / "last.zip", {}, {})
+def test_a_missing_folder_is_made(tmp_path: Path) -> None:
+    write(tmp_path / "runs" / "one" / "last.zip", {"n": 1}, TENSORS)
+    assert read(tmp_path / "runs" / "one" / "last.zip")[0]["n"] == 1
+    with pytest.raises(OSError, match=r"last\.zip"):
+        write(tmp_path / "runs" / "one" / "last.zip" / "below.zip", {}, {})
+
+
+def test_the_suffix_may_be_left_out_to_read(saved: Path) -> None:
+    assert read(saved.with_suffix(""))[0] == read(saved)[0]
+    saved.rename(saved.with_name("model_0.5.zip"))
+    assert read(saved.with_name("model_0.5"))[0]["algorithm"] == "npg"
+
+
+def test_a_file_that_is_open_is_written_and_read(saved: Path) -> None:
+    stream = io.BytesIO()
+    write(stream, {"algorithm": "npg"}, TENSORS)
+    manifest, tensors = read(stream)
+    assert manifest["algorithm"] == "npg"
+    assert tensors.keys() == TENSORS.keys()
+    with saved.open("rb") as file:
+        assert read(file)[0]["num_timesteps"] == 10**12
+    with pytest.raises(CheckpointError, match=r"BytesIO.* damaged"):
+        read(io.BytesIO(b"no zip"))
+
+
+def test_an_altered_manifest_is_noticed(saved: Path) -> None:
+    with zipfile.ZipFile(saved) as archive:
+        text = archive.read("manifest.json")
+    rewrite(saved, manifest__json=text.replace(b"1000000000000", b"1000000000001"))
+    for reads in (read, checkpoint.read_manifest):
+        with pytest.raises(CheckpointError, match="does not match its own sha256"):
+            reads(saved)
+    without = json.loads(text)
+    del without["manifest_sha256"]
+    rewrite(saved, manifest__json=json.dumps(without).encode())
+    with pytest.raises(CheckpointError, match="own sha256"):
+        read(saved)
+    rewrite(saved, manifest__json=json.dumps(without | {"format_version": 1}).encode())
+    assert read(saved)[0]["num_timesteps"] == 10**12
+
+
+def test_compressed_members_are_refused_unread(saved: Path) -> None:
+    with zipfile.ZipFile(saved) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(saved, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    with pytest.raises(CheckpointError, match="neither of them compressed"):
+        read(saved)
+
+
+@pytest.mark.parametrize("field", ["flags", "method"])
+def test_odd_zips_are_refused(saved: Path, field: str) -> None:
+    data = bytearray(saved.read_bytes())
+    for signature, flags, method in ((b"PK\x03\x04", 6, 8), (b"PK\x01\x02", 8, 10)):
+        place = data.index(signature)
+        if field == "flags":
+            data[place + flags] |= 1  # encrypted
+        else:
+            data[place + method] = 99
+    saved.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"damaged|compressed"):
+        read(saved)
+
+
+ODD = {
+    "no version": {"format_version": None},
+    "a word for a version": {"format_version": "two"},
+    "no digests": {"sha256": None},
+    "a list of digests": {"sha256": []},
+    "a newer one of nobody": {"format_version": 99, "versions": None},
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_manifests_are_refused(saved: Path, kind: str) -> None:
+    manifest, _ = read(saved)
+    odd = {key: value for key, value in (manifest | ODD[kind]).items() if value is not None}
+    odd["manifest_sha256"] = checkpoint._digest_of_manifest(odd)
+    rewrite(saved, manifest__json=json.dumps(odd).encode())
+    with pytest.raises(CheckpointError, match="damaged or not"):
+        read(saved)
+
+
+def test_agents_of_odd_manifests_are_refused(tmp_path: Path) -> None:
+    import agents
+
+    path = tmp_path / "npg.zip"
+    agents.NPG("MlpPolicy", "CartPole-v1", num_envs=1).save(path)
+    manifest, tensors = read(path)
+    for name in manifest.keys() - {"format", "format_version", "versions", "sha256", "schedules", "counter"}:
+        for odd in ({}, [[]], None):
+            changed = {key: value for key, value in (manifest | {name: odd}).items() if value is not None}
+            write(path, changed, tensors)
+            try:
+                agents.load(path)
+            except CheckpointError:
+                continue
+    write(path, manifest, {})
+    with pytest.raises(CheckpointError, match="damaged"):
+        agents.load(path)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
 import agents
@@ -392,3 +396,24 @@ def test_reports_without_held_out_tasks_or_a_family_are_refused(
     assert cli.evaluate([str(tmp_path / "cart.zip"), "--adapt", "1"]) == 2
     assert "family of tasks" in capsys.readouterr().err
     assert agents.load(tmp_path / "two.zip").name == "fomaml"
+
+
+def test_an_environment_without_tasks_is_warned_of_and_one_with_its_own_refused() -> None:
+    class Tasks(gymnasium.Wrapper):
+        def set_task(self, task: float) -> None: ...
+
+    def agent(env: object) -> agents.Agent:
+        return agents.FOMAML("MlpPolicy", env, n_steps=8)
+
+    with pytest.warns(UserWarning, match=r"no family of tasks: FOMAML .* n_steps=8.* give families/"):
+        agent(gymnasium.make("CartPole-v1"))
+    for env in (
+        Tasks(gymnasium.make("CartPole-v1")),
+        DummyVecEnv([lambda: Tasks(gymnasium.make("CartPole-v1"))]),
+        make_vec(lambda: Monitor(Tasks(gymnasium.make("CartPole-v1"))), 2),
+    ):
+        with pytest.raises(ValueError, match=r"set_task, which FOMAML does not call; give .*TaskVectorEnv"):
+            agent(env)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agents.FOMAML("MlpPolicy", "families/Point-v0", num_envs=4, meta_batch_size=2, n_steps=100)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 
@@ -373,7 +374,7 @@ def test_the_dead_stand_still_and_are_shown_as_such() -> None:
         seen = 0
 
         def reward_of(self, info: dict[str, Any]) -> float:
-            return info["reward_forward"] + info["reward_survive"] - info["control_cost"]
+            return info["reward_forward"] + info["reward_survive"] + info["reward_ctrl"]
 
         def _on_step(self) -> bool:
             for info, reward in zip(self.locals["infos"], self.locals["rewards"], strict=True):
@@ -822,3 +823,28 @@ def test_the_defaults_are_possible() -> None:
     config = PESConfig()
     assert replace(config) == config
     copy.deepcopy(make(policy="MlpPolicy", net_arch=(4,)).policy)
+
+
+def test_copies_of_one_environment_are_as_good_as_new_ones() -> None:
+    def agent(env: Any) -> PES:
+        return PES("LinearPolicy", env, seed=0, n_steps=10, device="cpu")
+
+    def environment() -> gymnasium.Env:
+        return gymnasium.make("Pendulum-v1", max_episode_steps=20)
+
+    made = agent(make_vec(environment, 20, autoreset="disabled")).learn(600)
+    dummy = agent(DummyVecEnv([environment] * 20)).learn(600)
+    copied = agent(environment()).learn(600)
+    assert copied.n_envs == copied.config.num_envs == 20
+    for other in (dummy, copied):
+        assert other.episode_returns == made.episode_returns
+        assert torch.equal(parameter_vector(other.policy.actor), parameter_vector(made.policy.actor))
+    four = PES("LinearPolicy", environment(), num_envs=4, n_steps=10)
+    assert four.n_envs == 4
+
+
+def test_an_environment_that_cannot_be_copied_is_refused_in_words() -> None:
+    env = gymnasium.make("Pendulum-v1")
+    env.unwrapped.held = (number for number in ())
+    with pytest.raises(TypeError, match=r"cannot be copied.*callable"):
+        PES("LinearPolicy", env)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import RescaleAction
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
@@ -199,6 +200,70 @@ def test_loading_into_more_environments_begins_new_episodes(algorithm: type[Agen
     assert rollout <= agent.num_timesteps - before < 2 * rollout
 
 
+class OwnRandomness(gymnasium.ObservationWrapper):
+    """Draws on randomness that reset(seed) does not set."""
+
+    random = np.random.default_rng(0)
+
+    def observation(self, observation: Any) -> Any:
+        return observation + self.random.uniform(0, 0.01)
+
+
+ELSEWHERE = {
+    "randomness of its own": (
+        lambda algorithm: vector(algorithm, lambda: OwnRandomness(gymnasium.make("InvertedPendulum-v5")), 2),
+        "gave another observation",
+    ),
+    "another backend": (
+        lambda algorithm: make_vec("InvertedPendulum-v5", 2, backend="gymnasium", autoreset=algorithm.autoreset),
+        "does not fit",
+    ),
+    "another number": (lambda algorithm: vector(algorithm, "InvertedPendulum-v5", 4), "of 2 environments"),
+    "a DummyVecEnv": (
+        lambda algorithm: DummyVecEnv([lambda: gymnasium.make("InvertedPendulum-v5")] * 2),
+        "cannot be restored|does not fit",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_where_environments_cannot_be_put_back_new_episodes_begin(
+    algorithm: type[Agent], kind: str, tmp_path: Path
+) -> None:
+    env, reason = ELSEWHERE[kind]
+    first = env(algorithm) if kind == "randomness of its own" else vector(algorithm, "InvertedPendulum-v5", 2)
+    agent = make(algorithm, first).learn(64)
+    agent.save(tmp_path / "agent")
+    with pytest.warns(UserWarning, match=f"New episodes begin: .*({reason})"):
+        loaded = algorithm.load(tmp_path / "agent", env(algorithm), device="cpu")
+    loaded.learn(64, reset_num_timesteps=False)
+    assert loaded.num_timesteps > agent.num_timesteps
+    assert not torch.equal(parameters(loaded), parameters(agent))
+
+
+def test_what_was_saved_within_an_iteration_says_so(algorithm: type[Agent], tmp_path: Path) -> None:
+    env = vector(algorithm, "InvertedPendulum-v5", 8)
+    make(algorithm, env).learn(128 * 2, callback=CheckpointCallback(5, str(tmp_path), "amid"))
+    files = sorted(tmp_path.glob("*.zip"))
+    with pytest.warns(UserWarning, match="New episodes begin: .* within an iteration"):
+        agent = algorithm.load(files[0], env, device="cpu")
+    agent.learn(128, reset_num_timesteps=False)
+
+    class AtTheBeginning(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            if self.num_timesteps:
+                self.model.save(tmp_path / "between")
+
+        def _on_step(self) -> bool:
+            return True
+
+    whole = make(algorithm, "InvertedPendulum-v5").learn(128 * 4, callback=AtTheBeginning())
+    between = algorithm.load(tmp_path / "between", env, device="cpu")
+    assert between.num_timesteps < whole.num_timesteps
+    between.learn(whole.num_timesteps - between.num_timesteps, reset_num_timesteps=False)
+    assert torch.equal(parameters(between), parameters(whole))
+
+
 def test_environments_that_cannot_be_put_back_are_saved_without(algorithm: type[Agent], tmp_path: Path) -> None:
     env = Unrestorable([gymnasium.make("CartPole-v1") for _ in range(2)], autoreset=algorithm.autoreset)
     agent = make(algorithm, env).learn(64)
@@ -220,8 +285,9 @@ ACCEPTED = {
     "callable": lambda algorithm: vector(algorithm, lambda: gymnasium.make("Pendulum-v1"), 2),
     "flattened dict": lambda algorithm: vector(algorithm, lambda: gymnasium.wrappers.FlattenObservation(DictEnv()), 2),
 }
-SAME_STEP_ONLY = {
+THEIRS = {
     "gymnasium environment": lambda: gymnasium.make("CartPole-v1"),
+    "wrapped environment": lambda: Monitor(gymnasium.make("Pendulum-v1", max_episode_steps=20)),
     "same-step vector environment": lambda: gymnasium.make_vec(
         "CartPole-v1",
         2,
@@ -229,10 +295,13 @@ SAME_STEP_ONLY = {
         vector_kwargs={"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP},
     ),
     "SB3 VecEnv": lambda: DummyVecEnv([lambda: gymnasium.make("CartPole-v1")] * 2),
-    "VecNormalize of rewards": lambda: VecNormalize(
-        DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]), norm_obs=False
+}
+TOGETHER = {
+    "VecNormalize of rewards": (
+        lambda: VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")] * 2), norm_obs=False),
+        "VecNormalize steps and resets all",
     ),
-    "odd number": lambda: make_vec("CartPole-v1", 3),
+    "odd number": (lambda: make_vec("CartPole-v1", 3), r"make_vec\(..., autoreset='disabled'\)"),
 }
 
 
@@ -244,13 +313,22 @@ def test_every_kind_of_environment_trains(algorithm: type[Agent], kind: str) -> 
     assert isinstance(agent.env, SB3View)
 
 
-@pytest.mark.parametrize("kind", SAME_STEP_ONLY)
+@pytest.mark.parametrize("kind", THEIRS)
+def test_other_peoples_environments_train(algorithm: type[Agent], kind: str) -> None:
+    agent = make(algorithm, THEIRS[kind]()).learn(65)
+    assert agent.num_timesteps >= 65
+    agent.set_env(THEIRS[kind]())
+    assert agent.learn(33, reset_num_timesteps=False).num_timesteps >= 98
+
+
+@pytest.mark.parametrize("kind", TOGETHER)
 def test_environments_that_step_together_train_or_are_refused(algorithm: type[Agent], kind: str) -> None:
+    env, remedy = TOGETHER[kind]
     if algorithm.autoreset is AutoresetMode.SAME_STEP:
-        assert make(algorithm, SAME_STEP_ONLY[kind]()).learn(33).num_timesteps >= 33
+        assert make(algorithm, env()).learn(33).num_timesteps >= 33
     else:
-        with pytest.raises(ValueError, match=r"make_vec\(..., autoreset='disabled'\)"):
-            make(algorithm, SAME_STEP_ONLY[kind]())
+        with pytest.raises(ValueError, match=remedy):
+            make(algorithm, env())
 
 
 class DictEnv(gymnasium.Env):
@@ -265,6 +343,47 @@ class DictEnv(gymnasium.Env):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
         return {"x": np.zeros(2, dtype=np.float32), "k": 1}, 1.0, True, False, {}
+
+
+class Goal(gymnasium.Wrapper):
+    """Every second episode is a success, and each says its number."""
+
+    episode = -1
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.episode += 1
+        return super().reset(**kwargs)
+
+    def step(self, action: Any) -> Any:
+        *rest, info = super().step(action)
+        return *rest, info | {"is_success": bool(self.episode % 2), "number": self.episode}
+
+
+def monitored() -> Monitor:
+    return Monitor(Goal(gymnasium.make("CartPole-v1", max_episode_steps=4)), info_keywords=("number", "is_success"))
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("kind", ["ours", "SB3 VecEnv"])
+def test_success_and_a_monitors_words_are_counted(
+    algorithm: type[Agent], kind: str, watched: bool, tmp_path: Path
+) -> None:
+    env = vector(algorithm, monitored, 2) if kind == "ours" else DummyVecEnv([monitored] * 2)
+    agent = make(algorithm, env).learn(100, callback=Patient() if watched else None)
+    numbers = [episode["number"] for episode in agent.ep_info_buffer]
+    assert agent.episode_lengths == [4] * len(numbers)
+    assert len(set(numbers)) > 2
+    assert list(agent.ep_success_buffer) == [bool(number % 2) for number in numbers]
+    assert agent.last_metrics["rollout/success_rate"] == np.mean(agent.ep_success_buffer)
+    agent.save(tmp_path / "agent")
+    loaded = algorithm.load(tmp_path / "agent")
+    assert loaded.ep_success_buffer == agent.ep_success_buffer
+    assert loaded.ep_info_buffer == agent.ep_info_buffer
+
+
+class Patient(BaseCallback):
+    def _on_step(self) -> bool:
+        return True
 
 
 class Odd(gymnasium.Env):
@@ -346,7 +465,12 @@ OTHER = {
     AutoresetMode.DISABLED: AutoresetMode.SAME_STEP,
 }
 REFUSED = {
-    "next-step autoreset": (lambda _: gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="sync"), "SAME_STEP"),
+    "next-step autoreset": (
+        lambda _: RescaleAction(
+            gymnasium.make_vec("Pendulum-v1", 2, vectorization_mode="sync"), np.float32(-1), np.float32(1)
+        ),
+        r"SAME_STEP|steps and resets all",
+    ),
     "dict observations": (lambda _: DictEnv(), "FlattenObservation"),
     "normalized observations": (
         lambda _: VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")])),

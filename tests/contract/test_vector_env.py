@@ -193,8 +193,24 @@ def test_resetting_some_leaves_the_others_alone(make: Factory) -> None:
 def test_reset_mask_says_ids(make: Factory) -> None:
     env, twin = make(N, seed=1), make(N, seed=1)
     options = {"reset_mask": np.array([False, True, True])}
-    assert torch.equal(env.reset(options=options)[0], twin.reset(ids=[1, 2])[0])
+    first = env.reset()[0].clone()
+    twin.reset()
+    observation, info = env.reset(options=options)
+    assert torch.equal(observation[1:], twin.reset(ids=[1, 2])[0])
+    assert torch.equal(observation[0], first[0])
+    assert all(len(value) == N for value in info.values())
+    assert all(not mask[0] for name, mask in info.items() if name.startswith("_"))
     assert list(options) == ["reset_mask"]
+
+
+@ours
+def test_seeds_may_be_given_to_some(make: Factory) -> None:
+    env, twin = make(N, seed=1), make(N, seed=1)
+    some = env.reset(seed=[None, 7, None])[0].clone()
+    assert torch.equal(some[[0, 2]], twin.reset()[0][[0, 2]])
+    assert torch.equal(some[1], twin.reset(seed=[7], ids=[1])[0][0])
+    mask = {"reset_mask": np.array([False, True, False])}
+    assert torch.equal(env.reset(seed=[0, 7, 0], options=mask)[0], some)
 
 
 @every

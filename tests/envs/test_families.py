@@ -236,7 +236,7 @@ def test_action_scale_changes_controls_and_not_costs() -> None:
     observed, _, _, _, info = half.step(a)
     expected, _, _, _, info_of_half = full.step(a / 2)
     assert torch.equal(observed, expected)
-    assert info["control_cost"] == pytest.approx(4 * info_of_half["control_cost"])
+    assert info["reward_ctrl"] == pytest.approx(4 * info_of_half["reward_ctrl"])
 
 
 def test_an_oracle_sees_the_task() -> None:

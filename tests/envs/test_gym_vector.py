@@ -285,3 +285,80 @@ def test_render_and_close() -> None:
     assert [frame.shape for frame in frames] == [(4, 4, 3)] * 2
     vector.close()
     assert all(env.closed for env in envs)
+
+
+def test_environments_need_not_know_of_options() -> None:
+    class Plain(gymnasium.Env):
+        observation_space, action_space = spaces.Box(-1, 1, (1,)), spaces.Discrete(2)
+
+        def reset(self, seed: int | None = None) -> Any:
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action: Any) -> Any:
+            return np.zeros(1, np.float32), 1.0, True, False, {}
+
+    env = GymVectorEnv([Plain(), Plain()])
+    env.reset(seed=0)
+    assert env.step(np.zeros(2, int))[1].tolist() == [1.0, 1.0]
+
+
+class Odd(Scripted):
+    """Gives what it is told to, at reset or after a step."""
+
+    def __init__(self, **told: Any) -> None:
+        super().__init__()
+        self.told = told
+
+    def reset(self, **kwargs: Any) -> Any:
+        begun = super().reset(**kwargs)
+        return self.told.get("begun", begun)
+
+    def step(self, action: Any) -> Any:
+        observation, reward, terminated, truncated, info = super().step(action)
+        names = {"observation": observation, "reward": reward, "terminated": terminated, "truncated": truncated}
+        values = (names | self.told).values() if "values" not in self.told else self.told["values"]
+        return *list(values)[:4], info
+
+
+@pytest.mark.parametrize("observation", [np.zeros(1), np.zeros((1, 2)), np.zeros((2, 2)), np.zeros(()), 0.0, {"x": 1}])
+def test_observations_of_another_shape_are_refused(observation: Any) -> None:
+    env = GymVectorEnv([Scripted(), Odd(observation=observation)])
+    env.reset()
+    with pytest.raises(ValueError, match=r"environment 1 .* shape \(.*\(2,\); correct"):
+        env.step([0, 0])
+
+
+@pytest.mark.parametrize("one", [np.ones(1), np.ones((1, 1)), np.float32(1), 1, [1.0]])
+def test_arrays_of_one_number_are_numbers(one: Any) -> None:
+    env = GymVectorEnv([Odd(reward=one, terminated=np.ones(1, bool))])
+    env.reset()
+    _, reward, terminated, *_ = env.step([0])
+    assert (reward.tolist(), terminated.tolist()) == ([1.0], [True])
+
+
+def begin_and_step(env: GymVectorEnv) -> None:
+    env.reset()
+    env.step([0])
+
+
+def test_what_is_no_step_and_no_reset_is_refused() -> None:
+    for odd, words in {
+        Odd(reward=np.ones(2)): r"array\(\[1., 1.\]\) as reward",
+        Odd(values=(np.zeros(2), 1.0, True)): "4 values from step",
+        Odd(begun=np.zeros(2)): "ndarray from reset",
+        Odd(begun=(np.zeros(2), {}, 0)): "tuple from reset",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            begin_and_step(GymVectorEnv([odd]))
+
+
+def test_images_are_refused_with_a_remedy() -> None:
+    class Images(Scripted):
+        def __init__(self) -> None:
+            super().__init__()
+            self.observation_space = spaces.Box(0, 255, (8, 8, 3), np.uint8)
+
+    with pytest.raises(ValueError, match=r"images.*FlattenObservation"):
+        GymVectorEnv([Images()])
+    flat = GymVectorEnv([gymnasium.wrappers.FlattenObservation(Images())])
+    assert flat.single_observation_space.shape == (192,)

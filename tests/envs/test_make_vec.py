@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import FlattenObservation
 
 from envs import GymVectorEnv, make_vec
@@ -98,3 +99,9 @@ def test_probes_need_no_import() -> None:
 def test_importing_envs_is_light() -> None:
     code = "import sys, envs; print([m for m in ('mujoco', 'stable_baselines3', 'envs.probes') if m in sys.modules])"
     assert run(code) == "[]"
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "same_step", "SAME_STEP", AutoresetMode.SAME_STEP])
+def test_autoreset_is_said_as_gymnasium_says_it(mode: Any) -> None:
+    assert make_vec("CartPole-v1", autoreset=mode).autoreset is AutoresetMode.SAME_STEP
+    assert make_vec("CartPole-v1", autoreset="Disabled").autoreset is AutoresetMode.DISABLED

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+from typing import Any
 
 import gymnasium
 import mujoco
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode
 
 from envs import make_vec
+from envs.infos import row_of
 from envs.mujoco import TASKS, MujocoVectorEnv
 from envs.mujoco.model import skip_idle_work
-from envs.mujoco.tasks import RandomStreams
+from envs.mujoco.tasks import Hopper, RandomStreams
 
 COMMON = {"exclude_current_positions_from_observation": False, "frame_skip": 3}
 HUMANOID = {
@@ -85,6 +89,65 @@ UNTERMINATED = {
 CASES = [(env_id, {}) for env_id in TASKS] + list(CHANGED.items()) + list(UNTERMINATED.items())
 
 
+def assert_equal_infos(ours: dict, theirs: dict) -> None:
+    """Keys, and values to the bit."""
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[name], value, err_msg=name, strict=isinstance(value, np.ndarray))
+
+
+def form(info: dict) -> dict:
+    """Masks, and the shapes of what they belong to."""
+    return {
+        name: form(value) if isinstance(value, dict) else value.tolist() if name[0] == "_" else np.shape(value)[1:]
+        for name, value in info.items()
+        if name not in ("final_obs", "_final_obs")
+    }
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
+@pytest.mark.parametrize("env_id", TASKS)
+def test_infos_and_metadata_have_gymnasiums_vector_form(env_id: str, mode: AutoresetMode) -> None:
+    limit = {"max_episode_steps": 4}
+    theirs = gymnasium.make_vec(env_id, 2, "sync", vector_kwargs={"autoreset_mode": mode}, **limit)
+    ours = MujocoVectorEnv(env_id, 2, autoreset=mode, **limit)
+    assert ours.metadata == theirs.metadata
+    assert form(ours.reset(seed=0)[1]) == form(theirs.reset(seed=0)[1])
+    actions = np.zeros(theirs.action_space.shape, np.float32)
+    for step in range(6):
+        if step == 2:
+            # So that one episode ends alone.
+            ours.reset(ids=[0])
+            theirs.envs[0].reset()
+        info = ours.step(actions)[4]
+        expected = theirs.step(actions)[4]
+        assert form(info) == form(expected)
+        if mode is AutoresetMode.DISABLED and step == 3:
+            break
+
+
+def test_infos_that_nobody_reads_are_not_made_and_those_read_late_are_of_their_step() -> None:
+    made = []
+
+    class Telling(Hopper):
+        def where(self, *args: Any) -> dict:
+            made.append(self)
+            return super().where(*args)
+
+    env = MujocoVectorEnv("Hopper-v5", 2)
+    env.task = Telling()
+    env.reset(seed=0)
+    still, moved = np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)
+    late = env.step(still)[4]
+    x = env.snapshot()["position"].tolist()
+    env.step(moved)
+    assert made == []
+    assert copy.deepcopy(late).keys() == {**late}.keys()
+    assert late["x_position"].tolist() == x
+    assert len(made) == 1
+    assert "no such entry" not in late
+
+
 @pytest.mark.parametrize(("env_id", "kwargs"), CASES, ids=[f"{e}-{'-'.join(k) or 'default'}"[:60] for e, k in CASES])
 def test_equals_gymnasium_bit_for_bit(env_id: str, kwargs: dict) -> None:
     n, steps = 2, 1000 if env_id not in UNTERMINATED or "terminate_when_unhealthy" not in kwargs else 200
@@ -94,10 +157,13 @@ def test_equals_gymnasium_bit_for_bit(env_id: str, kwargs: dict) -> None:
     assert batch.single_action_space == gyms[0].action_space
 
     def restart(i: int, seed: int | None = None) -> None:
-        observation, _ = gyms[i].reset(seed=seed)
+        observation, told = gyms[i].reset(seed=seed)
         data = gyms[i].unwrapped.data
         ours = batch.set_state(data.qpos[None], data.qvel[None], ids=[i])
         np.testing.assert_array_equal(ours[0].numpy(), observation)
+        assert_equal_infos(
+            row_of(batch._begin_episodes(np.array([i]), start=(data.qpos[None], data.qvel[None])), 0), told
+        )
 
     for i in range(n):
         restart(i, seed=i)
@@ -106,9 +172,10 @@ def test_equals_gymnasium_bit_for_bit(env_id: str, kwargs: dict) -> None:
     ends = 0
     for _ in range(steps):
         actions = np.stack([space.sample() for _ in range(n)])
-        observations, rewards, terminated, truncated, _ = batch.step(actions)
+        observations, rewards, terminated, truncated, info = batch.step(actions)
         for i in range(n):
-            observation, reward, ended, cut, _ = gyms[i].step(actions[i])
+            observation, reward, ended, cut, told = gyms[i].step(actions[i])
+            assert_equal_infos(row_of(info, i), told)
             np.testing.assert_array_equal(observations[i].numpy(), observation)
             assert (rewards[i].item(), bool(terminated[i]), bool(truncated[i])) == (reward, bool(ended), cut)
             if ended or cut:

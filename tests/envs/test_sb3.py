@@ -12,11 +12,12 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers.vector import RescaleAction
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor, VecNormalize
 
 from envs import GymVectorEnv, VectorEnv, make_vec
 from envs.sb3 import SB3View, as_vector
@@ -153,7 +154,8 @@ def test_infos_carry_dense_batches() -> None:
     actions = np.array([[1, 1, 1], [-1, -1, -1]], np.float32)
     *_, infos = env.step(actions)
     *_, batched = vector.step(actions)
-    assert infos[0].keys() == infos[1].keys() == {"TimeLimit.truncated", *batched}
+    entries = {key for key in batched if not key.startswith("_")}
+    assert infos[0].keys() == infos[1].keys() == {"TimeLimit.truncated", *entries}
     assert [info["x_velocity"] for info in infos] == batched["x_velocity"].tolist()
 
 
@@ -201,25 +203,66 @@ def test_options_reach_the_environments_once() -> None:
         env.reset()
 
 
-def test_attributes_and_methods_of_gymnasium_environments() -> None:
-    env = view("Pendulum-v1")
+SAME_STEP = {"autoreset_mode": AutoresetMode.SAME_STEP}
+KINDS: dict[str, Any] = {
+    "ours": lambda: make_vec("Pendulum-v1", N),
+    "gymnasium-sync": lambda: gymnasium.make_vec("Pendulum-v1", N, "sync", vector_kwargs=SAME_STEP),
+    "gymnasium-async": lambda: gymnasium.make_vec("Pendulum-v1", N, "async", vector_kwargs=SAME_STEP),
+    "wrapped": lambda: RescaleAction(
+        gymnasium.make_vec("Pendulum-v1", N, "sync", vector_kwargs=SAME_STEP), np.float32(-1), np.float32(1)
+    ),
+    "sb3": lambda: DummyVecEnv([lambda: gymnasium.make("Pendulum-v1")] * N),
+    "sb3-processes": lambda: SubprocVecEnv([lambda: gymnasium.make("Pendulum-v1")] * N),
+    "sb3-wrapped": lambda: VecMonitor(DummyVecEnv([lambda: gymnasium.make("Pendulum-v1")] * N)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attributes_and_methods_of_environments(kind: str) -> None:
+    env = SB3View(as_vector(KINDS[kind]()))
     assert env.get_attr("g", indices=[0, 2]) == [10.0, 10.0]
     env.set_attr("g", 2.0, indices=1)
-    assert [one.unwrapped.g for one in env.vector.envs] == [10.0, 2.0, 10.0]
-    assert env.env_method("get_wrapper_attr", "g", indices=[1]) == [2.0]
-    assert not env.has_attr("nothing")
+    assert env.get_attr("g") == [10.0, 2.0, 10.0]
+    env.set_attr("g", 3.0)
+    assert env.get_attr("g") == [3.0] * N
+    assert env.env_method("get_wrapper_attr", "g") == [3.0] * N
+    if kind != "gymnasium-async":
+        assert env.env_method("get_wrapper_attr", "g", indices=[1]) == [3.0]
+        assert len(env.env_method("reset", seed=1)) == N
+    if kind not in ("gymnasium-async", "sb3-processes"):  # whose processes die of it
+        assert not env.has_attr("nothing")
     assert env.env_is_wrapped(Monitor) == [True] * N
-    assert env.env_is_wrapped(TimeLimit, indices=[0]) == [True]
     assert env.env_is_wrapped(gymnasium.wrappers.ClipAction) == [False] * N
+    if kind != "gymnasium-async":
+        assert env.env_is_wrapped(TimeLimit, indices=[0]) == [True]
     assert env.spec.id == "Pendulum-v1"
+    vector = env.vector
+    vector.set_attr("g", [1.0, 2.0, 3.0])
+    assert vector.get_attr("g", ids=[2, 0]) == (3.0, 1.0)
+    with pytest.raises(ValueError, match="values holds 2"):
+        vector.set_attr("g", [1.0, 2.0])
+    env.close()
 
 
-def test_attributes_and_methods_of_other_vectors() -> None:
+def test_environments_of_another_process_are_called_together() -> None:
+    env = SB3View(as_vector(KINDS["gymnasium-async"]()))
+    with pytest.raises(ValueError, match="together"):
+        env.env_method("get_wrapper_attr", "g", indices=[1])
+    env.close()
+
+
+def test_attributes_and_methods_of_environments_that_are_one_object() -> None:
     env = view("Hopper-v5")
     assert env.get_attr("dt", indices=[0, 1]) == [env.vector.dt] * 2
     assert env.env_method("snapshot", indices=[0])[0].keys() == env.vector.snapshot().keys()
-    env.set_attr("note", 3)
-    assert env.vector.note == 3
+    env.set_attr("max_episode_steps", 3)
+    assert env.vector.max_episode_steps == 3
+    with pytest.raises(AttributeError, match=r"no attribute '_forward_reward_weight'.*make_vec"):
+        env.set_attr("_forward_reward_weight", 3)
+    with pytest.raises(ValueError, match="one for all 3"):
+        env.set_attr("max_episode_steps", 3, indices=[0])
+    with pytest.raises(ValueError, match="one for all 3"):
+        env.vector.set_attr("max_episode_steps", [3, 4, 5])
     assert env.env_is_wrapped(Monitor) == [True] * N
     assert env.env_is_wrapped(TimeLimit) == [False] * N
 

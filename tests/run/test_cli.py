@@ -1,4 +1,9 @@
 import dataclasses
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -114,7 +119,6 @@ def test_an_impossible_hyperparameter_is_one_sentence(started: list[tuple], caps
     [
         (["npg", "--env", "Ant-v5", "--target_lk", "1"], "--target-kl"),
         (["npg"], "--env"),
-        (["nqg", "--env", "Ant-v5"], "npg"),
         ([], "npg"),
         (["npg", "--env", "Ant-v5", "--steps", "many"], "--steps"),
         (["resume"], "RUN"),
@@ -127,6 +131,45 @@ def test_a_mistyped_command_exits_with_2_and_what_is_near(
         cli.train(arguments)
     assert exit_.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["nqg", "ngp", "resum"])
+def test_a_mistyped_algorithm_is_one_sentence(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.train([word, "--env", "Ant-v5"]) == 2
+    assert re.fullmatch(rf"train\.py: error: There is no '{word}'; did you mean .*\?\n", capsys.readouterr().err)
+
+
+def test_errors_are_about_the_algorithm_that_was_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in (["--steps", "many"], ["--gama", "1"]):
+        with pytest.raises(SystemExit):
+            train("--env", "Ant-v5", *wrong)
+        text = capsys.readouterr().err
+        assert "train.py npg --help" in text
+        assert "copos" not in text
+
+
+@pytest.mark.parametrize("steps", ["1e6", "1.0E6", "1000000", "1_000_000"])
+def test_whole_numbers_are_written_as_people_do(started: list[tuple], steps: str) -> None:
+    train("--env", "Ant-v5", "--steps", steps, f"--n-steps={steps}", "--name", "1e6", "--net-arch", "1e2", "64")
+    _, run, config, *_ = started[0]
+    assert (run.steps, config.n_steps, run.name, config.net_arch) == (1_000_000, 1_000_000, "1e6", (100, 64))
+    with pytest.raises(SystemExit):
+        train("--env", "Ant-v5", "--steps", "1.5e0")
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_a_reader_that_goes_away_is_no_error(script: str) -> None:
+    arguments = ["npg", "--help"] if script == "train.py" else ["--help"]
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, script, *arguments], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 128 + signal.SIGPIPE
 
 
 def test_help_shows_every_option_with_the_presets_values(

@@ -1,6 +1,9 @@
 """train.py and evaluate.py as people run them."""
 
 import csv
+import dataclasses
+import importlib.util
+import io
 import json
 import os
 import re
@@ -12,11 +15,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
+import torch
+from rich.console import Console
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents import checkpoint, load
+from agents import NPG, checkpoint, load
 from agents.run import cli
+from agents.run.errors import RunError
 from agents.run.folder import RunFolder
+from agents.run.report import hyperparameter_table
+from agents.run.video import Film
+from envs import make_vec
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"num-envs": 4, "n-steps": 64, "net-arch": 16, "eval-episodes": 2, "checkpoint-every": 0, "target-kl": 0.01}
@@ -290,6 +303,133 @@ def test_evaluation_writes_every_return_once(finished: Path, tmp_path: Path) -> 
     assert json.loads((tmp_path / "e.json").read_text()) == record
 
 
+@pytest.mark.parametrize(("ending", "begins"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_a_plot_is_of_the_kind_that_its_name_says(finished: Path, tmp_path: Path, ending: str, begins: bytes) -> None:
+    file = tmp_path / f"a.{ending}"
+    assert cli.evaluate([str(finished), "--episodes", "2", "--plot", str(file)]) == 0
+    assert file.read_bytes().startswith(begins)
+
+
+class Standing:
+    def act(self, observations: Any, deterministic: bool = False) -> Any:
+        return torch.zeros(len(observations), 3)
+
+
+def filmed(tmp_path: Path, **kwargs: Any) -> Film:
+    pytest.importorskip("moviepy")
+    try:
+        return Film("Hopper-v5", {"width": 64, "height": 64, **kwargs}, 0, tmp_path / "a.mp4")
+    except RunError as error:
+        pytest.skip(f"this machine cannot render: {error}")
+
+
+def test_a_film_has_the_environments_own_speed_and_follows_the_body(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    with filmed(tmp_path, max_episode_steps=5) as film:
+        assert film._env.unwrapped.camera_name == "track"
+        film.shoot(Standing(), True)
+    from moviepy import VideoFileClip
+
+    with VideoFileClip(str(tmp_path / "a.mp4")) as clip:
+        assert clip.fps == 125
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+    with filmed(tmp_path, camera_id=0) as film:
+        assert film._env.unwrapped.camera_name is None
+
+
+def test_a_film_that_is_broken_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    with filmed(tmp_path) as film:
+        monkeypatch.setattr(Standing, "act", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            film.shoot(Standing(), True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("env_id", ["probes/Survival-v0", "families/Point-v0", "CartPole-v1"])
+def test_what_cannot_be_filmed_is_said_before_the_evaluation(
+    env_id: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import agents
+
+    if env_id == "CartPole-v1" and importlib.util.find_spec("pygame"):
+        pytest.skip("pygame is here")
+    pytest.importorskip("moviepy")
+    agents.NPG("MlpPolicy", env_id, num_envs=2).save(tmp_path / "a.zip")
+    assert cli.evaluate([str(tmp_path / "a"), "--episodes", "2", "--video", str(tmp_path / "a.mp4")]) == 1
+    out, err = capsys.readouterr()
+    assert "cannot be filmed" in err
+    assert out == ""
+    assert [file.name for file in tmp_path.iterdir()] == ["a.zip"]
+
+
+TRAINED_ON = {
+    "gymnasium.make": lambda: gymnasium.make("Hopper-v5", max_episode_steps=50, reset_noise_scale=0.01),
+    "a DummyVecEnv": lambda: DummyVecEnv(
+        [lambda: Monitor(gymnasium.make("Hopper-v5", max_episode_steps=50, reset_noise_scale=0.01))]
+    ),
+    "NumPy's numbers": lambda: make_vec(
+        "Hopper-v5", 2, max_episode_steps=np.int64(50), reset_noise_scale=np.float64(0.01)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TRAINED_ON)
+def test_agents_of_the_library_name_their_environment(kind: str, tmp_path: Path) -> None:
+    import agents
+
+    agents.NPG("MlpPolicy", TRAINED_ON[kind]()).save(tmp_path / "a.zip")
+    manifest = checkpoint.read_manifest(tmp_path / "a")
+    assert manifest["env_id"] == "Hopper-v5"
+    assert manifest["env_kwargs"] == {"max_episode_steps": 50, "reset_noise_scale": 0.01}
+
+
+def test_an_environment_may_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import agents
+
+    wrapped = gymnasium.wrappers.TransformReward(gymnasium.make("InvertedPendulum-v5"), lambda r: 2 * r)
+    agents.NPG("MlpPolicy", wrapped).save(tmp_path / "a.zip")
+    asked = [str(tmp_path / "a"), "--episodes", "2"]
+    assert cli.evaluate(asked) == 1
+    assert "does not name its environment, which had no id; give one with --env." in capsys.readouterr().err
+    record = tmp_path / "a.json"
+    named = ["--env", "InvertedPendulum-v5", "--env-kwargs", "max_episode_steps=3", "--json", str(record)]
+    assert cli.evaluate([*asked, *named]) == 0
+    found = json.loads(record.read_text())
+    assert (found["env_id"], found["env_kwargs"]) == ("InvertedPendulum-v5", {"max_episode_steps": 3})
+    assert max(found["lengths"]) <= 3
+    agents.NPG("MlpPolicy", gymnasium.make("Hopper-v5", healthy_reward=9.0)).save(tmp_path / "hopper.zip")
+    assert cli.evaluate([str(tmp_path / "hopper"), "--episodes", "2", "--env", "HalfCheetah-v5"]) == 2
+    assert "whose observation_space is" in capsys.readouterr().err  # not that it takes no healthy_reward
+    capsys.readouterr()
+    assert cli.evaluate([*asked, "--env", "Hopper-v5"]) == 2
+    assert "whose observation_space is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_table_of_hyperparameters_is_whole(width: int) -> None:
+    config = dataclasses.asdict(NPG.Config())
+    console = Console(width=width, file=io.StringIO())
+    console.print(hyperparameter_table(config, dict.fromkeys(config, "default"), width))
+    lines = console.file.getvalue().splitlines()
+    assert all(any(name in line for line in lines) for name in config)
+    assert (len(lines) > len(config)) == (width == 80)
+
+
+def test_an_iteration_longer_than_the_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--num-envs", "4", "--meta-batch-size", "2", "--n-steps", "100", "--net-arch", "8", "--eval-episodes", "1"]
+    asked = ["fomaml", "--env", "families/Point-v0", *sizes, "--run-dir", str(tmp_path / "run")]
+    assert cli.train([*asked, "--steps", "500"]) == 0
+    said = re.search(
+        r"one iteration is ([\d,]+) environment steps, more than the 500 asked for", capsys.readouterr().out
+    )
+    made = checkpoint.read_manifest(tmp_path / "run" / "checkpoints" / "last.zip")["num_timesteps"]
+    assert said is not None
+    assert said[1] == f"{made:,}"
+
+
 def test_a_file_is_evaluated_like_its_run(finished: Path, tmp_path: Path) -> None:
     for name, target in {"run": finished, "file": finished / "checkpoints" / "last.zip"}.items():
         assert cli.evaluate([str(target), "--episodes", "3", "--json", str(tmp_path / name)]) == 0
@@ -305,6 +445,10 @@ def test_a_file_is_evaluated_like_its_run(finished: Path, tmp_path: Path) -> Non
         (["train.py", "--best"], 2, "--best needs a run's folder"),
         (["train.py", "--episodes", "0"], 2, "--episodes is 0; give at least 1"),
         (["train.py", "--json", "nowhere/a.json"], 2, "there is no folder nowhere"),
+        (["train.py", "--video", "a.gif"], 2, r"--video is a\.gif; give a name that ends in \.mp4"),
+        (["train.py", "--video", "a"], 2, r"ends in \.mp4"),
+        (["train.py", "--plot", "a.txt"], 2, r"ends in \.png or \.pdf or \.svg"),
+        (["train.py", "--adapt", "1", "--video", "a.mp4"], 2, "--video does not go with --adapt"),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_sentence(
@@ -335,8 +479,6 @@ def test_tensorboard_groups_the_curves_that_a_run_writes(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.custom_scalar import layout_pb2
 
-    from agents import NPG
-
     run = tmp_path / "run"
     assert cli.train([*SMALL, "--steps", "512", "--line-search", "--run-dir", str(run), "--quiet"]) == 0
     events = EventAccumulator(str(run))
@@ -344,6 +486,15 @@ def test_tensorboard_groups_the_curves_that_a_run_writes(tmp_path):
     layout = layout_pb2.Layout()
     layout.ParseFromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     assert [category.title for category in layout.category] == list(NPG.dashboard)
+    assert "settings/text_summary" in events.Tags()["tensors"]
+    text = events.Tensors("settings/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "| env | Hopper-v5 |" in text
+    assert "| target_kl | 0.01 | flag |" in text
+    header = (run / "progress.csv").read_text().partition("\n")[0].split(",")
+    assert header[0] == "time/total_timesteps"
+    evaluated = [name for name in header if name.startswith("eval/")]
+    trained = [name for name in header if not name.startswith("eval/")][1:]
+    assert (evaluated, trained) == (sorted(evaluated), sorted(trained))
     charted = {tag for category in layout.category for chart in category.chart for tag in chart.multiline.tag}
     # As TensorBoard looks for a curve's tags.
     matches = {pattern: [tag for tag in events.Tags()["scalars"] if re.match(pattern, tag)] for pattern in charted}

@@ -1,5 +1,6 @@
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,15 @@ def test_the_configuration_reads_back_as_written(tmp_path: Path) -> None:
 def test_an_id_with_slashes_is_one_folder(tmp_path: Path) -> None:
     folder = RunFolder.create(settings(tmp_path, env="package:probes/One-v0"), "")
     assert folder.path.parent == tmp_path / "runs" / "package_probes_One-v0" / "npg"
+
+
+def test_runs_that_start_in_one_second_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "strftime", lambda _: "20260102-030405")
+    folders = [RunFolder.create(settings(tmp_path), str(k)) for k in range(3)]
+    assert [folder.path.name for folder in folders] == [f"20260102-030405-s0{end}" for end in ("", "-2", "-3")]
+    assert [folder.command.read_text() for folder in folders] == ["0\n", "1\n", "2\n"]
 
 
 def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:

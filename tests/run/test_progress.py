@@ -53,7 +53,7 @@ def test_what_is_not_known_yet_is_a_dash(clock: list[float]) -> None:
     shows = Progress(console, "npg", 10_000_000, 0, None, StopRequest(), quiet=False)
     clock[0] = 101.0
     shows.iteration(1000, {})
-    assert "return -  evaluated -  KL -  1,000 steps/s  0:01, 2:46:39 left" in shown(console)
+    assert "return -  evaluated -  1,000 steps/s  0:01, 2:46:39 left" in shown(console)
 
 
 def test_quiet_shows_nothing() -> None:
