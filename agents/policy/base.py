@@ -130,20 +130,19 @@ def units(space: spaces.Space) -> tuple[Tensor, Tensor] | None:
     )
 
 
-def warn_of_units(space: spaces.Space, std: float = 1.0) -> None:
-    """Warn of a Box of actions that a policy which begins at 0 sees next to nothing of: 0 is outside of the bounds, or
-    the policy's standard deviation is above 10 times their half width or below a 30th of it.
+def warn_of_units(space: spaces.Space) -> None:
+    """Warn of a Box of actions that a policy whose actions begin at 0 and are some 1 sees next to nothing of: 0 is
+    outside of the bounds, or their half width is below 0.1 or above 30.
     """
     if not isinstance(space, spaces.Box):
         return
     low, high = space.low.astype(float).ravel(), space.high.astype(float).ravel()
     half = (high - low) / 2  # infinite where there is a bound on one side at most
-    size = half[np.isfinite(half)] / std
+    size = half[np.isfinite(half)]
     if (low > 0).any() or (high < 0).any() or (size < 0.1).any() or (size > 30).any():
         warnings.warn(
-            f"The actions are {space}, but the policy begins at 0 with a standard deviation of {std:.3g}, and may "
-            "never see what lies within these bounds. Give its units to the environment: "
-            "gymnasium.wrappers.RescaleAction(env, -1, 1).",
+            f"The actions are {space}, but the policy's begin at 0, in units of 1, and may never see what lies within "
+            "these bounds. Give its units to the environment: gymnasium.wrappers.RescaleAction(env, -1, 1).",
             UserWarning,
             stacklevel=2,
         )

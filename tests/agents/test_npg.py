@@ -40,7 +40,7 @@ def collect(agent: NPG) -> None:
 @pytest.mark.parametrize("env_id", ["InvertedPendulum-v5", "CartPole-v1"])
 def test_the_update_is_the_damped_natural_gradient_of_the_definition(env_id: str) -> None:
     """θ' - θ is parallel to (F + λ I)⁻¹ g, with F and g from per-sample scores by torch.func in float64."""
-    agent = make(env_id, cg_max_steps=200, cg_tolerance=1e-6)
+    agent = make(env_id, fisher="compatible", cg_max_steps=200, cg_tolerance=1e-6)
     collect(agent)
     policy, batch = agent.policy, agent.collector.rollout
     s, a = policy.normalize(batch["observations"].flatten(0, 1)), batch["actions"].flatten(0, 1)
@@ -77,7 +77,7 @@ def test_curvature_samples_are_drawn_anew_for_each_update_and_none_means_all() -
 
 @pytest.mark.parametrize("target_kl", [1e-3, 0.02, 0.1])
 def test_every_update_has_the_asked_kl(target_kl: float) -> None:
-    agent = make(target_kl=target_kl)
+    agent = make(target_kl=target_kl, target_kl_end=None)
     for _ in agent.iterations(128 * 10):
         assert agent.last_metrics["train/kl"] == pytest.approx(target_kl, rel=1.5 * KL_TOLERANCE)
     assert agent.rejections.updates == 0
@@ -114,10 +114,11 @@ def test_without_advantages_the_policy_stays_as_it_is() -> None:
 
 
 def test_the_floor_of_the_standard_deviation_holds() -> None:
-    agent = make("probes/ContinuousAction-v0", target_kl=0.1, log_std_min=-0.5).learn(128 * 40)
+    settings = {"target_kl": 0.1, "target_kl_end": None, "log_std_init": 0.0}
+    agent = make("probes/ContinuousAction-v0", log_std_min=-0.5, **settings).learn(128 * 40)
     assert agent.policy.actor.log_std is not None
     assert agent.policy.actor.log_std.bias.item() == pytest.approx(-0.5, abs=1e-6)
-    free = make("probes/ContinuousAction-v0", target_kl=0.1).learn(128 * 40)
+    free = make("probes/ContinuousAction-v0", log_std_min=None, **settings).learn(128 * 40)
     assert free.policy.actor.log_std is not None
     assert free.policy.actor.log_std.bias.item() < -0.6
 
@@ -175,8 +176,6 @@ def sum_of_rewards(agent: NPG, seed: int) -> float:
         ("curvature_samples", 0),
         ("cg_damping", -1.0),
         ("curvature_memory", -1.0),
-        ("curvature_memory", 512.0),
-        ("curvature_renewal", 2),
         ("critic_steps", 0),
         ("gamma", 1.1),
         ("net_arch", (0,)),
@@ -185,6 +184,15 @@ def sum_of_rewards(agent: NPG, seed: int) -> float:
 def test_impossible_hyperparameters_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"{name} is .*; give"):
         NPGConfig.of({name: value})
+
+
+def test_only_factors_are_remembered() -> None:
+    for changed in ({"curvature_memory": 512.0}, {"curvature_renewal": 2}):
+        with pytest.raises(ValueError, match=rf"{next(iter(changed))} is .*fisher='kfac' or 'ekfac'"):
+            NPGConfig.of(changed | {"fisher": "compatible"})
+        NPGConfig.of(changed)
+    with pytest.raises(ValueError, match="curvature_renewal is 2"):
+        NPGConfig.of({"curvature_memory": 0.0, "curvature_renewal": 2})
 
 
 def test_integers_and_lists_are_taken_where_numbers_and_tuples_are_declared() -> None:
@@ -198,8 +206,8 @@ def test_integers_and_lists_are_taken_where_numbers_and_tuples_are_declared() ->
 CHOICES: list[dict[str, Any]] = [
     *({"fisher": name} for name in CURVATURES),
     *({"fisher": name, "curvature_memory": 512.0, "curvature_renewal": 3} for name in ("kfac", "ekfac")),
-    *({"solver": name} for name in ("cholesky", "gram", "cg")),
-    {"solver": "cg", "cg_preconditioner": "ekfac", "cg_warm_start": True},
+    *({"solver": name, "fisher": "compatible"} for name in ("cholesky", "gram", "cg")),
+    {"fisher": "compatible", "solver": "cg", "cg_preconditioner": "ekfac", "cg_warm_start": True},
     {"line_search": True},
     *({"critic": name} for name in ("adam", "adabound")),
     *({"critic": "ridge", "value_network": name} for name in ("linear", "quadratic", "rbf")),
@@ -253,7 +261,7 @@ def test_a_diagnostic_that_finds_no_eigenvectors_does_not_end_training(monkeypat
         raise torch.linalg.LinAlgError("the algorithm failed to converge")
 
     monkeypatch.setattr(torch.linalg, "eigh", fail)
-    agent = make().learn(128 * 2)
+    agent = make(fisher="compatible").learn(128 * 2)
     assert agent.rejections.updates == 0
     with pytest.raises(FloatingPointError, match="In 5 updates in a row no direction was usable"):
         make(fisher="ekfac").learn(128 * 10)
@@ -326,7 +334,7 @@ def test_what_does_not_fit_is_refused_at_construction_with_what_does(monkeypatch
     with pytest.raises(ValueError, match="critic is 'ridge' with value_network='mlp'"):
         npg(critic="ridge")
     with pytest.raises(ValueError, match=r"cg_damping is 0\.0 with solver='gram'"):
-        npg(solver="gram", cg_damping=0.0)
+        npg(fisher="compatible", solver="gram", cg_damping=0.0)
     with pytest.raises(ValueError, match=r"cg_preconditioner is 'gram' with cg_damping or critic_damping 0\.0"):
         npg(cg_preconditioner="gram", critic_damping=0.0)
     for fisher in ("kfac", "ekfac", "analytic"):
@@ -335,7 +343,7 @@ def test_what_does_not_fit_is_refused_at_construction_with_what_does(monkeypatch
         ):
             npg(NormPolicy, fisher=fisher)
     with pytest.raises(ValueError, match=r"cg_preconditioner is 'kfac'.*give none, diagonal or gram"):
-        npg(NormPolicy, cg_preconditioner="kfac")
+        npg(NormPolicy, fisher="compatible", cg_preconditioner="kfac")
     for fisher in ("compatible", "diagonal", "empirical", "adaptive"):
         agent = npg(NormPolicy, fisher=fisher, cg_preconditioner="none").learn(16 * 3)
         assert agent.rejections.updates == 0

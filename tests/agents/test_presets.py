@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import asdict
 from importlib import resources
@@ -38,18 +37,15 @@ def test_an_environment_without_a_preset_gets_the_defaults() -> None:
 
 
 def test_trpo_has_npgs_presets_with_a_line_search() -> None:
-    npg, trpo = (asdict(REGISTRY[name].preset("Hopper-v5")) for name in ("npg", "trpo"))
+    npg, trpo = (asdict(REGISTRY[name].preset("Swimmer-v5")) for name in ("npg", "trpo"))
     assert npg != asdict(REGISTRY["npg"].Config())
     assert trpo == npg | {"line_search": True}
 
 
 @pytest.mark.parametrize("env_id", [*envs.mujoco.TASKS, *envs.mujoco.FAMILIES])
 def test_no_policy_begins_far_from_a_tasks_actions(env_id: str) -> None:
-    space = make_vec(env_id, 1).single_action_space
-    for algorithm in REGISTRY.values():
-        std = math.exp(getattr(algorithm.preset(env_id), "log_std_init", 0.0))
-        with warnings.catch_warnings(action="error"):
-            warn_of_units(space, std)
+    with warnings.catch_warnings(action="error"):
+        warn_of_units(make_vec(env_id, 1).single_action_space)
 
 
 def test_a_preset_is_given_as_keyword_arguments() -> None:
