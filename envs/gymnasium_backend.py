@@ -162,8 +162,8 @@ class GymVectorEnv(SeededVectorEnv):
         if len(rows):
             self.restore(kept, rows)
 
-    @property
-    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override, misc]
+    @property  # type: ignore[misc]
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """Give the environments' generators."""
         return self.get_attr("np_random")
 

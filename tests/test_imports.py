@@ -33,7 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 """From the ground up; a module stands on the floor of the longest name here that it begins with."""
 
-CONTRACT = ("envs.vector", "envs.sb3")
+CONTRACT = ("envs.vector", "envs.infos", "envs.sb3")
 """What rooms may know of environments: the contract, and infos as callbacks see them."""
 
 KNOWS_NOTHING_OF: dict[str, tuple[str, ...]] = {

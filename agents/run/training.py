@@ -25,6 +25,7 @@ from agents.run.evaluation import BLOCK, Evaluation, evaluate
 from agents.run.folder import EVALUATION_COLUMNS, RunConfig, RunFolder, append_row, keep_rows, read_rows
 from agents.run.log import STEPS, log_evaluation, record_hyperparameters, run_logger
 from agents.run.options import RunOptions, check_device
+from agents.run.process import typed
 from agents.run.progress import Progress
 from agents.run.signals import StopRequest
 from agents.saving import NewEpisodes
@@ -206,7 +207,7 @@ class _Training:
     def _print_stop(self, number: signal.Signals) -> None:
         steps = self.agent.num_timesteps
         self.console.print(f"Stopped by {number.name} after {steps:,} environment steps; everything is saved. Go on:")
-        self.console.print(f"  python train.py resume {shlex.quote(str(self.folder.path))}", soft_wrap=True)
+        self.console.print(f"  {typed('train')} resume {shlex.quote(str(self.folder.path))}", soft_wrap=True)
 
     def _print_summary(self, final: Evaluation) -> None:
         show, folder = self.console.print, shlex.quote(str(self.folder.path))
@@ -216,7 +217,7 @@ class _Training:
             "policy": self.folder.last,
             "curve": self.folder.curve,
             "live curves": f"tensorboard --logdir {folder}",
-            "evaluate": f"python evaluate.py {folder} --episodes 100",
+            "evaluate": f"{typed('evaluate')} {folder} --episodes 100",
         }
         for name, text in lines.items():
             show(f"{name:<12}{text}", soft_wrap=True)
