@@ -23,7 +23,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
-from agents import checkpoint
+from agents import checkpoint, noise
 from agents.checkpoint import with_prefix
 from agents.config import CommonConfig, Schedule, preset_values
 from agents.policy.actor_critic import ActorCriticPolicy
@@ -194,6 +194,12 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             if not hasattr(self.policy.actor, "log_unit"):
                 warn_of_units(self.action_space)
             self._connect(self.env)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed Python's, NumPy's and PyTorch's streams as SB3 does, and the environments with a seed of their own."""
+        super().set_random_seed(seed)
+        if seed is not None and self.env is not None:
+            self.env.seed(noise.seed_of(seed, "environments"))
 
     def _connect(self, env: SB3View) -> None:
         """Make what depends on the environments."""

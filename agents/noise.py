@@ -42,6 +42,15 @@ def stream(seed: int, purpose: str, iteration: int, shard: int = 0) -> np.random
     return np.random.Generator(np.random.Philox(key))
 
 
+def seed_of(seed: int, purpose: str) -> int:
+    """Give a seed of its own for one purpose of a run, from 0 to 2^32 - 1.
+
+    Episodes are seeded with consecutive numbers from it on: counted from the run's own seed, runs of neighbouring seeds
+    would share all but a few.
+    """
+    return int(np.random.SeedSequence(seed, spawn_key=(zlib.crc32(purpose.encode()),)).generate_state(1)[0])
+
+
 def normal(
     seed: int,
     purpose: str,

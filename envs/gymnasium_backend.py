@@ -162,6 +162,16 @@ class GymVectorEnv(SeededVectorEnv):
         if len(rows):
             self.restore(kept, rows)
 
+    @property  # type: ignore[misc]
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """Give the environments' generators."""
+        return self.get_attr("np_random")
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Give the seeds that their generators were made with."""
+        return self.get_attr("np_random_seed")
+
     def get_attr(self, name: str, ids: Ids = None) -> tuple[Any, ...]:
         return tuple(self.envs[i].get_wrapper_attr(name) for i in self._rows(ids))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -12,24 +12,18 @@ from torch import Tensor
 class LazyInfo(dict[str, Any]):
     """A dict whose entries are made when one is first looked for that is not there: nobody pays for unread infos."""
 
-    _make: Callable[[], dict[str, Any]] | None = None
-
-    @classmethod
-    def of(cls, make: Callable[[], dict[str, Any]], present: dict[str, Any] | None = None) -> Self:
-        """Make one of a function that gives the entries, called once at most, at any time, and of those there are."""
-        self = cls(present or {})
-        self._make = make
-        return self
+    make: Callable[[], dict[str, Any]] | None = None
+    """Gives the entries; called once at most, at any time."""
 
     def _complete(self) -> dict[str, Any]:
-        if self._make is not None:
-            make, self._make = self._make, None
+        if self.make is not None:
+            make, self.make = self.make, None
             for key, value in make().items():
                 dict.setdefault(self, key, value)
         return self
 
     def __missing__(self, key: str) -> Any:
-        if self._make is None:
+        if self.make is None:
             raise KeyError(key)
         return self._complete()[key]
 

@@ -235,7 +235,8 @@ class SeededVectorEnv(VectorEnv):
             self._take_seeds(seed, rows)
         info = self._begin_episodes(rows, options)
         if masked:
-            everyone = LazyInfo.of(lambda: spread(info, rows, self.num_envs))
+            everyone = LazyInfo()
+            everyone.make = lambda: spread(info, rows, self.num_envs)
             return torch.from_numpy(self._observation.copy()), everyone
         return torch.from_numpy(self._observation[rows]), info
 

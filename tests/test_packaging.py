@@ -1,5 +1,6 @@
 """The wheel holds the packages agents and envs with their presets, and nothing else."""
 
+import importlib
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import agents
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,10 +33,30 @@ def test_the_wheel_holds_exactly_the_packages(wheel_members: set[str]) -> None:
     sources = {
         str(file.relative_to(ROOT))
         for folder in ("agents", "envs")
-        for pattern in ("*.py", "*.yaml")
+        for pattern in ("*.py", "*.yaml", "py.typed")
         for file in (ROOT / folder).rglob(pattern)
     }
     assert {name for name in wheel_members if ".dist-info/" not in name} == sources
+
+
+def test_the_wheel_has_a_command(wheel_members: set[str]) -> None:
+    assert any(name.endswith("entry_points.txt") for name in wheel_members)
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, function = scripts["geodesic-rl"].split(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+@pytest.mark.parametrize("words", [["npg", "--help"], ["evaluate", "--help"]])
+def test_the_command_names_itself(words: list[str]) -> None:
+    command = [sys.executable, "-m", "agents.run", *words]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert shown.returncode == 0
+    assert shown.stdout.startswith(f"usage: python -m agents.run {words[0]} ")
+
+
+def test_the_package_says_its_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert agents.__version__ == project["version"]
 
 
 def test_the_license_travels_along(wheel_members: set[str]) -> None:

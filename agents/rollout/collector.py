@@ -109,7 +109,9 @@ class Collector:
                 actions = choose(observations, block[t])
                 return actions, self.policy.to_environment(actions)
 
-            complete = self._take(*collect(self.vector, act, self.rollout, self.observations, **self._watchers()))
+            on_step = None if self.listener is None else self._on_step
+            on_end = self._on_end if self.vector.tells_of_episodes else None
+            complete = self._take(*collect(self.vector, act, self.rollout, self.observations, on_step, on_end))
         if not complete:
             return None
         return self.rollout if self.device == self.rollout.device else self.rollout.to(self.device)
@@ -121,22 +123,16 @@ class Collector:
             Whether the rollout is complete; not if a callback asked to stop.
         """
         assert self.observations is not None
+        on_step = None if self.listener is None else self._on_step
+        on_end = self._on_end if self.vector.tells_of_episodes else None
         with single_thread(), torch.inference_mode(self.listener is None), torch.no_grad():
-            return self._take(*collect_some(self.vector, act, self.rollout, self.observations, ids, **self._watchers()))
-
-    def _watchers(self) -> dict[str, Any]:
-        """Say who watches the steps of a new rollout, as `collect` and `collect_some` take them."""
-        self._told = []
-        return {
-            "on_step": None if self.listener is None else self._on_step,
-            "on_end": self._on_end if self.vector.tells_of_episodes else None,
-        }
+            return self._take(*collect_some(self.vector, act, self.rollout, self.observations, ids, on_step, on_end))
 
     def leave(self, error: BaseException) -> None:
         """Give up a rollout that an error ended: episodes begin anew, and if the environments gave numbers that the
         error comes of, a ValueError says so.
         """
-        self.observations = None  # the environments stand somewhere within the rollout
+        self.observations, self._told = None, []  # the environments stand somewhere within the rollout
         if isinstance(error, ValueError):
             check_numbers(self.rollout)
 

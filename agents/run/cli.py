@@ -15,8 +15,10 @@ from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from agents import REGISTRY
 from agents.config import near, preset_values
+from agents.run import process
 from agents.run.errors import UsageError, guarded, unless_nobody_reads
 from agents.run.options import Flag, RunOptions
+from agents.run.process import program
 
 C = TypeVar("C")
 TEXTS = {field.name for field in dataclasses.fields(RunOptions) if "str" in str(field.type)}
@@ -60,21 +62,23 @@ def _train(arguments: Sequence[str]) -> int:
     if first in REGISTRY:
         kind, default = _start_of(first, arguments)
         typed = _whole_numbers(arguments[1:])
-        asked = tyro.cli(kind, prog=f"train.py {first}", default=default, description=_summary(first), args=typed)
-        command = shlex.join(["python", "train.py", *arguments])
-        return guarded("train.py", asked.run.debug, lambda: _start(first, asked, arguments, command))
+        asked = tyro.cli(
+            kind, prog=f"{program('train')} {first}", default=default, description=_summary(first), args=typed
+        )
+        command = f"{process.typed('train')} {shlex.join(arguments)}"
+        return guarded(program("train"), asked.run.debug, lambda: _start(first, asked, arguments, command))
     if first == "resume":
         typed = _whole_numbers(arguments[1:])
-        resumed = tyro.cli(Resume, prog="train.py resume", description=Resume.__doc__, args=typed)
-        command = shlex.join(["python", "train.py", *arguments])
-        return guarded("train.py", resumed.debug, lambda: _resume(resumed, command))
+        resumed = tyro.cli(Resume, prog=f"{program('train')} resume", description=Resume.__doc__, args=typed)
+        command = f"{process.typed('train')} {shlex.join(arguments)}"
+        return guarded(program("train"), resumed.debug, lambda: _resume(resumed, command))
     if first.startswith("-"):
         algorithms = [Annotated[_Nothing, subcommand(name, description=_summary(name))] for name in REGISTRY]
         resume = Annotated[_Nothing, subcommand("resume", description=Resume.__doc__)]
-        description = "Train an agent, or go on with a run. See train.py ALGORITHM --help for its options."
+        description = f"Train an agent, or go on with a run. See {program('train')} ALGORITHM --help for its options."
         listed: Any = Union[(*algorithms, resume)]
-        tyro.cli(listed, prog="train.py", description=description, args=arguments)
-    print(f"train.py: error: There is no {first!r}{near(first, [*REGISTRY, 'resume'])}", file=sys.stderr)
+        tyro.cli(listed, prog=program("train"), description=description, args=arguments)
+    print(f"{program('train')}: error: There is no {first!r}{near(first, [*REGISTRY, 'resume'])}", file=sys.stderr)
     return 2
 
 
@@ -160,7 +164,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     from agents.run.assessment import Assessment, assess
 
     def run() -> int:
-        asked = tyro.cli(Assessment, prog="evaluate.py", description=Assessment.__doc__, args=arguments)
-        return guarded("evaluate.py", asked.debug, lambda: assess(asked))
+        asked = tyro.cli(Assessment, prog=program("evaluate"), description=Assessment.__doc__, args=arguments)
+        return guarded(program("evaluate"), asked.debug, lambda: assess(asked))
 
     return unless_nobody_reads(run)

@@ -21,6 +21,7 @@ import yaml
 from agents import checkpoint
 from agents.run.errors import RunError
 from agents.run.options import RunOptions
+from agents.run.process import typed
 from envs.cores import usable_cores
 
 EVALUATION_COLUMNS = ("steps", "mean", "iqm", "lower", "upper", "episodes", "seconds")
@@ -71,7 +72,7 @@ class RunFolder:
         except FileExistsError as error:
             raise RunError(
                 f"{path} exists and is not overwritten; choose another --run-dir, or go on with "
-                f"python train.py resume {path}"
+                f"{typed('train')} resume {path}"
             ) from error
         except OSError as error:
             raise RunError(f"{path} cannot be written ({error.strerror}); choose another --runs.") from error

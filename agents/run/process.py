@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 import warnings
+from pathlib import Path
 
 
 def prepare() -> None:
@@ -31,6 +32,24 @@ def prepare() -> None:
     # first product.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     _keep_freed_memory()
+
+
+def program(script: str) -> str:
+    """Name the program that does what a script does, "train" or "evaluate", as this process was started."""
+    started = Path(sys.argv[0])
+    if started.name == "geodesic-rl":
+        name = started.name
+    elif started.parts[-3:] == ("agents", "run", "__main__.py"):
+        name = "python -m agents.run"
+    else:
+        return f"{script}.py"
+    return name if script == "train" else f"{name} {script}"
+
+
+def typed(script: str) -> str:
+    """Say how `program` is typed."""
+    name = program(script)
+    return f"python {name}" if name.endswith(".py") else name
 
 
 def _keep_freed_memory() -> None:

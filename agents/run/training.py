@@ -16,7 +16,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 
-from agents import REGISTRY, checkpoint, load
+from agents import REGISTRY, checkpoint, load, noise
 from agents.base import Agent
 from agents.config import CommonConfig
 from agents.run import report
@@ -25,6 +25,7 @@ from agents.run.evaluation import BLOCK, Evaluation, evaluate
 from agents.run.folder import EVALUATION_COLUMNS, RunConfig, RunFolder, append_row, keep_rows, read_rows
 from agents.run.log import STEPS, log_evaluation, record_hyperparameters, run_logger
 from agents.run.options import RunOptions, check_device
+from agents.run.process import typed
 from agents.run.progress import Progress
 from agents.run.signals import StopRequest
 from agents.saving import NewEpisodes
@@ -32,8 +33,6 @@ from envs import VectorEnv, make_vec
 
 EVALUATIONS = 20
 FINAL_EPISODES = 32
-EVALUATION_SEED, FINAL_SEED = 1_000_000, 2_000_000
-"""Added to the run's seed: evaluations repeat their own episodes, the final one has fresh ones."""
 
 
 def start(algorithm: str, run: RunOptions, config: CommonConfig, origins: dict[str, str], command: str) -> int:
@@ -138,7 +137,7 @@ class _Training:
             self._train(env, stop, progress)
             agent.save(self.folder.last)
             if stop.signal is None:
-                final = self._evaluate(env, progress, FINAL_EPISODES, run.seed + FINAL_SEED)
+                final = self._evaluate(env, progress, FINAL_EPISODES, noise.seed_of(run.seed, "final evaluation"))
         agent.logger.close()
         report.plot_curve(self.folder, f"{self.title}, seed {run.seed}")
         if final is not None:
@@ -171,7 +170,8 @@ class _Training:
         assert run.eval_every is not None
         passed = self._evaluated is None or steps // run.eval_every > self._evaluated // run.eval_every
         if passed and steps < run.steps:
-            self._evaluate(env, progress, run.eval_episodes, run.seed + EVALUATION_SEED)
+            # Evaluations repeat their own episodes; the final one has fresh ones.
+            self._evaluate(env, progress, run.eval_episodes, noise.seed_of(run.seed, "evaluation"))
 
     def _evaluate(self, env: VectorEnv, progress: Progress, episodes: int, seed: int) -> Evaluation:
         """Evaluate, log it, and keep the agent as best.zip if it is the best one so far."""
@@ -206,7 +206,7 @@ class _Training:
     def _print_stop(self, number: signal.Signals) -> None:
         steps = self.agent.num_timesteps
         self.console.print(f"Stopped by {number.name} after {steps:,} environment steps; everything is saved. Go on:")
-        self.console.print(f"  python train.py resume {shlex.quote(str(self.folder.path))}", soft_wrap=True)
+        self.console.print(f"  {typed('train')} resume {shlex.quote(str(self.folder.path))}", soft_wrap=True)
 
     def _print_summary(self, final: Evaluation) -> None:
         show, folder = self.console.print, shlex.quote(str(self.folder.path))
@@ -216,7 +216,7 @@ class _Training:
             "policy": self.folder.last,
             "curve": self.folder.curve,
             "live curves": f"tensorboard --logdir {folder}",
-            "evaluate": f"python evaluate.py {folder} --episodes 100",
+            "evaluate": f"{typed('evaluate')} {folder} --episodes 100",
         }
         for name, text in lines.items():
             show(f"{name:<12}{text}", soft_wrap=True)

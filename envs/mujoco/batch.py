@@ -160,7 +160,9 @@ class MujocoVectorEnv(SeededVectorEnv):
             reward[diverged] = 0.0
             terminated = terminated | diverged
             terms["diverged"] = diverged
-        where = self._where(state)
+        # Copies, where the fields are the physics' own: they move on.
+        told = state if index is not None else SimpleNamespace(**{x: getattr(state, x).copy() for x in self.task.tells})
+        where = partial(self.task.where, np, told, self.model)
 
         self._elapsed[rows] += 1
         truncated = self._elapsed[rows] >= self.max_episode_steps
@@ -174,13 +176,9 @@ class MujocoVectorEnv(SeededVectorEnv):
                 began = self._begin_episodes(np.flatnonzero(ended) if index is None else index[ended])
                 observation = self._observation[rows].copy()
         tensors = (torch.from_numpy(x) for x in (observation, reward, terminated, truncated))
-        info = LazyInfo.of(partial(step_info, where, terms, ended, began), final)
+        info = LazyInfo(final)
+        info.make = partial(step_info, where, terms, ended, began)
         return (*tensors, info)  # type: ignore[return-value]
-
-    def _where(self, state: Any) -> Callable[[], dict[str, np.ndarray]]:
-        """Say how to make the entries of an info that tell where the simulations are, from copies: they move on."""
-        told = SimpleNamespace(**{name: getattr(state, name).copy() for name in self.task.tells})
-        return partial(self.task.where, np, told, self.model)
 
     def _begin_episodes(
         self,
@@ -200,8 +198,9 @@ class MujocoVectorEnv(SeededVectorEnv):
             self._position[rows] = self.task.position(np, state, self.model)
         self._elapsed[rows] = 0
         self._ended[rows] = False
-        where, n = self._where(state), len(rows)
-        return LazyInfo.of(lambda: with_masks(where(), np.ones(n, dtype=bool)))
+        info = LazyInfo()
+        info.make = lambda: with_masks(self.task.where(np, state, self.model), np.ones(len(rows), dtype=bool))
+        return info
 
     def set_state(self, qpos: Any, qvel: Any, ids: Ids = None) -> Tensor:
         """Begin an episode of the environments ids at a given state, as Gymnasium's `set_state` after a reset.

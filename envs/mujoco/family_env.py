@@ -113,7 +113,7 @@ class FamilyVectorEnv(MujocoVectorEnv, TaskVectorEnv):
                 )
             return choices[numbers % len(choices)]
         seeds = np.full(len(numbers), 2 * self.task_seed + SPLITS.index(split))
-        return self.task.draw(RandomStreams(seeds, numbers), self.model)
+        return self.task.draw(RandomStreams(seeds, numbers, "task"), self.model)
 
     def set_tasks(self, tasks: Any, ids: Ids = None) -> None:
         """Give the simulations ids other tasks; their episodes end here, so reset them next.

@@ -10,6 +10,7 @@ Gymnasium does. Parameters have Gymnasium's names, meanings and defaults
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -301,10 +302,13 @@ class RandomStreams:
     Args:
         seed: [n] int64, not negative.
         episode: [n] int64, not negative.
+        purpose: what they are for, of which each has streams of its own; "" is the beginnings of episodes.
     """
 
-    def __init__(self, seed: np.ndarray, episode: np.ndarray) -> None:
+    def __init__(self, seed: np.ndarray, episode: np.ndarray, purpose: str = "") -> None:
         keys = _mix(_mix(seed.astype(np.uint64) + _GOLDEN) + episode.astype(np.uint64) * _GOLDEN)
+        if purpose:
+            keys = _mix(keys ^ np.uint64(zlib.crc32(purpose.encode())))
         self._keys = keys[:, None]
         self._position = 1
 

@@ -1,9 +1,12 @@
 """Counter-based streams: equal keys agree, other keys differ, and no cut of the work changes a number."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
+from agents import noise
 from agents.noise import SHARD, normal, permutation, stream, uniform
 
 DRAWS = [normal, uniform]
@@ -85,3 +88,11 @@ def test_permutations_hold_every_index_once_and_epochs_differ():
 def test_refusals(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_ten_seeds_are_ten() -> None:
+    purposes = ("environments", "evaluation", "final evaluation")
+    first = sorted(noise.seed_of(seed, purpose) for seed in range(10) for purpose in purposes)
+    assert 0 <= first[0] <= first[-1] < 2**32
+    assert min(b - a for a, b in itertools.pairwise(first)) > 10_000
+    assert first == sorted(noise.seed_of(seed, purpose) for seed in range(10) for purpose in purposes)

@@ -217,7 +217,8 @@ class Recording(PolicySearch):
 
 def search(policy: DeterministicPolicy, num_envs: int, window: int, **options: float) -> Recording:
     env = make_vec("Hopper-v5", num_envs, autoreset="disabled", num_threads=1)
-    counts = {"num_timesteps": 0, "ep_info_buffer": deque(), "start_time": 0, "_episode_num": 0}
+    buffers = {"ep_info_buffer": deque(), "ep_success_buffer": deque()}
+    counts = {"num_timesteps": 0, "start_time": 0, "_episode_num": 0, **buffers}
     agent: Any = SimpleNamespace(policy=policy, device=torch.device("cpu"), stream_seed=0, **counts)
     collector = Collector(agent, env, PolicySearch.fields((11,), normalize=True), window)
     collector.begin(env.reset(seed=0)[0])

@@ -135,6 +135,22 @@ def test_equal_seeds_agree_bit_for_bit_and_unequal_ones_diverge(algorithm: type[
     assert not torch.equal(parameters(first), parameters(other))
 
 
+def test_runs_of_neighbouring_seeds_share_no_episode(algorithm: type[Agent]) -> None:
+    class First(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            self.observations = self.model.collector.observations.clone()
+
+        def _on_step(self) -> bool:
+            return False
+
+    starts = []
+    for seed in (0, 1):
+        first = First()
+        make(algorithm, "InvertedPendulum-v5", seed).learn(1, callback=first)
+        starts.append(first.observations)
+    assert len(torch.cat(starts).unique(dim=0)) == 16
+
+
 @pytest.mark.parametrize("env_id", ["Hopper-v5", "CartPole-v1"])
 def test_resuming_is_exact(algorithm: type[Agent], env_id: str, tmp_path: Path) -> None:
     whole = make(algorithm, env_id).learn(128 * 6)

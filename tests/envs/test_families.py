@@ -13,6 +13,7 @@ from gymnasium.utils.env_checker import check_env
 
 from envs import SnapshotError, make_vec
 from envs.mujoco import FAMILIES, FamilyVectorEnv
+from envs.mujoco.tasks import RandomStreams
 
 NAMES = [env_id.removeprefix("families/").removesuffix("-v0") for env_id in FAMILIES]
 HELD_OUT = [name for name in NAMES if name not in ("HalfCheetahDir", "AntDir", "WalkerDir")]
@@ -313,3 +314,12 @@ def test_tasks_end_the_episodes_that_they_change() -> None:
         env.step(np.zeros((2, 6), dtype=np.float32))
     env.reset(ids=[1])
     env.step(np.zeros((2, 6), dtype=np.float32))
+
+
+def test_tasks_and_first_states_are_drawn_from_streams_of_their_own() -> None:
+    numbers = np.arange(8)
+    seeds = np.zeros(8, dtype=np.int64)
+    velocities = make("HalfCheetahVel", 8, task_seed=0).draw_tasks(numbers)[:, 0] / 2
+    of_episodes = RandomStreams(seeds, numbers).uniform(0.0, 1.0, 1)[:, 0]
+    assert not np.isclose(velocities, of_episodes).any()
+    assert abs(np.corrcoef(velocities, of_episodes)[0, 1]) < 0.9

@@ -362,3 +362,11 @@ def test_images_are_refused_with_a_remedy() -> None:
         GymVectorEnv([Images()])
     flat = GymVectorEnv([gymnasium.wrappers.FlattenObservation(Images())])
     assert flat.single_observation_space.shape == (192,)
+
+
+def test_generators_are_the_environments_own() -> None:
+    env = make_vec("CartPole-v1", 3, seed=0)
+    env.reset()
+    assert env.np_random == tuple(one.unwrapped.np_random for one in env.envs)
+    assert env.np_random_seed == tuple(one.unwrapped.np_random_seed for one in env.envs)
+    assert len(set(env.np_random_seed)) == 3
