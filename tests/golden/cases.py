@@ -27,7 +27,17 @@ KEPT = Path(__file__).with_name("digests.json")
 PACKAGES = ("torch", "numpy", "mujoco", "gymnasium")
 ITERATIONS = 3
 
-NPG = {"n_steps": 24, "net_arch": (16, 8), "log_std_init": -0.5}
+DIRECTION = {
+    "fisher": "compatible",
+    "cg_damping": 0.1,
+    "curvature_memory": 0.0,
+    "critic_steps": 1,
+    "critic_cg_max_steps": 8,
+    "target_kl": 0.02,
+    "target_kl_end": None,
+    "log_std_min": None,
+}
+NPG = {**DIRECTION, "n_steps": 24, "net_arch": (16, 8), "log_std_init": -0.5}
 PPO = {"n_steps": 16, "net_arch": (16,), "batch_size": 32, "n_epochs": 2}
 PES = {"n_steps": 20, "num_envs": 12, "learning_rate": 0.05}
 META = {"meta_batch_size": 3, "num_envs": 12, "n_steps": 10, "net_arch": (8,)}
@@ -64,10 +74,16 @@ CASES: dict[str, dict[str, Any]] = {
         "normalize_advantage": False,
     },
     "npg contact forces": {"algorithm": "npg", **NPG, "env": "Ant-v5", "num_envs": 4},
-    "npg discrete": {"algorithm": "npg", "n_steps": 16, "env": "CartPole-v1"},
-    "npg discrete analytic": {"algorithm": "npg", "n_steps": 16, "env": "CartPole-v1", "fisher": "analytic"},
-    "npg several discrete": {"algorithm": "npg", "n_steps": 16, "env": "probes/MultiDiscreteBandit-v0"},
-    "npg binary": {"algorithm": "npg", "n_steps": 16, "env": "probes/MultiBinaryBandit-v0"},
+    "npg discrete": {"algorithm": "npg", **DIRECTION, "n_steps": 16, "env": "CartPole-v1"},
+    "npg discrete analytic": {
+        "algorithm": "npg",
+        **DIRECTION,
+        "n_steps": 16,
+        "env": "CartPole-v1",
+        "fisher": "analytic",
+    },
+    "npg several discrete": {"algorithm": "npg", **DIRECTION, "n_steps": 16, "env": "probes/MultiDiscreteBandit-v0"},
+    "npg binary": {"algorithm": "npg", **DIRECTION, "n_steps": 16, "env": "probes/MultiBinaryBandit-v0"},
     "trpo": {"algorithm": "trpo", **NPG},
     "ppo": {"algorithm": "ppo", **PPO, "handover": 10.0},
     "ppo target_kl": {"algorithm": "ppo", **PPO, "target_kl": 0.003, "optimizer": "adam", "ent_coef": 0.01},
