@@ -69,20 +69,32 @@ PUBLISHED: dict[str, tuple[float, float, str]] = {
 method after 1M steps over several seeds, and whose it is. Observations and physics differ between a task's versions."""
 
 SMALL = {
-    "fisher": "ekfac",
     "num_envs": 16,
     "n_steps": 32,
     "target_kl": 0.005,
-    "target_kl_end": 0.001,
-    "log_std_init": -1.0,
-    "log_std_min": -1.6,
-    "curvature_memory": 25_600,
+    "cg_damping": 0.1,
+    "curvature_memory": 25_600.0,
     "critic_steps": 4,
+    "critic_cg_max_steps": 8,
 }
 """Small batches, whose curvature is remembered."""
+LARGE = {
+    "fisher": "compatible",
+    "n_steps": 128,
+    "target_kl": 0.02,
+    "target_kl_end": None,
+    "log_std_init": 0.0,
+    "log_std_min": None,
+    "cg_damping": 0.1,
+    "curvature_memory": 0.0,
+    "critic_steps": 1,
+    "critic_cg_max_steps": 8,
+}
+"""The defaults until November 2026."""
 CANDIDATES: dict[str, dict[str, Any] | None] = {
     "default": {},
     "preset": None,
+    "2048, fresh curvature": LARGE,
     "512": SMALL,
     "512, no memory": SMALL | {"curvature_memory": 0},
     "512, two critic steps": SMALL | {"critic_steps": 2},
@@ -92,6 +104,9 @@ CANDIDATES: dict[str, dict[str, Any] | None] = {
     "512, short critic steps": SMALL | {"critic_cg_max_steps": 2},
     "512, short critic steps, KL 0.01": SMALL | {"critic_cg_max_steps": 2, "target_kl": 0.01},
     "512, short critic steps, KL 0.02": SMALL | {"critic_cg_max_steps": 2, "target_kl": 0.02},
+    "damping 10": {"cg_damping": 10.0},
+    "λ 0.9": {"gae_lambda": 0.9},
+    "λ 0.8": {"gae_lambda": 0.8},
 }
 """Name -> what differs from the defaults, on every task; None is each task's preset."""
 
@@ -375,7 +390,7 @@ def plot(lines: Sequence[Line]) -> Path:
 
     tasks = [task for task in PUBLISHED if any(line["env"] == task for line in lines)]
     figure, axes = panels(len(tasks), min(len(tasks), 3) or 1)
-    colors = dict(zip(CANDIDATES, colormaps["tab10"].colors, strict=False))
+    colors = dict(zip(CANDIDATES, colormaps["tab20"].colors, strict=False))
     # Of each run the longest that is known.
     longest = {json.dumps([line["env"], line["seed"], line["settings"]]): line for line in by_budget(lines)}
     for axis, task in zip(axes, tasks, strict=True):
