@@ -40,7 +40,7 @@ def collect(agent: NPG) -> None:
 @pytest.mark.parametrize("env_id", ["InvertedPendulum-v5", "CartPole-v1"])
 def test_the_update_is_the_damped_natural_gradient_of_the_definition(env_id: str) -> None:
     """θ' - θ is parallel to (F + λ I)⁻¹ g, with F and g from per-sample scores by torch.func in float64."""
-    agent = make(env_id, fisher="compatible", cg_max_steps=200, cg_tolerance=1e-6)
+    agent = make(env_id, fisher="compatible", cg_max_steps=200, cg_tolerance=1e-6, target_kl_end=None)
     collect(agent)
     policy, batch = agent.policy, agent.collector.rollout
     s, a = policy.normalize(batch["observations"].flatten(0, 1)), batch["actions"].flatten(0, 1)
@@ -349,8 +349,8 @@ def test_what_does_not_fit_is_refused_at_construction_with_what_does(monkeypatch
         assert agent.rejections.updates == 0
     monkeypatch.setattr("agents.natural.curvature.MATRIX_BYTES", 4 * 49**2)
     with pytest.raises(ValueError, match=r"solver is 'cholesky'.*give auto or gram or cg"):
-        npg(solver="cholesky")
-    few = npg(solver="gram")  # 16 samples
+        npg(fisher="compatible", solver="cholesky")
+    few = npg(fisher="compatible", solver="gram")  # 16 samples
     with pytest.raises(ValueError, match=r"solver is 'gram'.*n = 64 samples"):
         few.set_env(make_vec("InvertedPendulum-v5", 8))
     monkeypatch.setattr("agents.natural.MATRIX_BYTES", 4 * 49**2)

@@ -153,8 +153,10 @@ def test_runs_of_neighbouring_seeds_share_no_episode(algorithm: type[Agent]) -> 
 
 @pytest.mark.parametrize("env_id", ["Hopper-v5", "CartPole-v1"])
 def test_resuming_is_exact(algorithm: type[Agent], env_id: str, tmp_path: Path) -> None:
-    whole = make(algorithm, env_id).learn(128 * 6)
-    half = make(algorithm, env_id).learn(128 * 3)
+    # What falls over a training falls anew in each call of learn.
+    fixed = {"target_kl_end": None} if "target_kl_end" in algorithm.Config.names() else {}
+    whole = make(algorithm, env_id, **fixed).learn(128 * 6)
+    half = make(algorithm, env_id, **fixed).learn(128 * 3)
     half.save(tmp_path / "half")
     resumed = algorithm.load(tmp_path / "half.zip", vector(algorithm, env_id, 8), device="cpu")
     assert (resumed.num_timesteps, resumed.iteration) == (half.num_timesteps, half.iteration)
