@@ -62,7 +62,7 @@ def main() -> None:
             key, run = futures[future], future.result()
             if run is None:  # the budget of minutes is spent; the next call goes on
                 continue
-            keep(NAME, kept, run, key.keys() - {"settings"})
+            keep(NAME, kept, run, set(key))
             print(
                 f"{run['env']} seed {run['seed']}: {run['mean']:.0f}, IQM {run['iqm']:.0f}, {run['seconds']:.0f} s",
                 flush=True,
@@ -120,7 +120,9 @@ def resident(pid: int) -> float:
 def by_task(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     tasks: dict[str, list[dict[str, Any]]] = {}
     for run in sorted(runs, key=lambda run: run["seed"]):
-        tasks.setdefault(f"{run['algorithm']} on {run['env']}, {run['steps']:,} steps", []).append(run)
+        same = run["settings"] == as_json(dataclasses.asdict(REGISTRY[run["algorithm"]].Config()))
+        name = f"{run['algorithm']} on {run['env']}, {'defaults' if same else 'preset'}, {run['steps']:,} steps"
+        tasks.setdefault(name, []).append(run)
     return tasks
 
 
