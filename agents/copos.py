@@ -146,7 +146,7 @@ class COPOS(Agent):
         log_std = c.log_std_init + self.policy.actor.log_unit.mean().item()
         of_one = 0.5 * math.log(2 * math.pi * math.e) + log_std if head.kind == "gaussian" else math.log(2)
         first = sum(map(math.log, head.choices)) if head.kind == "categorical" else head.outputs * of_one
-        updates = -(-self._total_timesteps // (c.n_steps * self.n_envs))
+        updates = -(-self._total_timesteps // self.steps_per_iteration)
         self.entropy_decrease = 2 * first / updates if c.entropy_decrease is None else c.entropy_decrease
         if self.entropy_decrease <= 0:
             raise ValueError(f"the first policy has an entropy of {first:.3g} nats; give entropy_decrease.")

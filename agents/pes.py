@@ -168,7 +168,7 @@ class PES(Agent):
         else:
             group["momentum"] = momentum**share if momentum else 0.0
         if c.optimizer == "adabound":
-            planned = -(-self._total_timesteps // (c.n_steps * self.n_envs))
+            planned = -(-self._total_timesteps // self.steps_per_iteration)
             group["gamma"] = handover_gamma(c.handover, planned)
         parts = (-g).split([parameter.numel() for parameter in group["params"]])
         for parameter, part in zip(group["params"], parts, strict=True):

@@ -156,7 +156,7 @@ class PPO(Agent):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
         """Tell AdaBound when to hand over: a share of the training is known only once the training's length is."""
         result = super()._setup_learn(*args, **kwargs)
-        c, steps, updates = self.config, self.config.n_steps * self.n_envs, self.config.n_epochs * self.minibatches
+        c, steps, updates = self.config, self.steps_per_iteration, self.config.n_epochs * self.minibatches
         handover = max(HANDOVER_STEPS / steps * updates, 2.0) if c.handover is None else c.handover
         plan_handover(self.optimizer, handover, -(-self._total_timesteps // steps) * updates)
         return result

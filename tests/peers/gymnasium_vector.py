@@ -8,16 +8,13 @@ none is copied here. A test counts if it makes one of our environments. Not run 
 
 from __future__ import annotations
 
-import argparse
-import re
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+import causes
 import gymnasium
-import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
@@ -44,15 +41,11 @@ CAUSES = {
         "test_partial_reset_failure", r"actions have shape \(\)",
     ),
 }  # fmt: skip
-"""Cause -> expressions, one of which a test's name and error match; where none does, the failure is ours."""
+PLUGIN = causes.Plugin(CAUSES)
 
 
 class Ours(GymVectorEnv):
     """With SyncVectorEnv's arguments, on NumPy; in same-step mode where a test does not say one."""
-
-    made: ClassVar[set[str]] = set()
-    """The tests that made one."""
-    running = ""
 
     def __init__(
         self,
@@ -61,7 +54,7 @@ class Ours(GymVectorEnv):
         observation_mode: Any = "same",
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     ) -> None:
-        Ours.made.add(Ours.running)
+        PLUGIN.made.add(PLUGIN.running)
         super().__init__([make() for make in env_fns], autoreset=autoreset_mode)
 
     def reset(self, **arguments: Any) -> Any:
@@ -75,46 +68,12 @@ class Ours(GymVectorEnv):
         }
 
 
-class Plugin:
-    """Sorts the failures."""
-
-    def __init__(self) -> None:
-        self.outcomes: dict[str, str] = {}
-        self.failures: dict[str, list[str]] = defaultdict(list)
-
-    def pytest_runtest_setup(self, item: Any) -> None:
-        Ours.running = item.nodeid
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.nodeid not in Ours.made or not (report.when == "call" or report.failed):
-            return
-        self.outcomes[report.nodeid] = report.outcome
-        if report.failed:
-            crash = getattr(report.longrepr, "reprcrash", None)
-            text = f"{report.nodeid}: {getattr(crash, 'message', report.longrepr)}"
-            causes = (name for name, kinds in CAUSES.items() if any(re.search(kind, text) for kind in kinds))
-            self.failures[next(causes, "OURS")].append(text.splitlines()[0])
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tests", type=Path, help="the folder of Gymnasium's tests")
-    parser.add_argument("-k", default="", help="only tests whose names match, as of pytest")
-    asked = parser.parse_args()
+    asked = causes.parse(__doc__, "Gymnasium")
     root = asked.tests.resolve().parent
     sys.path.insert(0, str(root))
     gymnasium.vector.SyncVectorEnv = gymnasium.vector.sync_vector_env.SyncVectorEnv = Ours
-    plugin = Plugin()
-    options = ["-q", "-p", "no:cacheprovider", "--no-header", "--tb=line", "-rN", "-W", "ignore", "-k", asked.k]
-    folders = [str(root / "tests" / name) for name in FILES]
-    pytest.main([*folders, f"--rootdir={root}", "-c", "/dev/null", *options], plugins=[plugin])
-    print(f"\nOf {len(plugin.outcomes)} tests that make our environments:")
-    failed = sum(map(len, plugin.failures.values()))
-    print(f"  {len(plugin.outcomes) - failed} pass or are skipped")
-    for cause in (*CAUSES, "OURS"):
-        lines = plugin.failures[cause]
-        print(f"\n{len(lines)} fail: {cause}", *(f"  {line[:200]}" for line in lines), sep="\n")
-    return min(len(plugin.failures["OURS"]), 1)
+    return causes.run(PLUGIN, "environments", [root / "tests" / name for name in FILES], root, asked.k)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,14 @@ none is copied here. They import pandas and ale_py. A test counts if it makes on
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import math
 import re
 import sys
-from collections import defaultdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import pytest
+import causes
 import stable_baselines3
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -49,18 +47,13 @@ CAUSES = {
         "test_save_load_backward_compatible", "no attribute 'net_arch'",
     ),
 }  # fmt: skip
-"""Cause -> expressions, one of which a test's name and error match; where none does, the failure is ours."""
 
 
 class Adapted:
     """What is said in another way here: one environment of an id, minibatches that divide a rollout."""
 
-    made: ClassVar[set[str]] = set()
-    """The tests that made an agent."""
-    running = ""
-
     def __init__(self, policy: Any, env: Any, **keywords: Any) -> None:
-        Adapted.made.add(Adapted.running)
+        PLUGIN.made.add(PLUGIN.running)
         names = type(self).Config.names()  # type: ignore[attr-defined]
         if isinstance(env, str):
             keywords.setdefault("num_envs", 1)
@@ -82,12 +75,8 @@ class AdaptedNPG(Adapted, NPG):
         super().__init__(policy, env, **{name: value for name, value in keywords.items() if name in known})
 
 
-class Plugin:
-    """Chooses the tests, and sorts the failures."""
-
-    def __init__(self) -> None:
-        self.outcomes: dict[str, str] = {}
-        self.failures: dict[str, list[str]] = defaultdict(list)
+class Chooses(causes.Plugin):
+    """Takes the tests that may be of our agents; what fails before it makes one counts too."""
 
     def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
         def concerns_us(item: Any) -> bool:
@@ -99,35 +88,17 @@ class Plugin:
         config.hook.pytest_deselected(items=[item for item in items if not concerns_us(item)])
         items[:] = [item for item in items if concerns_us(item)]
 
-    def pytest_runtest_setup(self, item: Any) -> None:
-        Adapted.running = item.nodeid
+    def counts(self, report: Any) -> bool:
+        return super().counts(report) or report.failed
 
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        if (report.when == "call" and report.nodeid in Adapted.made) or report.failed:
-            self.outcomes[report.nodeid] = report.outcome
-        if report.failed:
-            crash = getattr(report.longrepr, "reprcrash", None)
-            text = f"{report.nodeid}: {getattr(crash, 'message', report.longrepr)}"
-            causes = (name for name, kinds in CAUSES.items() if any(re.search(kind, text) for kind in kinds))
-            self.failures[next(causes, "OURS")].append(text.splitlines()[0])
+
+PLUGIN = Chooses(CAUSES)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tests", type=Path, help="the folder of Stable-Baselines3's tests")
-    parser.add_argument("-k", default="", help="only tests whose names match, as of pytest")
-    asked = parser.parse_args()
+    asked = causes.parse(__doc__, "Stable-Baselines3")
     stable_baselines3.PPO, stable_baselines3.A2C = AdaptedPPO, AdaptedNPG
-    plugin = Plugin()
-    options = ["-q", "-p", "no:cacheprovider", "--no-header", "--tb=line", "-rN", "-W", "ignore", "-k", asked.k]
-    pytest.main([str(asked.tests), f"--rootdir={asked.tests}", "-c", "/dev/null", *options], plugins=[plugin])
-    print(f"\nOf {len(plugin.outcomes)} tests that make our agents:")
-    failed = sum(map(len, plugin.failures.values()))
-    print(f"  {len(plugin.outcomes) - failed} pass or are skipped")
-    for cause in (*CAUSES, "OURS"):
-        lines = plugin.failures[cause]
-        print(f"\n{len(lines)} fail: {cause}", *(f"  {line[:200]}" for line in lines), sep="\n")
-    return min(len(plugin.failures["OURS"]), 1)
+    return causes.run(PLUGIN, "agents", [asked.tests], asked.tests, asked.k)
 
 
 if __name__ == "__main__":
