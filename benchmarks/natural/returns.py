@@ -136,14 +136,15 @@ def summary(name: str, rows: list[dict[str, Any]]) -> str:
 def plot(tasks: dict[str, list[dict[str, Any]]]) -> None:
     from matplotlib.ticker import EngFormatter
 
-    figure, all_axes = panels(len(tasks), len(tasks), 6.5, 4.2)
+    figure, all_axes = panels(len(tasks), min(len(tasks), 3), 6.5, 4.2)
     for axes, (name, rows) in zip(all_axes, tasks.items(), strict=True):
         for row in rows:
             axes.plot(*zip(*row["curve"], strict=True), color="#1f5fa8", alpha=0.35, linewidth=1)
         steps = [step for step, _ in rows[0]["curve"]]
         shared = [row["curve"] for row in rows if [step for step, _ in row["curve"]] == steps]
         medians = [statistics.median(curve[k][1] for curve in shared) for k in range(len(steps))]
-        axes.plot(steps, medians, color="#1f5fa8", linewidth=2.2, label=f"median of {len(shared)} seeds")
+        label = f"median of {len(shared)} seeds" if len(shared) > 1 else "one seed"
+        axes.plot(steps, medians, color="#1f5fa8", linewidth=2.2, label=label)
         axes.set_title(name, loc="left", fontsize=11)
         axes.set_xlabel("environment steps")
         axes.set_ylabel("return, deterministic policy")
