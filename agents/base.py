@@ -13,7 +13,6 @@ from typing import Any, ClassVar, NoReturn, Self
 import gymnasium
 import numpy as np
 import torch
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -35,7 +34,7 @@ from agents.rollout.collector import Collector, buffer_fields
 from agents.saving import Saved
 from envs import make_vec
 from envs.sb3 import SB3View, as_vector
-from envs.vector import VectorEnv
+from envs.vector import VectorEnv, check_spaces
 
 
 def _as_attribute(name: str) -> property:
@@ -428,10 +427,6 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             raise ValueError(
                 f"env has autoreset {theirs!r}; {cls.__name__} trains with make_vec(..., autoreset={mine!r})."
             )
-        if not isinstance(vector.single_observation_space, spaces.Box):
-            raise ValueError(
-                f"The observation space is {vector.single_observation_space}; agents take a Box: wrap the environment "
-                "in gymnasium.wrappers.FlattenObservation."
-            )
+        check_spaces(vector.single_observation_space, vector.single_action_space)
         Head.of(vector.single_action_space)
         return view

@@ -364,7 +364,11 @@ class _FromSB3(_Foreign):
         self._require_all(ids)
         observations, rewards, dones, infos = self.env.step(self._check_actions(actions, self.num_envs))
         observation, reward, ended = self._checked(observations), _tensor(rewards), _tensor(dones)
-        timed_out = torch.tensor([bool(info.get("TimeLimit.truncated", False)) for info in infos])
+        infos = infos or [{}] * self.num_envs  # as in SB3, an environment without infos may give none
+        # Without the last observation there is no value to go on from, so SB3 takes such an end as terminated.
+        timed_out = torch.tensor(
+            [bool(info.get("TimeLimit.truncated", False)) and "terminal_observation" in info for info in infos]
+        )
         batched: dict[str, Any] = {}
         for i, info in enumerate(infos):
             own = {key: value for key, value in info.items() if key not in _SB3_KEYS}
@@ -373,7 +377,7 @@ class _FromSB3(_Foreign):
         if ended.any():
             final = observation.clone()
             for i in ended.nonzero().flatten().tolist():
-                final[i] = _tensor(infos[i]["terminal_observation"])
+                final[i] = _tensor(infos[i].get("terminal_observation", observations[i]))
             batched |= {"final_obs": final, "_final_obs": ended}
         return observation, reward, ended & ~timed_out, ended & timed_out, batched
 
