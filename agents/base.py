@@ -118,7 +118,11 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             name: x for name, x in hyperparameters.items() if name in self.Config.scheduled() and callable(x)
         }
         """Hyperparameters that change while training goes on, by name."""
-        hyperparameters |= {name: schedule(1.0) for name, schedule in self.schedules.items()}
+        for name, schedule in self.schedules.items():
+            if (first := schedule(1.0)) > 0:
+                hyperparameters[name] = first
+            else:  # one that warms up begins at 0, where the setting itself may not be
+                del hyperparameters[name]
         policy_kwargs, own = checked_kwargs(self.Config, policy_class, dict(policy_kwargs or {}))
         if seed is not None and not (isinstance(seed, (int, np.integer)) and seed >= 0):
             raise ValueError(f"seed is {seed!r}; give an integer of at least 0, or None.")
@@ -141,7 +145,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             seed=seed,
         )
         self.__dict__.pop("learning_rate", None)
-        self.config = self.current = config
+        self.config, self.current = config, config.at(self.schedules, 1.0)
         """What was given, and as it is now, where some of it has a schedule."""
         self.iteration = 0
         """Of this training; learn() begins at 0 again."""
@@ -231,7 +235,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         if before is not None and before.vector is view.vector and not force_reset:
             self.collector.observations, self.collector.episodes = before.observations, before.episodes
         self.env, self.n_envs = view, view.num_envs
-        self.config = self.current = dataclasses.replace(self.config, num_envs=view.num_envs)
+        self.config = dataclasses.replace(self.config, num_envs=view.num_envs)
+        self.current = self.config.at(self.schedules, 1.0)
         if force_reset:
             self._last_obs = None
 

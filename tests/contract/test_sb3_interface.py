@@ -16,6 +16,7 @@ from test_agent import SETTINGS, make, parameters, vector
 
 from agents import NPG, PPO, REGISTRY, Agent, checkpoint
 from agents.optim.registry import OPTIMIZERS
+from agents.policy.networks import parameter_vector
 
 SCHEDULED = {"learning_rate": 1e-2, "clip_range": 0.2}
 
@@ -167,6 +168,18 @@ def test_schedules_are_followed_and_said_not_to_be_kept(algorithm: type[Agent], 
     assert set(again.schedules) == set(names)
 
 
+def test_a_schedule_may_begin_at_zero(algorithm: type[Agent]) -> None:
+    names = scheduled(algorithm)
+    if not names:
+        pytest.skip("this algorithm has no hyperparameter with a schedule")
+    warming = {name: lambda left, x=x: x * (1 - left) for name, x in names.items()}
+    agent = make(algorithm, "CartPole-v1", **warming)
+    assert [getattr(agent, name) for name in names] == [0.0] * len(names)
+    used = [agent.learning_rate for _ in agent.iterations(128 * 4)]
+    assert used == sorted(used)
+    assert used[-1] == pytest.approx(names["learning_rate"])
+
+
 def test_a_constant_schedule_is_the_constant(algorithm: type[Agent]) -> None:
     names = scheduled(algorithm)
     by_schedule = make(algorithm, "CartPole-v1", **{name: lambda _, x=x: np.float64(x) for name, x in names.items()})
@@ -260,8 +273,17 @@ def test_a_loaded_agent_is_as_talkative_as_it_was_or_as_one_asks(algorithm: type
     assert (other.verbose, other.tensorboard_log, other.seed, other.stream_seed) == (0, None, 5, 5)
     changed = algorithm.load(tmp_path / "agent", device="cpu", custom_objects={"gamma": 0.5, "verbose": 0})
     assert (changed.gamma, changed.verbose) == (0.5, 0)
-    with pytest.raises(ValueError, match="no hyperparameter 'lr_schedule'"):
-        algorithm.load(tmp_path / "agent", custom_objects={"lr_schedule": None})
+    with pytest.raises(ValueError, match="no hyperparameter 'gama'"):
+        algorithm.load(tmp_path / "agent", custom_objects={"gama": None})
+    only_predicts = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
+    loaded = algorithm.load(
+        tmp_path / "agent", vector(algorithm, "CartPole-v1", 8), device="cpu", custom_objects=only_predicts
+    )
+    assert [getattr(loaded, name) for name in scheduled(algorithm)] == [0.0] * len(scheduled(algorithm))
+    before = parameter_vector(loaded.policy.actor)
+    loaded.learn(64)
+    moved = not torch.equal(parameter_vector(loaded.policy.actor), before)
+    assert moved == ("learning_rate" not in scheduled(algorithm))  # steps of size 0 lead nowhere, as in SB3
 
 
 @pytest.mark.parametrize("part", ["policy", "actor"])
