@@ -179,6 +179,12 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         return self.config.n_steps * self.n_envs
 
     @property
+    def lr_schedule(self) -> Schedule:  # type: ignore[override]
+        """Give learning_rate as a function of the share of training that remains, as SB3 does."""
+        rate = self.learning_rate
+        return self.schedules.get("learning_rate", lambda _: rate)
+
+    @property
     def episode_returns(self) -> list[float]:
         """Give the undiscounted returns of the last training episodes."""
         return [episode["r"] for episode in self.ep_info_buffer or ()]

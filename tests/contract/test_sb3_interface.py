@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def scheduled(algorithm: type[Agent]) -> dict[str, float]:
         ({"net_arch": [64.5]}, r"net_arch is \[64.5\]; give a list of integers of at least 1"),
         ({"net_arch": 64}, "net_arch is 64; give a list"),
         ({"net_arch": [-1]}, r"net_arch is \[-1\]"),
-        ({"net_arch": [{"pi": [8], "vf": [8]}]}, "net_arch is .*; give a list"),
+        ({"net_arch": [8, {"pi": [8]}]}, "net_arch is .*; give a list"),
         ({"net_arch": {"pi": [8], "qf": [8]}}, "net_arch is .*give a list, or a dict of pi"),
         ({"activation_fn": torch.nn.Softmax}, "activation is .*; use one of tanh"),
         ({"log_std_init": float("nan")}, "log_std_init is nan|policy_kwargs has no 'log_std_init'"),
@@ -78,6 +79,27 @@ def test_actor_and_critic_may_have_sizes_of_their_own(algorithm: type[Agent], tm
     else:
         with pytest.raises(ValueError, match="give a list, or a dict of pi"):
             make(algorithm, "CartPole-v1", policy_kwargs={"net_arch": {"pi": [5], "vf": [7]}})
+
+
+def test_an_old_list_of_a_dict_of_sizes_is_taken_with_a_warning(algorithm: type[Agent]) -> None:
+    with pytest.warns(UserWarning, match=r"give the dict alone, net_arch=\{'pi': \[5\]\}"):
+        agent = make(algorithm, "CartPole-v1", policy_kwargs={"net_arch": [{"pi": [5]}]})
+    assert agent.policy.actor.net[0].out_features == 5
+
+
+def test_what_sb3s_policies_have_by_default_changes_nothing(algorithm: type[Agent]) -> None:
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(OfSB3).parameters.items()
+        if parameter.default is not parameter.empty and not name.startswith("optimizer_")
+    }
+    ours = {"activation_fn", "ortho_init", "log_std_init"}  # which policies have or have not
+    given = {name: value for name, value in defaults.items() if name not in ours}
+    assert len(given) == 9
+    plain, carried = make(algorithm, "CartPole-v1"), make(algorithm, "CartPole-v1", policy_kwargs=given)
+    assert torch.equal(parameters(plain), parameters(carried))
+    with pytest.raises(ValueError, match="policy_kwargs has no 'squash_output'"):
+        make(algorithm, "CartPole-v1", policy_kwargs={"squash_output": True})
 
 
 def test_weights_may_begin_as_pytorchs_layers_do(algorithm: type[Agent]) -> None:
@@ -138,8 +160,14 @@ def test_hyperparameters_are_attributes_which_are_not_set_in_vain(algorithm: typ
         assert getattr(agent, name) == getattr(agent.config, name)
         with pytest.raises(AttributeError, match=rf"{name} is fixed when an agent is made"):
             setattr(agent, name, 0.5)
-    if not scheduled(algorithm):
+    if "learning_rate" in algorithm.Config.names():
+        assert agent.lr_schedule(0.3) == agent.learning_rate
+        with pytest.raises(AttributeError, match="lr_schedule"):
+            agent.lr_schedule = lambda left: 0.0
+        assert make(algorithm, "CartPole-v1", learning_rate=lambda left: left / 100).lr_schedule(0.5) == 0.005
+    else:
         assert not hasattr(agent, "learning_rate")
+        assert not hasattr(agent, "lr_schedule")
 
 
 def test_schedules_are_followed_and_said_not_to_be_kept(algorithm: type[Agent], tmp_path: Path) -> None:
