@@ -16,7 +16,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
 from torch import Tensor
 
-from envs.gymnasium_backend import GymVectorEnv, call_each
+from envs.gymnasium_backend import call_each, gym_vector
 from envs.infos import row_of
 from envs.vector import EpisodeStatistics, Ids, Seeds, SnapshotError, VectorEnv, each_value
 
@@ -190,13 +190,13 @@ def as_vector(env: Any, autoreset: AutoresetMode = AutoresetMode.SAME_STEP, copi
     if isinstance(env, SB3View):
         return env.vector
     if isinstance(env, gymnasium.Env):
-        return GymVectorEnv([env, *(_copy(env) for _ in range(copies - 1))], autoreset=autoreset)
+        return gym_vector([env, *(_copy(env) for _ in range(copies - 1))], autoreset=autoreset)
     if isinstance(env, VecEnv):
         foreign = _FromSB3(env)
-        return foreign if autoreset is AutoresetMode.SAME_STEP else GymVectorEnv(_singles(env), autoreset=autoreset)
+        return foreign if autoreset is AutoresetMode.SAME_STEP else gym_vector(_singles(env), autoreset=autoreset)
     if isinstance(env, gymnasium.vector.VectorEnv):
         together = autoreset is AutoresetMode.SAME_STEP
-        return _FromGymnasium(env) if together else GymVectorEnv(_singles(env), autoreset=autoreset)
+        return _FromGymnasium(env) if together else gym_vector(_singles(env), autoreset=autoreset)
     raise TypeError(
         f"env is a {type(env).__name__}; give a gymnasium.Env, a gymnasium.vector.VectorEnv, "
         "a Stable-Baselines3 VecEnv or what envs.make_vec returns."

@@ -60,7 +60,9 @@ class AdaptedPES(causes.Adapted, PES):
 CAUSES = OF_SB3 | {
     "its TRPO warns of its critic's minibatches, which are the whole rollout here": ("test_trpo_warnings",),
     "its ARS warns of as many directions as there are, and takes 1 environment": (
-        "test_ars_n_top", "particles come in", r"test_deterministic_training_common.*truth value of an array",
+        "test_ars_n_top",
+        "particles come in",
+        r"test_deterministic_training_common.*truth value of an array",
     ),
 }
 PLUGIN = causes.Chooses(CAUSES, {AdaptedTRPO, AdaptedPES}, OTHERS, "TRPO|ARS")

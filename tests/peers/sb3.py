@@ -52,7 +52,7 @@ class AdaptedNPG(causes.Adapted, NPG):
 
     def __init__(self, policy: Any, env: Any, **keywords: Any) -> None:
         known = {*NPG.Config.names(), *inspect.signature(Agent.__init__).parameters, "use_sde"}
-        keywords = {"n_steps": 16} | {name: value for name, value in keywords.items() if name in known}
+        keywords = {"n_steps": 8} | {name: value for name, value in keywords.items() if name in known}
         super().__init__(policy, env, **keywords)
 
 
