@@ -181,7 +181,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
     @property
     def lr_schedule(self) -> Schedule:  # type: ignore[override]
         """Give learning_rate as a function of the share of training that remains, as SB3 does."""
-        rate = self.learning_rate
+        rate: Any = self.learning_rate
         return self.schedules.get("learning_rate", lambda _: rate)
 
     @property

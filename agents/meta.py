@@ -122,8 +122,8 @@ class MetaAgent(Agent):
         singles = getattr(vector, "envs", None) or getattr(getattr(vector, "env", None), "envs", None) or ()
         if any(env.has_wrapper_attr("set_task") for env in singles):
             raise ValueError(
-                f"env has set_task, which {type(self).__name__} calls where it has sample_tasks(n) too, from which tasks "
-                f"come, and is made by envs.make_vec: give it both and make_vec(lambda: ..., num_envs), or {family}."
+                f"env has set_task, which {type(self).__name__} calls where it has sample_tasks(n) too, from which "
+                f"tasks come, and is made by make_vec: give it both and make_vec(lambda: ..., num_envs), or {family}."
             )
         warnings.warn(
             f"env is no family of tasks: {type(self).__name__} adapts to it as to a single task, and takes a rollout's "

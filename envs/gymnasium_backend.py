@@ -305,7 +305,7 @@ class GymTaskVectorEnv(GymVectorEnv, TaskVectorEnv):
 
 
 def gym_vector(envs: Sequence[gymnasium.Env], **options: Any) -> GymVectorEnv:
-    """Make a GymVectorEnv, one of tasks where the environments have `set_task` and `sample_tasks`; arguments are its."""
+    """Make a GymVectorEnv, one of tasks where the environments have set_task and sample_tasks; arguments are its."""
     have_tasks = bool(envs) and all(envs[0].has_wrapper_attr(name) for name in ("set_task", "sample_tasks"))
     return (GymTaskVectorEnv if have_tasks else GymVectorEnv)(envs, **options)
 
