@@ -13,7 +13,6 @@ from typing import Any, ClassVar, NoReturn, Self
 import gymnasium
 import numpy as np
 import torch
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -35,7 +34,7 @@ from agents.rollout.collector import Collector, buffer_fields
 from agents.saving import Saved
 from envs import make_vec
 from envs.sb3 import SB3View, as_vector
-from envs.vector import VectorEnv
+from envs.vector import VectorEnv, check_spaces
 
 
 def _as_attribute(name: str) -> property:
@@ -119,7 +118,11 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             name: x for name, x in hyperparameters.items() if name in self.Config.scheduled() and callable(x)
         }
         """Hyperparameters that change while training goes on, by name."""
-        hyperparameters |= {name: schedule(1.0) for name, schedule in self.schedules.items()}
+        for name, schedule in self.schedules.items():
+            if (first := schedule(1.0)) > 0:
+                hyperparameters[name] = first
+            else:  # one that warms up begins at 0, where the setting itself may not be
+                del hyperparameters[name]
         policy_kwargs, own = checked_kwargs(self.Config, policy_class, dict(policy_kwargs or {}))
         if seed is not None and not (isinstance(seed, (int, np.integer)) and seed >= 0):
             raise ValueError(f"seed is {seed!r}; give an integer of at least 0, or None.")
@@ -142,7 +145,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             seed=seed,
         )
         self.__dict__.pop("learning_rate", None)
-        self.config = self.current = config
+        self.config, self.current = config, config.at(self.schedules, 1.0)
         """What was given, and as it is now, where some of it has a schedule."""
         self.iteration = 0
         """Of this training; learn() begins at 0 again."""
@@ -174,6 +177,12 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
     def steps_per_iteration(self) -> int:
         """Count the environment steps that an iteration makes at most."""
         return self.config.n_steps * self.n_envs
+
+    @property
+    def lr_schedule(self) -> Schedule:  # type: ignore[override]
+        """Give learning_rate as a function of the share of training that remains, as SB3 does."""
+        rate: Any = self.learning_rate
+        return self.schedules.get("learning_rate", lambda _: rate)
 
     @property
     def episode_returns(self) -> list[float]:
@@ -232,7 +241,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         if before is not None and before.vector is view.vector and not force_reset:
             self.collector.observations, self.collector.episodes = before.observations, before.episodes
         self.env, self.n_envs = view, view.num_envs
-        self.config = self.current = dataclasses.replace(self.config, num_envs=view.num_envs)
+        self.config = dataclasses.replace(self.config, num_envs=view.num_envs)
+        self.current = self.config.at(self.schedules, 1.0)
         if force_reset:
             self._last_obs = None
 
@@ -428,10 +438,6 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             raise ValueError(
                 f"env has autoreset {theirs!r}; {cls.__name__} trains with make_vec(..., autoreset={mine!r})."
             )
-        if not isinstance(vector.single_observation_space, spaces.Box):
-            raise ValueError(
-                f"The observation space is {vector.single_observation_space}; agents take a Box: wrap the environment "
-                "in gymnasium.wrappers.FlattenObservation."
-            )
+        check_spaces(vector.single_observation_space, vector.single_action_space)
         Head.of(vector.single_action_space)
         return view

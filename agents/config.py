@@ -83,7 +83,7 @@ class CommonConfig:
     activation_fn: Literal["tanh", "relu", "elu", "gelu", "silu"] = "tanh"
     """Activation of the hidden layers."""
     normalize_observations: bool = True
-    """Whether the policy normalizes observations by their running mean and standard deviation."""
+    """Whether the policy normalizes the observations of a Box by their running mean and standard deviation."""
 
     def __post_init__(self) -> None:
         for name, annotation in self.annotations().items():

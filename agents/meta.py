@@ -91,6 +91,8 @@ class MetaAgent(Agent):
 
     The policy that is saved, evaluated and acts is φ, before adaptation. Policies have no critic: advantages are taken
     around a linear baseline in each task.
+
+    A family is a TaskVectorEnv, or an environment with `set_task` and `sample_tasks` that `make_vec` makes.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ActorPolicy}
@@ -119,7 +121,10 @@ class MetaAgent(Agent):
         family = "families/HalfCheetahVel-v0 or a TaskVectorEnv of your own (docs/own-environment.md)"
         singles = getattr(vector, "envs", None) or getattr(getattr(vector, "env", None), "envs", None) or ()
         if any(env.has_wrapper_attr("set_task") for env in singles):
-            raise ValueError(f"env has set_task, which {type(self).__name__} does not call; give {family}.")
+            raise ValueError(
+                f"env has set_task, which {type(self).__name__} calls where it has sample_tasks(n) too, from which "
+                f"tasks come, and is made by make_vec: give it both and make_vec(lambda: ..., num_envs), or {family}."
+            )
         warnings.warn(
             f"env is no family of tasks: {type(self).__name__} adapts to it as to a single task, and takes a rollout's "
             f"end, after n_steps={self.config.n_steps}, as an episode's. To learn to adapt, give {family}.",

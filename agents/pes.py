@@ -207,6 +207,11 @@ class PES(Agent):
         c, memory = self.config, self.config.whitening_memory
         settings = {"final_lr": AUTO if c.final_lr is None else c.final_lr} if c.optimizer == "adabound" else {}
         self.optimizer = make_optimizer(c.optimizer, self.policy.actor.parameters(), lr=c.learning_rate, **settings)
+        if memory is not None and not self.policy.normalize_observations:
+            raise ValueError(
+                f"whitening_memory is {memory}, but observations are {self.observation_space}; only normalized ones, "
+                "those of a Box, are whitened: give whitening_memory=None."
+            )
         self.reward_scale = RewardScale()
         self.whitening = None if memory is None else Whitening(memory, self.policy.observation_size)
         self.trials = Trials(c.trials, c.trial_steps, self._search())

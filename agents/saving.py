@@ -27,6 +27,8 @@ from envs.vector import SnapshotError, VectorEnv
 
 SETTINGS = ("seed", "stats_window_size", "verbose", "tensorboard_log")
 """Arguments of an agent, beside its hyperparameters, that a checkpoint holds."""
+SCHEDULES = ("learning_rate", "lr_schedule", "clip_range", "clip_range_vf")
+"""What SB3's files hold as functions, which are replaced where they cannot be unpickled."""
 EXACT = "exact"
 """The manifest's "env_snapshot" where the environments were saved; else it says why they were not."""
 UNBEGUN = ("there were none", "no episode had begun")
@@ -123,7 +125,7 @@ class Saved:
                 are put into the stored state; where that cannot be, a warning says that new episodes begin.
             device: where the policy trains.
             custom_objects: {"policy_class": class} for an agent that was made with a policy class of one's own; others
-                as if they were keyword arguments.
+                as if they were keyword arguments. Schedules of SB3's that the algorithm does not have are left out.
             print_system_info: as in SB3.
             force_reset: begin new episodes. Differs from SB3, where that is the default.
             **changed: in place of what is stored: hyperparameters, verbose, tensorboard_log, seed, stats_window_size.
@@ -153,7 +155,7 @@ class Saved:
             raise CheckpointError(
                 f"{path} holds an agent of the algorithm {manifest.get('algorithm')!r}; load it with agents.load."
             )
-        changed = dict(custom_objects or {}) | changed
+        changed = cls._as_in_sb3(custom_objects or {}) | changed
         # What the caller changed may be what does not fit.
         with contextlib.nullcontext() if changed else checkpoint.damage_named(path):
             agent = cls._made(path, manifest, tensors, device, changed)
@@ -162,6 +164,13 @@ class Saved:
             if not force_reset:
                 agent._restore_environments(manifest, tensors)
         return agent
+
+    @classmethod
+    def _as_in_sb3(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Take what SB3's users, and rl-zoo3, give in place of the schedules of a file: 0 stands for one that is 0."""
+        own = {name: value for name, value in given.items() if name in cls.Config.names() or name not in SCHEDULES}
+        zero = {name: lambda _: 0.0 for name in cls.Config.scheduled() if isinstance(own.get(name), float | int)}
+        return own | {name: schedule for name, schedule in zero.items() if own[name] == 0}
 
     @classmethod
     def _made(

@@ -10,7 +10,7 @@ import gymnasium
 import torch
 from gymnasium.vector import AutoresetMode
 
-from envs.gymnasium_backend import GymVectorEnv
+from envs.gymnasium_backend import GymVectorEnv, gym_vector
 from envs.names import near
 from envs.vector import SnapshotError, VectorEnv, check_num_envs
 
@@ -80,7 +80,7 @@ def _make_vector(
                 return kind(env_id, num_envs, autoreset=autoreset, seed=seed, **kwargs)
     if backend == "mujoco":
         raise ValueError(f"backend 'mujoco' does not have {env_id!r}; use backend='auto' or 'gymnasium'.")
-    return GymVectorEnv([_make_env(env_id, kwargs) for _ in range(num_envs)], autoreset=autoreset, seed=seed)
+    return gym_vector([_make_env(env_id, kwargs) for _ in range(num_envs)], autoreset=autoreset, seed=seed)
 
 
 def _make_env(env_id: str | Callable[..., gymnasium.Env], kwargs: dict[str, Any]) -> gymnasium.Env:

@@ -13,7 +13,7 @@ from gymnasium.utils import EzPickle
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from envs.vector import Ids, SeededVectorEnv, SnapshotError, check_num_envs, each_value
+from envs.vector import Ids, SeededVectorEnv, SnapshotError, TaskVectorEnv, check_num_envs, each_value
 
 MAX_RECORDED_STEPS = 100_000
 """An episode longer than this many environment steps is not recorded on, and can no longer be snapshot."""
@@ -266,6 +266,48 @@ class GymVectorEnv(SeededVectorEnv):
         if self._elapsed[i] > MAX_RECORDED_STEPS:
             return f"its episode is {self._elapsed[i]} steps long; only {MAX_RECORDED_STEPS} are recorded"
         return "its episode began with reset options, which a snapshot does not hold"
+
+
+class GymTaskVectorEnv(GymVectorEnv, TaskVectorEnv):
+    """Environments that have tasks of their own: `sample_tasks(n)` gives n of them, and `set_task(task)` sets one.
+
+    Task k of a split is drawn after a reset with a seed that k and the split alone decide, so that it is the same in
+    every run where `sample_tasks` draws from the environment's np_random. A snapshot does not hold it.
+    """
+
+    @property
+    def max_episode_steps(self) -> int:  # type: ignore[override]
+        """Give the environments' own time limit."""
+        first = self.envs[0]
+        limit = first.get_wrapper_attr("_max_episode_steps") if first.has_wrapper_attr("_max_episode_steps") else None
+        if limit is None:
+            raise AttributeError(
+                f"{first} has no time limit, and a task's rollout is a whole horizon; wrap it in "
+                "gymnasium.wrappers.TimeLimit."
+            )
+        return limit
+
+    def draw_tasks(self, numbers: Any, split: Any = None) -> np.ndarray:
+        tasks = np.empty(len(numbers), dtype=object)
+        purpose = int.from_bytes((split or "train").encode(), "little")
+        for k, number in enumerate(np.asarray(numbers).tolist()):
+            seed = np.random.SeedSequence((number, purpose)).generate_state(1)[0]
+            self.envs[0].reset(seed=int(seed))
+            tasks[k] = self.envs[0].get_wrapper_attr("sample_tasks")(1)[0]
+        self._ended[0] = True
+        return tasks
+
+    def set_tasks(self, tasks: Any, ids: Ids = None) -> None:
+        rows = self._rows(ids)
+        for i, task in zip(rows.tolist(), tasks, strict=True):
+            self.envs[i].get_wrapper_attr("set_task")(task)
+        self._ended[rows] = True
+
+
+def gym_vector(envs: Sequence[gymnasium.Env], **options: Any) -> GymVectorEnv:
+    """Make a GymVectorEnv, one of tasks where the environments have set_task and sample_tasks; arguments are its."""
+    have_tasks = bool(envs) and all(envs[0].has_wrapper_attr(name) for name in ("set_task", "sample_tasks"))
+    return (GymTaskVectorEnv if have_tasks else GymVectorEnv)(envs, **options)
 
 
 def call_each(envs: Sequence[gymnasium.Env], name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
 from torch import Tensor
 
-from envs.gymnasium_backend import GymVectorEnv, call_each
+from envs.gymnasium_backend import call_each, gym_vector
 from envs.infos import row_of
 from envs.vector import EpisodeStatistics, Ids, Seeds, SnapshotError, VectorEnv, each_value
 
@@ -190,13 +190,13 @@ def as_vector(env: Any, autoreset: AutoresetMode = AutoresetMode.SAME_STEP, copi
     if isinstance(env, SB3View):
         return env.vector
     if isinstance(env, gymnasium.Env):
-        return GymVectorEnv([env, *(_copy(env) for _ in range(copies - 1))], autoreset=autoreset)
+        return gym_vector([env, *(_copy(env) for _ in range(copies - 1))], autoreset=autoreset)
     if isinstance(env, VecEnv):
         foreign = _FromSB3(env)
-        return foreign if autoreset is AutoresetMode.SAME_STEP else GymVectorEnv(_singles(env), autoreset=autoreset)
+        return foreign if autoreset is AutoresetMode.SAME_STEP else gym_vector(_singles(env), autoreset=autoreset)
     if isinstance(env, gymnasium.vector.VectorEnv):
         together = autoreset is AutoresetMode.SAME_STEP
-        return _FromGymnasium(env) if together else GymVectorEnv(_singles(env), autoreset=autoreset)
+        return _FromGymnasium(env) if together else gym_vector(_singles(env), autoreset=autoreset)
     raise TypeError(
         f"env is a {type(env).__name__}; give a gymnasium.Env, a gymnasium.vector.VectorEnv, "
         "a Stable-Baselines3 VecEnv or what envs.make_vec returns."
@@ -364,7 +364,11 @@ class _FromSB3(_Foreign):
         self._require_all(ids)
         observations, rewards, dones, infos = self.env.step(self._check_actions(actions, self.num_envs))
         observation, reward, ended = self._checked(observations), _tensor(rewards), _tensor(dones)
-        timed_out = torch.tensor([bool(info.get("TimeLimit.truncated", False)) for info in infos])
+        infos = infos or [{}] * self.num_envs  # as in SB3, an environment without infos may give none
+        # Without the last observation there is no value to go on from, so SB3 takes such an end as terminated.
+        timed_out = torch.tensor(
+            [bool(info.get("TimeLimit.truncated", False)) and "terminal_observation" in info for info in infos]
+        )
         batched: dict[str, Any] = {}
         for i, info in enumerate(infos):
             own = {key: value for key, value in info.items() if key not in _SB3_KEYS}
@@ -373,7 +377,7 @@ class _FromSB3(_Foreign):
         if ended.any():
             final = observation.clone()
             for i in ended.nonzero().flatten().tolist():
-                final[i] = _tensor(infos[i]["terminal_observation"])
+                final[i] = _tensor(infos[i].get("terminal_observation", observations[i]))
             batched |= {"final_obs": final, "_final_obs": ended}
         return observation, reward, ended & ~timed_out, ended & timed_out, batched
 

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from envs.infos import LazyInfo, spread
 
+LARGEST_CHOICE = 100_000
+"""Values that an observation may choose among, each of which a policy has weights for."""
 Ids = Sequence[int] | np.ndarray | Tensor | None
 Seeds = int | Sequence[int | None] | np.ndarray | None
 
@@ -34,7 +36,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
 
     Args:
         num_envs: number of environments, at least 1.
-        observation_space: the space of one observation, a Box.
+        observation_space: the space of one observation: Box, Discrete, MultiDiscrete or MultiBinary.
         action_space: the space of one action: Box, Discrete, MultiDiscrete or MultiBinary.
         autoreset: SAME_STEP (an environment that ends is reset within the step: the returned observation is the first
             of the next episode, the last one stands in info["final_obs"]) or DISABLED (the caller resets by ids).
@@ -338,21 +340,29 @@ def parse_autoreset(mode: AutoresetMode | str) -> AutoresetMode:
 
 
 def check_spaces(observation_space: gymnasium.Space, action_space: gymnasium.Space) -> None:
-    """Raise ValueError unless observations are a Box, no images, and actions a Box, Discrete, MultiDiscrete or
-    MultiBinary.
+    """Raise ValueError unless observations and actions are Box, Discrete, MultiDiscrete or MultiBinary, observations no
+    images and not of more values than LARGEST_CHOICE.
     """
-    if not isinstance(observation_space, spaces.Box):
+    allowed = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    several_axes = isinstance(observation_space, spaces.MultiDiscrete) and observation_space.nvec.ndim > 1
+    if several_axes or not isinstance(observation_space, allowed):
         raise ValueError(
-            f"the observation space is {observation_space}; policies take a Box: wrap the environment in "
-            "gymnasium.wrappers.FlattenObservation."
+            f"the observation space is {observation_space}; policies take a Box, Discrete, MultiDiscrete of one axis "
+            "or MultiBinary: wrap the environment in gymnasium.wrappers.FlattenObservation."
         )
-    if len(observation_space.shape) == 3 and observation_space.dtype == np.uint8:
+    values = {spaces.Discrete: "n", spaces.MultiDiscrete: "nvec"}.get(type(observation_space))
+    if values is not None and np.sum(getattr(observation_space, values), dtype=float) > LARGEST_CHOICE:
+        raise ValueError(
+            f"the observation space is {observation_space}, which policies see as one number for each value, at most "
+            f"{LARGEST_CHOICE:,}: wrap the environment in a gymnasium.ObservationWrapper to a vector of features."
+        )
+    image = isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 3
+    if image and observation_space.dtype == np.uint8:
         raise ValueError(
             f"the observation space is {observation_space}, images; no policy here is convolutional: wrap the "
             "environment in a gymnasium.ObservationWrapper to a vector of features, or in "
             "gymnasium.wrappers.FlattenObservation."
         )
-    allowed = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
     if not isinstance(action_space, allowed):
         raise ValueError(
             f"the action space is {action_space}; policies act in a Box, Discrete, MultiDiscrete or MultiBinary space: "

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from agents.policy.base import Policy, flatten
+from agents.policy.base import Policy
 from agents.policy.distributions import DiagonalGaussian, Distribution, Head
 from agents.policy.networks import activation_key, mlp
 
@@ -35,7 +35,7 @@ class DeterministicPolicy(Policy):
     """An actor without noise or state, on observations that the policy itself normalizes.
 
     Args:
-        observation_space: a Box, flattened.
+        observation_space: a Box or MultiBinary, flattened, or Discrete or MultiDiscrete, one-hot.
         action_space: Box, Discrete, MultiDiscrete or MultiBinary.
         net_arch: hidden layer sizes.
         activation_fn: key or class of `ACTIVATIONS`.
@@ -78,11 +78,11 @@ class DeterministicPolicy(Policy):
         A row depends on its own row of the arguments alone, to the last bit, and little on N in time.
         """
         clip, normalizes = self.normalizer.clip, self.normalize_observations
-        layers, finish = self._layers(theta), self._finish()
+        layers, encode, finish = self._layers(theta), self.flatten, self._finish()
         normalized = torch.empty_like(shift)
 
         def act(observations: Tensor) -> Tensor:
-            x = flatten(observations)
+            x = encode(observations)
             if normalizes:
                 x = torch.sub(x, shift, out=normalized).mul_(scale).clamp_(-clip, clip)
             for layer in layers:

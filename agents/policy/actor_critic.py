@@ -27,7 +27,7 @@ class ActorPolicy(Policy):
     """An actor on observations that the policy itself normalizes, for algorithms that learn no values.
 
     Args:
-        observation_space: a Box, flattened.
+        observation_space: a Box or MultiBinary, flattened, or Discrete or MultiDiscrete, one-hot.
         action_space: Box, Discrete, MultiDiscrete or MultiBinary.
         net_arch: hidden layer sizes.
         activation_fn: key or class of `ACTIVATIONS`.
@@ -73,7 +73,7 @@ class ActorCriticPolicy(ActorPolicy):
     """Actor and critic on observations that the policy itself normalizes.
 
     Args:
-        observation_space: a Box, flattened.
+        observation_space: a Box or MultiBinary, flattened, or Discrete or MultiDiscrete, one-hot.
         action_space: Box, Discrete, MultiDiscrete or MultiBinary.
         net_arch: hidden layer sizes of actor and critic; or, as in SB3, {"pi": sizes, "vf": sizes}.
         activation_fn: key or class of `ACTIVATIONS`.

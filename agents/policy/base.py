@@ -107,6 +107,27 @@ def flatten(observations: Tensor) -> Tensor:
     return flat if flat.dtype == torch.float32 else flat.to(torch.float32)
 
 
+class OneHot(nn.Module):
+    """Writes choices [n, K] as Stable-Baselines3 does: a 1 among 0s for each, one after the other, [n, O].
+
+    Args:
+        sizes, start: [K], or one number, how many values each choice has, and the first.
+    """
+
+    offset: Tensor
+
+    def __init__(self, sizes: Any, start: Any) -> None:
+        super().__init__()
+        ends = np.cumsum(sizes)
+        self.size = int(ends[-1])
+        first = torch.as_tensor(ends - np.ravel(sizes) - np.ravel(start))
+        self.register_buffer("offset", first, persistent=False)
+
+    def forward(self, choices: Tensor) -> Tensor:
+        places = flatten(choices).long() + self.offset
+        return torch.zeros(len(places), self.size, device=places.device).scatter_(1, places, 1.0)
+
+
 def uncompiled(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Take from names what torch.compile puts into them."""
     return {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
@@ -152,9 +173,10 @@ class Policy(BasePolicy):
     """A policy on observations that it normalizes itself, under SB3's policy interface.
 
     Args:
-        observation_space: a Box, flattened.
+        observation_space: a Box or MultiBinary, flattened, or Discrete or MultiDiscrete, one-hot.
         action_space: Box, Discrete, MultiDiscrete or MultiBinary.
-        normalize_observations: whether the normalizer learns; otherwise it stays the identity.
+        normalize_observations: whether the normalizer learns; otherwise it stays the identity, as it does for all
+            observations but a Box's.
     """
 
     actor: Any
@@ -173,8 +195,13 @@ class Policy(BasePolicy):
     ) -> None:
         super().__init__(observation_space, action_space)
         self.head = Head.of(action_space)
+        self.flatten: Callable[[Tensor], Tensor] = flatten
         self.observation_size = int(np.prod(observation_space.shape or ()))
-        self.normalize_observations = normalize_observations
+        if isinstance(observation_space, (spaces.Discrete, spaces.MultiDiscrete)):
+            sizes = observation_space.n if isinstance(observation_space, spaces.Discrete) else observation_space.nvec
+            self.flatten = OneHot(sizes, observation_space.start)
+            self.observation_size = self.flatten.size
+        self.normalize_observations = normalize_observations and isinstance(observation_space, spaces.Box)
         self.normalizer = ObservationNormalizer(self.observation_size)
         if isinstance(action_space, spaces.Box):
             self.register_buffer("_low", torch.as_tensor(action_space.low), persistent=False)
@@ -188,13 +215,13 @@ class Policy(BasePolicy):
 
     def normalize(self, observations: Tensor) -> Tensor:
         """Give [n, *O] as the networks take them: flat, float32, normalized."""
-        flat = flatten(observations)
+        flat = self.flatten(observations)
         return self.normalizer.forward(flat) if self.normalize_observations else flat
 
     def update_normalizer(self, observations: Tensor) -> None:
         """Take observations [n, *O] into the statistics, where the policy normalizes."""
         if self.normalize_observations:
-            self.normalizer.merge(Moments.of(flatten(observations)))
+            self.normalizer.merge(Moments.of(self.flatten(observations)))
 
     def sampler(self) -> Callable[[Tensor, Tensor], Tensor]:
         """Give actions [n, *A] as a function of observations [n, *O] and noise [n, *noise_shape], quick on few rows.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
+
+from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from agents.config import CommonConfig, checked, near
 from agents.policy.networks import activation_key
@@ -13,6 +16,12 @@ OFF_IN_SB3 = (
     ("rollout_buffer_kwargs", None), ("_init_setup_model", True),
 )  # fmt: skip
 """Keyword arguments of SB3's algorithms, with the values at which they change nothing."""
+OFF_IN_SB3S_POLICIES = (
+    ("net_arch", None), ("use_sde", False), ("use_expln", False), ("full_std", True), ("squash_output", False),
+    ("features_extractor_class", FlattenExtractor), ("features_extractor_kwargs", None),
+    ("share_features_extractor", True), ("normalize_images", True),
+)  # fmt: skip
+"""Those of SB3's policies."""
 
 
 def known_policy(algorithm: str, aliases: Mapping[str, type], base: type, policy: Any) -> Any:
@@ -50,15 +59,18 @@ def checked_kwargs(
             check.
     """
     values = _optimizer_of(config, given)
-    if given.get("net_arch", ()) is None:
-        del given["net_arch"]
+    given = {name: value for name, value in given.items() if (name, value) not in OFF_IN_SB3S_POLICIES}
     options = [*options_of(config, policy_class), *policy_class.options_of_its_own]
     for unknown in given.keys() - set(options):
         raise ValueError(f"policy_kwargs has no {unknown!r}{near(unknown, options)}")
     if "activation_fn" in given:
         given["activation_fn"] = activation_key(given["activation_fn"])
     values |= {name: value for name, value in given.items() if name in config.names()}
-    if isinstance(sizes := given.get("net_arch"), dict):
+    sizes = given.get("net_arch")
+    if isinstance(sizes, list) and sizes and isinstance(sizes[0], dict):
+        warnings.warn(f"net_arch is {sizes!r}; give the dict alone, net_arch={sizes[0]!r}.", stacklevel=4)
+        sizes = given["net_arch"] = sizes[0]
+    if isinstance(sizes, dict):
         parts = {"pi", "vf"} if "value_network" in options else {"pi"}
         if not sizes or sizes.keys() - parts:
             raise ValueError(f"net_arch is {sizes!r}; give a list, or a dict of {' and '.join(sorted(parts))}.")

@@ -398,7 +398,7 @@ def test_reports_without_held_out_tasks_or_a_family_are_refused(
     assert agents.load(tmp_path / "two.zip").name == "fomaml"
 
 
-def test_an_environment_without_tasks_is_warned_of_and_one_with_its_own_refused() -> None:
+def test_an_environment_without_tasks_is_warned_of_and_one_without_sample_tasks_refused() -> None:
     class Tasks(gymnasium.Wrapper):
         def set_task(self, task: float) -> None: ...
 
@@ -412,8 +412,68 @@ def test_an_environment_without_tasks_is_warned_of_and_one_with_its_own_refused(
         DummyVecEnv([lambda: Tasks(gymnasium.make("CartPole-v1"))]),
         make_vec(lambda: Monitor(Tasks(gymnasium.make("CartPole-v1"))), 2),
     ):
-        with pytest.raises(ValueError, match=r"set_task, which FOMAML does not call; give .*TaskVectorEnv"):
+        with pytest.raises(ValueError, match=r"set_task, .* where it has sample_tasks\(n\).*make_vec.*TaskVectorEnv"):
             agent(env)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         agents.FOMAML("MlpPolicy", "families/Point-v0", num_envs=4, meta_batch_size=2, n_steps=100)
+
+
+class Reach(gymnasium.Env):
+    """Go to the end of a line that the task says: the interface of environments for meta-learning."""
+
+    observation_space, action_space = gymnasium.spaces.Box(-9, 9, (1,)), gymnasium.spaces.Box(-1, 1, (1,))
+    goal = 0.0
+
+    def sample_tasks(self, n: int) -> list[dict[str, float]]:
+        return [{"goal": goal} for goal in self.np_random.choice([-1.0, 1.0], n) * self.np_random.uniform(1, 2, n)]
+
+    def set_task(self, task: dict[str, float]) -> None:
+        self.goal = task["goal"]
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.place = np.zeros(1, dtype=np.float32)
+        return self.place, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        self.place = self.place + np.clip(action, -1, 1).astype(np.float32)
+        return self.place, float(np.sign(self.goal) * action[0]), False, False, {}
+
+
+def reach(num_envs: int = 12, steps: int = 10) -> Any:
+    return make_vec(lambda: Monitor(gymnasium.wrappers.TimeLimit(Reach(), steps)), num_envs)
+
+
+def test_environments_with_set_task_and_sample_tasks_are_a_family() -> None:
+    held = []
+    for _ in range(2):
+        agent = FOMAML("MlpPolicy", reach(), seed=0, device="cpu", **SMALL)
+        goals = []
+        for _ in agent.iterations(12 * 20 * 3):
+            goals.append(agent.env.get_attr("goal"))
+        assert all(np.array_equal(np.repeat(row[::4], 4), row) for row in goals)  # 3 tasks of 4 environments
+        assert len({tuple(row) for row in goals}) == 3
+        held.append((goals, parameters(agent)))
+    assert held[0][0] == held[1][0]
+    assert torch.equal(held[0][1], held[1][1])
+    vector = agent.env.vector
+    assert vector.draw_tasks([5, 0], "train")[1] == vector.draw_tasks([0])[0]
+    assert vector.draw_tasks([0], "held_out")[0] != vector.draw_tasks([0])[0]
+
+
+def test_a_policy_learns_to_adapt_to_tasks_of_the_environments_own() -> None:
+    agent = FOMAML("MlpPolicy", reach(80), seed=0, device="cpu", n_steps=10, meta_batch_size=8, learning_rate=1e-2)
+    agent.learn(80 * 20 * 20)
+    tasks = agent.env.vector.draw_tasks(range(8), "held_out")
+    before, after = adapted_returns(agent.policy, {"inner_lr": 0.1}, agent.env.vector, tasks, 1, seed=0).mean(1)
+    assert before < 5
+    assert after > 8  # of 10
+
+
+def test_a_family_without_a_horizon_or_with_another_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"n_steps is 10, but the horizon of .* is 7"):
+        FOMAML("MlpPolicy", reach(steps=7), **SMALL)
+    with pytest.raises(AttributeError, match=r"no time limit.*TimeLimit"):
+        FOMAML("MlpPolicy", make_vec(Reach, 12), **SMALL)
+    agents.PPO("MlpPolicy", make_vec(Reach, 4), n_steps=16, batch_size=32).learn(64)  # which asks for no tasks

@@ -796,6 +796,11 @@ def test_what_is_not_possible_is_refused_at_construction(changed: dict[str, Any]
         make(**changed)
 
 
+def test_choices_are_not_whitened() -> None:
+    with pytest.raises(ValueError, match=r"observations are Discrete\(16\); only normalized ones, those of a Box"):
+        make(make_vec("FrozenLake-v1", 8, autoreset="disabled"), whitening_memory=9)
+
+
 def test_environments_that_cannot_do_what_the_estimator_needs_are_refused() -> None:
     with pytest.raises(ValueError, match=r"'truncated_es'.*state is out of reach"):
         make(cart_poles(6, Unrestorable), estimator="truncated_es")

@@ -405,14 +405,20 @@ class Patient(BaseCallback):
 
 
 class Odd(gymnasium.Env):
-    """Accepts the actions of its space and no others, of which the last is rewarded; sees what is of a shape."""
+    """Accepts the actions of its space and no others, of which the last is rewarded; sees what is of a shape, or of a
+    space.
+    """
 
-    def __init__(self, action_space: gymnasium.Space, observation_shape: tuple[int, ...] = (2,)) -> None:
+    def __init__(self, action_space: gymnasium.Space, seen: tuple[int, ...] | gymnasium.Space = (2,)) -> None:
         self.action_space = action_space
-        self.observation_space = gymnasium.spaces.Box(-1, 1, observation_shape)
+        self.observation_space = gymnasium.spaces.Box(-1, 1, seen) if isinstance(seen, tuple) else seen
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
-        return np.zeros(self.observation_space.shape, dtype=np.float32), {}
+        super().reset(seed=seed)
+        if isinstance(self.observation_space, gymnasium.spaces.Box):
+            return np.zeros(self.observation_space.shape, dtype=np.float32), {}
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
         assert self.action_space.contains(np.asarray(action, self.action_space.dtype))
@@ -431,6 +437,14 @@ ODD = {
     "several choices from elsewhere": lambda: Odd(gymnasium.spaces.MultiDiscrete([2, 3], start=[4, -5])),
     "observations without a shape": lambda: Odd(gymnasium.spaces.Discrete(2), ()),
     "observations of three axes": lambda: Odd(gymnasium.spaces.Discrete(2), (2, 1, 3)),
+    **{
+        f"observations of {space}": lambda space=space: Odd(gymnasium.spaces.Discrete(2), space)
+        for space in (
+            gymnasium.spaces.Discrete(5, start=-2),
+            gymnasium.spaces.MultiDiscrete([2, 3], start=[4, -5]),
+            gymnasium.spaces.MultiBinary((2, 3)),
+        )
+    },
 }
 
 
@@ -452,6 +466,26 @@ def test_odd_spaces_train_save_and_predict(algorithm: type[Agent], kind: str, tm
 def test_the_best_of_choices_counted_from_elsewhere_is_found(algorithm: type[Agent]) -> None:
     agent = make(algorithm, vector(algorithm, ODD["choices counted from -1"], 8)).learn(16 * 8 * 20)
     assert agent.predict(np.zeros(2, np.float32), deterministic=True)[0] == -1
+
+
+class Context(gymnasium.Env):
+    """One of four numbers is seen, and action 1 rewarded at the outer two alone: nothing that grows with them."""
+
+    observation_space, action_space = gymnasium.spaces.Discrete(4, start=3), gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.seen = int(self.np_random.integers(3, 7))
+        return self.seen, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        return self.seen, float(action == (self.seen in (3, 6))), True, False, {}
+
+
+def test_observations_that_are_choices_are_seen_one_hot(algorithm: type[Agent]) -> None:
+    agent = make(algorithm, vector(algorithm, Context, 8)).learn(16 * 8 * 60)
+    assert agent.predict(np.arange(3, 7), deterministic=True)[0].tolist() == [1, 0, 0, 1]
+    assert agent.policy.normalize(torch.tensor([3, 6])).tolist() == [[1, 0, 0, 0], [0, 0, 0, 1]]
 
 
 class Gives(gymnasium.Env):
@@ -490,6 +524,14 @@ REFUSED = {
         r"SAME_STEP|steps and resets all",
     ),
     "dict observations": (lambda _: DictEnv(), "FlattenObservation"),
+    "choices on two axes": (
+        lambda _: Odd(gymnasium.spaces.Discrete(2), gymnasium.spaces.MultiDiscrete([[2, 3], [4, 2]])),
+        "FlattenObservation",
+    ),
+    "too many values": (
+        lambda _: Odd(gymnasium.spaces.Discrete(2), gymnasium.spaces.Discrete(10**12)),
+        "at most 100,000.*ObservationWrapper",
+    ),
     "normalized observations": (
         lambda _: VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")])),
         "norm_obs=False",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from test_agent import SETTINGS, make, parameters, vector
 
 from agents import NPG, PPO, REGISTRY, Agent, checkpoint
 from agents.optim.registry import OPTIMIZERS
+from agents.policy.networks import parameter_vector
 
 SCHEDULED = {"learning_rate": 1e-2, "clip_range": 0.2}
 
@@ -38,7 +40,7 @@ def scheduled(algorithm: type[Agent]) -> dict[str, float]:
         ({"net_arch": [64.5]}, r"net_arch is \[64.5\]; give a list of integers of at least 1"),
         ({"net_arch": 64}, "net_arch is 64; give a list"),
         ({"net_arch": [-1]}, r"net_arch is \[-1\]"),
-        ({"net_arch": [{"pi": [8], "vf": [8]}]}, "net_arch is .*; give a list"),
+        ({"net_arch": [8, {"pi": [8]}]}, "net_arch is .*; give a list"),
         ({"net_arch": {"pi": [8], "qf": [8]}}, "net_arch is .*give a list, or a dict of pi"),
         ({"activation_fn": torch.nn.Softmax}, "activation is .*; use one of tanh"),
         ({"log_std_init": float("nan")}, "log_std_init is nan|policy_kwargs has no 'log_std_init'"),
@@ -77,6 +79,27 @@ def test_actor_and_critic_may_have_sizes_of_their_own(algorithm: type[Agent], tm
     else:
         with pytest.raises(ValueError, match="give a list, or a dict of pi"):
             make(algorithm, "CartPole-v1", policy_kwargs={"net_arch": {"pi": [5], "vf": [7]}})
+
+
+def test_an_old_list_of_a_dict_of_sizes_is_taken_with_a_warning(algorithm: type[Agent]) -> None:
+    with pytest.warns(UserWarning, match=r"give the dict alone, net_arch=\{'pi': \[5\]\}"):
+        agent = make(algorithm, "CartPole-v1", policy_kwargs={"net_arch": [{"pi": [5]}]})
+    assert agent.policy.actor.net[0].out_features == 5
+
+
+def test_what_sb3s_policies_have_by_default_changes_nothing(algorithm: type[Agent]) -> None:
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(OfSB3).parameters.items()
+        if parameter.default is not parameter.empty and not name.startswith("optimizer_")
+    }
+    ours = {"activation_fn", "ortho_init", "log_std_init"}  # which policies have or have not
+    given = {name: value for name, value in defaults.items() if name not in ours}
+    assert len(given) == 9
+    plain, carried = make(algorithm, "CartPole-v1"), make(algorithm, "CartPole-v1", policy_kwargs=given)
+    assert torch.equal(parameters(plain), parameters(carried))
+    with pytest.raises(ValueError, match="policy_kwargs has no 'squash_output'"):
+        make(algorithm, "CartPole-v1", policy_kwargs={"squash_output": True})
 
 
 def test_weights_may_begin_as_pytorchs_layers_do(algorithm: type[Agent]) -> None:
@@ -137,8 +160,14 @@ def test_hyperparameters_are_attributes_which_are_not_set_in_vain(algorithm: typ
         assert getattr(agent, name) == getattr(agent.config, name)
         with pytest.raises(AttributeError, match=rf"{name} is fixed when an agent is made"):
             setattr(agent, name, 0.5)
-    if not scheduled(algorithm):
+    if "learning_rate" in algorithm.Config.names():
+        assert agent.lr_schedule(0.3) == agent.learning_rate
+        with pytest.raises(AttributeError, match="lr_schedule"):
+            agent.lr_schedule = lambda left: 0.0
+        assert make(algorithm, "CartPole-v1", learning_rate=lambda left: left / 100).lr_schedule(0.5) == 0.005
+    else:
         assert not hasattr(agent, "learning_rate")
+        assert not hasattr(agent, "lr_schedule")
 
 
 def test_schedules_are_followed_and_said_not_to_be_kept(algorithm: type[Agent], tmp_path: Path) -> None:
@@ -165,6 +194,18 @@ def test_schedules_are_followed_and_said_not_to_be_kept(algorithm: type[Agent], 
         assert algorithm.load(tmp_path / "agent", device="cpu").learning_rate == names["learning_rate"]
     again = algorithm.load(tmp_path / "agent", custom_objects={name: lambda left: 0.5 * left for name in names})
     assert set(again.schedules) == set(names)
+
+
+def test_a_schedule_may_begin_at_zero(algorithm: type[Agent]) -> None:
+    names = scheduled(algorithm)
+    if not names:
+        pytest.skip("this algorithm has no hyperparameter with a schedule")
+    warming = {name: lambda left, x=x: x * (1 - left) for name, x in names.items()}
+    agent = make(algorithm, "CartPole-v1", **warming)
+    assert [getattr(agent, name) for name in names] == [0.0] * len(names)
+    used = [agent.learning_rate for _ in agent.iterations(128 * 4)]
+    assert used == sorted(used)
+    assert used[-1] == pytest.approx(names["learning_rate"])
 
 
 def test_a_constant_schedule_is_the_constant(algorithm: type[Agent]) -> None:
@@ -260,8 +301,17 @@ def test_a_loaded_agent_is_as_talkative_as_it_was_or_as_one_asks(algorithm: type
     assert (other.verbose, other.tensorboard_log, other.seed, other.stream_seed) == (0, None, 5, 5)
     changed = algorithm.load(tmp_path / "agent", device="cpu", custom_objects={"gamma": 0.5, "verbose": 0})
     assert (changed.gamma, changed.verbose) == (0.5, 0)
-    with pytest.raises(ValueError, match="no hyperparameter 'lr_schedule'"):
-        algorithm.load(tmp_path / "agent", custom_objects={"lr_schedule": None})
+    with pytest.raises(ValueError, match="no hyperparameter 'gama'"):
+        algorithm.load(tmp_path / "agent", custom_objects={"gama": None})
+    only_predicts = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
+    loaded = algorithm.load(
+        tmp_path / "agent", vector(algorithm, "CartPole-v1", 8), device="cpu", custom_objects=only_predicts
+    )
+    assert [getattr(loaded, name) for name in scheduled(algorithm)] == [0.0] * len(scheduled(algorithm))
+    before = parameter_vector(loaded.policy.actor)
+    loaded.learn(64)
+    moved = not torch.equal(parameter_vector(loaded.policy.actor), before)
+    assert moved == ("learning_rate" not in scheduled(algorithm))  # steps of size 0 lead nowhere, as in SB3
 
 
 @pytest.mark.parametrize("part", ["policy", "actor"])

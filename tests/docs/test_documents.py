@@ -28,6 +28,8 @@ SNIPPETS = {
     f"{name}-{k}": code for name, page in PAGES.items() for k, code in enumerate(pages.snippets(page, "python"))
 }
 COMMANDS = sorted({command for page in PAGES.values() for command in pages.commands(page)})
+ZOO = "docs/rl-zoo3.md-0"
+"""Run by another."""
 FILES_OF_RUNS = ("runs/", "build/", "models/")
 """What pages name that only running something makes."""
 
@@ -48,9 +50,23 @@ def test_a_visitor_finds_the_pages() -> None:
     assert {name for name, page in PAGES.items() if page not in linked} <= {"README.md"}
 
 
-@pytest.mark.parametrize("name", [name for name in SNIPPETS if name != LEARNS])
+@pytest.mark.parametrize("name", [name for name in SNIPPETS if name not in (LEARNS, ZOO)])
 def test_snippets_run_as_pasted(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run_as_pasted(SNIPPETS[name], "snippet", monkeypatch, tmp_path)
+
+
+def test_rl_zoo3_trains_and_enjoys_as_the_page_says(tmp_path: Path) -> None:
+    pytest.importorskip("rl_zoo3.enjoy", exc_type=ImportError)
+    page = ROOT / "docs" / "rl-zoo3.md"
+    (tmp_path / "zoo.py").write_text(SNIPPETS[ZOO])
+    (tmp_path / "zoo.yml").write_text(pages.snippets(page, "yaml")[0])
+    for command in (command for command in pages.commands(page) if command.startswith("python zoo.py")):
+        words = [sys.executable, *shlex.split(command)[1:], "-n", "600"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert "Mean reward" in done.stdout
+    assert (tmp_path / "logs" / "npg" / "CartPole-v1_1" / "CartPole-v1.zip").is_file()
 
 
 def test_the_algorithm_of_the_page_learns_and_resumes_exactly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -84,6 +100,8 @@ def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch, 
         case ["python", "evaluate.py", *arguments]:
             assert cli.evaluate(arguments) == 0
             assert asked
+        case ["python", "zoo.py", *_]:
+            assert command in pages.commands(ROOT / "docs" / "rl-zoo3.md")  # which a test of its own runs
         case ["python", script, *_]:
             assert (ROOT / script).is_file()
         case ["make", *words]:

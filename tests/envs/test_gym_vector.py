@@ -254,9 +254,9 @@ def test_observation_that_contradicts_its_space_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "space", [spaces.Discrete(3), spaces.Dict(a=spaces.Discrete(2)), spaces.Tuple([spaces.Discrete(2)])]
+    "space", [spaces.Text(3), spaces.Dict(a=spaces.Discrete(2)), spaces.Tuple([spaces.Discrete(2)])]
 )
-def test_observations_other_than_boxes_are_refused(space: spaces.Space) -> None:
+def test_observations_of_several_parts_or_texts_are_refused(space: spaces.Space) -> None:
     env = Scripted()
     env.observation_space = space
     with pytest.raises(ValueError, match="FlattenObservation"):

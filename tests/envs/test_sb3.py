@@ -419,6 +419,30 @@ def test_as_vector_of_sb3s_tells_truncation() -> None:
     assert info["_final_obs"].all()
 
 
+class Terse(DummyVecEnv):
+    """Says nothing in its infos but where episodes end, and there only what is asked for."""
+
+    told: tuple[str, ...] = ()
+
+    def step_wait(self) -> Any:
+        *arrays, dones, infos = super().step_wait()
+        told = [{key: info[key] for key in self.told} for info in infos] if dones.any() else []
+        return *arrays, dones, told
+
+
+@pytest.mark.parametrize("told", [(), ("TimeLimit.truncated",), ("TimeLimit.truncated", "terminal_observation")])
+def test_infos_may_be_missing_as_in_sb3(told: tuple[str, ...]) -> None:
+    env = Terse([lambda: gymnasium.make("probes/Endless-v0", max_episode_steps=2)] * N)
+    env.told = told
+    vector = as_vector(env)
+    vector.reset(seed=0)
+    assert not vector.step(np.zeros(N, int))[3].any()
+    observation, _, terminated, truncated, info = vector.step(np.zeros(N, int))
+    # Without its last observation nothing says what a truncated episode would have gone on to.
+    assert truncated.all() == (not terminated.any()) == ("terminal_observation" in told)
+    assert torch.equal(info["final_obs"], observation)
+
+
 def test_a_monitors_episode_counts_before_normalized_rewards() -> None:
     monitored = DummyVecEnv([lambda: Monitor(gymnasium.make("probes/Survival-v0"))] * N)
     env = SB3View(as_vector(VecNormalize(monitored, norm_obs=False)))

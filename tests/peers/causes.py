@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import inspect
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -43,6 +45,54 @@ class Plugin:
             text = f"{report.nodeid}: {getattr(crash, 'message', report.longrepr)}"
             causes = (name for name, kinds in self.causes.items() if any(re.search(kind, text) for kind in kinds))
             self.failures[next(causes, OURS)].append(text.splitlines()[0])
+
+
+class Adapted:
+    """What Stable-Baselines3 says in another way, in front of an agent: one environment of an id, minibatches that
+    divide a rollout.
+    """
+
+    plugin: Plugin
+
+    def __init__(self, policy: Any, env: Any, **keywords: Any) -> None:
+        self.plugin.made.add(self.plugin.running)
+        names = type(self).Config.names()  # type: ignore[attr-defined]
+        if isinstance(env, str):
+            keywords.setdefault("num_envs", 1)
+        if "n_steps" in keywords and "batch_size" in names:
+            n = keywords["n_steps"] * keywords.get("num_envs", getattr(env, "num_envs", 1))
+            keywords.setdefault("batch_size", math.gcd(64, n))
+        super().__init__(policy, env, **keywords)
+
+
+class Chooses(Plugin):
+    """Takes the tests that may be of our agents; what fails before it makes one counts too.
+
+    Args:
+        causes: see `Causes`.
+        ours: the classes that stand in place of the peer's.
+        others: the peer's classes that nothing of ours stands for.
+        named: an expression that a test's source has if it is of ours without being given them.
+    """
+
+    def __init__(self, causes: Causes, ours: set[type], others: set[type], named: str) -> None:
+        super().__init__(causes)
+        self.ours, self.others, self.named = ours, others, named
+        for one in ours:
+            one.plugin = self  # type: ignore[attr-defined]
+
+    def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
+        def concerns_us(item: Any) -> bool:
+            given = set(filter(inspect.isclass, getattr(getattr(item, "callspec", None), "params", {}).values()))
+            return not given & self.others and (
+                bool(given & self.ours) or bool(re.search(self.named, inspect.getsource(item.function)))
+            )
+
+        config.hook.pytest_deselected(items=[item for item in items if not concerns_us(item)])
+        items[:] = [item for item in items if concerns_us(item)]
+
+    def counts(self, report: Any) -> bool:
+        return super().counts(report) or report.failed
 
 
 def parse(description: str | None, of: str) -> argparse.Namespace:

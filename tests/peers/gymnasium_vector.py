@@ -28,14 +28,16 @@ CAUSES = {
     "next-step autoreset is refused": (r"autoreset is .*NEXT_STEP",),
     "the test is of next-step mode without saying so, or the wrapper refuses same-step mode": (
         "Expected autoreset_mode to be NEXT_STEP or DISABLED", "test_record_episode_statistics.*'episode'",
-        "test_vector_return_info", "test_warning_on_mismatched_single_observation_space",
+        "test_vector_return_info", "test_final_obs_info",
+        "test_warning_on_mismatched_single_observation_space",
     ),
-    "observations are a Box, but no images": ("the observation space is",),
+    "images, and observations of several parts or texts, are refused": ("the observation space is",),
     "environments are of one kind, there are no observation modes": (
         "has other spaces than environment 0", "test_invalid_observation_mode",
     ),
     "each reset is seeded, from a stream of our own": (
         "test_same_step_final_obs", "test_normalize_reward", "test_random_seeding_basics", "test_vector_env_equal",
+        "test_autoreset_(within_step|disabled)",  # whose environments observe their seed
     ),
     "SyncVectorEnv has another sentence or kind of error": (
         "test_partial_reset_failure", r"actions have shape \(\)",

@@ -9,8 +9,6 @@ none is copied here. They import pandas and ale_py. A test counts if it makes on
 from __future__ import annotations
 
 import inspect
-import math
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,15 +24,11 @@ OTHERS = {stable_baselines3.SAC, stable_baselines3.TD3, stable_baselines3.DQN, s
 
 CAUSES = {
     "images and dicts of observations are refused": ("'CnnPolicy'", "'MultiInputPolicy'", "features_extractor_class"),
-    "other observations than a Box are refused, and FlattenObservation is named": (
-        r"the observation space is (Multi)?(Discrete|Binary).*FlattenObservation",
-    ),
     "a VecNormalize of observations is refused: that is the policy's": ("this VecNormalize normalizes observations",),
     "state-dependent exploration and squashed actions are refused": ("use_expln", "squash_output", "use_sde"),
     "optimizers are refused that have no name here, or that the algorithm has not": (
         "optimizer_class", "optimizer_kwargs", "There is no optimizer",
     ),
-    "deprecated: net_arch as a list of a dict": (r"test_flexible_mlp\[.*-net_arch[78]\]",),
     "agents are saved, not policies, and without pickle, so there is nothing to include": (
         "Save the agent", "give neither exclude nor include", "test_load_invalid_object",
     ),
@@ -49,50 +43,20 @@ CAUSES = {
 }  # fmt: skip
 
 
-class Adapted:
-    """What is said in another way here: one environment of an id, minibatches that divide a rollout."""
-
-    def __init__(self, policy: Any, env: Any, **keywords: Any) -> None:
-        PLUGIN.made.add(PLUGIN.running)
-        names = type(self).Config.names()  # type: ignore[attr-defined]
-        if isinstance(env, str):
-            keywords.setdefault("num_envs", 1)
-        if "n_steps" in keywords and "batch_size" in names:
-            n = keywords["n_steps"] * keywords.get("num_envs", getattr(env, "num_envs", 1))
-            keywords.setdefault("batch_size", math.gcd(64, n))
-        super().__init__(policy, env, **keywords)
-
-
-class AdaptedPPO(Adapted, PPO):
+class AdaptedPPO(causes.Adapted, PPO):
     """PPO for PPO."""
 
 
-class AdaptedNPG(Adapted, NPG):
-    """NPG for A2C, whose own hyperparameters it has not."""
+class AdaptedNPG(causes.Adapted, NPG):
+    """NPG for A2C, whose own hyperparameters it has not, with rollouts nearly as short."""
 
     def __init__(self, policy: Any, env: Any, **keywords: Any) -> None:
         known = {*NPG.Config.names(), *inspect.signature(Agent.__init__).parameters, "use_sde"}
-        super().__init__(policy, env, **{name: value for name, value in keywords.items() if name in known})
+        keywords = {"n_steps": 8} | {name: value for name, value in keywords.items() if name in known}
+        super().__init__(policy, env, **keywords)
 
 
-class Chooses(causes.Plugin):
-    """Takes the tests that may be of our agents; what fails before it makes one counts too."""
-
-    def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
-        def concerns_us(item: Any) -> bool:
-            given = set(filter(inspect.isclass, getattr(getattr(item, "callspec", None), "params", {}).values()))
-            return not given & OTHERS and (
-                bool(given & {AdaptedPPO, AdaptedNPG}) or bool(re.search("PPO|A2C", inspect.getsource(item.function)))
-            )
-
-        config.hook.pytest_deselected(items=[item for item in items if not concerns_us(item)])
-        items[:] = [item for item in items if concerns_us(item)]
-
-    def counts(self, report: Any) -> bool:
-        return super().counts(report) or report.failed
-
-
-PLUGIN = Chooses(CAUSES)
+PLUGIN = causes.Chooses(CAUSES, {AdaptedPPO, AdaptedNPG}, OTHERS, "PPO|A2C")
 
 
 def main() -> int:

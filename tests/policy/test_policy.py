@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
 from torch import distributions as reference
 
 from agents.policy.actor_critic import ActorCriticPolicy, LinearPolicy, RBFPolicy
@@ -155,6 +156,17 @@ def test_normalizer_is_saved_with_the_policy_and_frozen_while_acting() -> None:
     plain = ActorCriticPolicy(box, box, normalize_observations=False)
     plain.update_normalizer(torch.randn(50, 3) * 7)
     assert torch.equal(plain.normalize(observations), observations)
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Discrete(4), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3), spaces.MultiBinary((2, 2))]
+)
+def test_choices_are_seen_as_in_sb3(space: spaces.Space) -> None:
+    policy = ActorCriticPolicy(space, spaces.Discrete(2))
+    seen = torch.as_tensor(np.stack([space.sample() for _ in range(6)]))
+    policy.update_normalizer(seen)  # which leaves them as they are
+    torch.testing.assert_close(policy.normalize(seen), preprocess_obs(seen, space).flatten(1), rtol=0, atol=0)
+    assert policy.observation_size == get_flattened_obs_dim(space)
 
 
 def test_a_distribution_stays_what_it_was_when_the_parameters_change() -> None:
