@@ -126,7 +126,8 @@ def _start(algorithm: str, asked: Start[Any], arguments: Sequence[str], command:
     own = _without(arguments[1:], {"seeds", "jobs", "seed"})
 
     def again(first: int, count: int) -> str:
-        return f"{typed('train')} {shlex.join([algorithm, *own])} --seed {first} --seeds {count}"
+        at_once = "" if asked.several.jobs is None else f" --jobs {asked.several.jobs}"
+        return f"{typed('train')} {shlex.join([algorithm, *own])} --seed {first} --seeds {count}{at_once}"
 
     return train_seeds(algorithm, asked.run, asked.several, own, again)
 

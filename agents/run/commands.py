@@ -40,6 +40,13 @@ COMMANDS: dict[str, Command] = {
         "Go on with runs from their last checkpoints.",
         ("runs/Hopper-v5/npg/<run>", "runs/Hopper-v5/npg/<run> --steps 2e6", "runs/Hopper-v5/npg/* --jobs 2"),
     ),
+    "runs": Command(
+        "agents.run.runs",
+        "Runs",
+        "list_runs",
+        "List runs, newest first, choose among them, and remove them.",
+        ("--env Hopper-v5 --algorithm npg --last 10", "--state stopped --paths", "--state killed --remove"),
+    ),
     "evaluate": Command(
         "agents.run.assessment",
         "Assessment",

@@ -212,8 +212,8 @@ def append_row(file: Path, row: dict[str, Any]) -> None:
 
 def new_path(algorithm: str, run: RunOptions, seed: int) -> Path:
     """Name a folder in --runs for a run that begins now."""
-    leaf = f"{time.strftime('%Y%m%d-%H%M%S')}-s{seed}" + (f"-{_file_name(run.name)}" if run.name else "")
-    return Path(run.runs) / _file_name(run.env) / algorithm / leaf
+    leaf = f"{time.strftime('%Y%m%d-%H%M%S')}-s{seed}" + (f"-{file_name(run.name)}" if run.name else "")
+    return Path(run.runs) / file_name(run.env) / algorithm / leaf
 
 
 def is_reserved(path: Path) -> bool:
@@ -235,7 +235,7 @@ def made(path: Path, only: bool) -> Path:
     return folder
 
 
-def _file_name(text: str) -> str:
+def file_name(text: str) -> str:
     """Replace the characters (/ and : in some environment ids) that a folder's name cannot have."""
     return re.sub(r"[^\w.-]+", "_", text)
 

@@ -94,7 +94,7 @@ def train_seeds(
     left = [job for job in jobs if job.state == "waiting"]
     if left:
         first = run.seed + several.seeds - len(left)
-        print(f"Not begun: seeds {first} to {run.seed + several.seeds - 1}. Begin them:\n  {again(first, len(left))}")
+        print(f"Not begun: {', '.join(job.label for job in left)}. Begin so:\n  {again(first, len(left))}")
     return code
 
 
@@ -111,11 +111,12 @@ def work_off(jobs: list[Job], at_once: int | None, title: str, quiet: bool) -> i
     told = refused = False
 
     def table() -> Group:
-        return Group(_table(jobs, title), Text(_summary(jobs, time.monotonic() - begun), style="dim"))
+        asked = "; all are saving themselves, Ctrl-C again stops at once" if stop.signal else ""
+        return Group(_table(jobs, title), Text(_summary(jobs, time.monotonic() - begun) + asked, style="dim"))
 
-    live = Live(get_renderable=table, console=console, refresh_per_second=2, transient=True)
     is_live = console.is_terminal and not quiet
     with StopRequest() as stop:
+        live = Live(get_renderable=table, console=console, refresh_per_second=2, transient=True)
         if is_live:
             live.start()
         try:
