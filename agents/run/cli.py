@@ -112,13 +112,20 @@ class _Nothing:
 
 def _start(algorithm: str, asked: Start[Any], arguments: Sequence[str], command: str) -> int:
     from agents.run import training
+    from agents.run.initial import Initial
 
-    values = dataclasses.asdict(asked.hyperparameter)
+    values, kind = dataclasses.asdict(asked.hyperparameter), REGISTRY[algorithm]
+    origins = origins_of(values, preset_values(algorithm, asked.run.env), arguments)
+    if asked.run.init_from is not None:
+        initial = Initial.of(asked.run.init_from)
+        policy = asked.run.policy or initial.policy(kind)
+        asked = dataclasses.replace(asked, run=dataclasses.replace(asked.run, policy=policy))
+        shape = {name: x for name, x in initial.shape(kind, policy).items() if origins[name] != "flag"}
+        values, origins = values | shape, origins | dict.fromkeys(shape, "file")
     try:
-        config = REGISTRY[algorithm].Config(**values)
+        config = kind.Config(**values)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    origins = origins_of(values, preset_values(algorithm, asked.run.env), arguments)
     if asked.several.seeds is None:
         if asked.several.jobs is not None:
             raise UsageError("--jobs is for several runs; give --seeds too.")

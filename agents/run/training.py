@@ -23,6 +23,7 @@ from agents.run import report
 from agents.run.errors import UsageError
 from agents.run.evaluation import BLOCK, Evaluation, evaluate
 from agents.run.folder import EVALUATION_COLUMNS, RunConfig, RunFolder, RunState, append_row, keep_rows, read_rows
+from agents.run.initial import Initial
 from agents.run.log import STEPS, log_evaluation, record_hyperparameters, run_logger
 from agents.run.options import EVALUATIONS, RunOptions, check_device
 from agents.run.process import typed
@@ -60,11 +61,12 @@ def start(algorithm: str, run: RunOptions, config: CommonConfig, origins: dict[s
         policy = run.policy or next(iter(kind.policy_aliases))
         env = _make_env(run, config.num_envs, kind.autoreset)
         agent = kind(policy, env, seed=run.seed, device=run.device, **values)
+    begins = None if run.init_from is None else Initial.of(run.init_from).give(agent)
     run = dataclasses.replace(run, device=str(agent.device))
     settings = RunConfig(algorithm, run, values, origins)
     folder = RunFolder.create(settings, command)
     with folder.lock():
-        return _Training(agent, folder, settings).run()
+        return _Training(agent, folder, settings, begins).run()
 
 
 def resume(path: str, changes: dict[str, Any], quiet: bool, command: str) -> int:
@@ -117,7 +119,8 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str) -> int
 class _Training:
     """One process's part of a run."""
 
-    def __init__(self, agent: Agent, folder: RunFolder, settings: RunConfig) -> None:
+    def __init__(self, agent: Agent, folder: RunFolder, settings: RunConfig, begins: str | None = None) -> None:
+        self.begins = begins
         self.agent, self.folder, self.settings, self.options = agent, folder, settings, settings.run
         self.console = Console(highlight=False, markup=False)
         self.title = f"{settings.algorithm} on {self.options.env}"
@@ -242,6 +245,8 @@ class _Training:
             show(f"goes on after {used} of {whole}")
         else:
             show("", report.hyperparameter_table(self.settings.config, self.settings.origins, self.console.width), "")
+        if self.begins is not None:
+            show(self.begins, soft_wrap=True)
         show(f"run folder: {self.folder.path}", soft_wrap=True)
         asked, one = (self.options.steps or math.inf) - agent.num_timesteps, agent.steps_per_iteration
         if 0 < asked < one:
