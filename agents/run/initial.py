@@ -62,10 +62,8 @@ class Initial:
             own, theirs = getattr(agent, name), decode_space(self.manifest[name])
             if own != theirs:
                 raise UsageError(f"--init-from is {self.name!r}, whose {name} is {theirs}; the environment's is {own}.")
-        if getattr(agent.config, "trials", 0):
-            raise UsageError(
-                "--init-from does not go with trials, which are searches that begin anew; give --trials 0."
-            )
+        if getattr(agent.config, "trials", ()):
+            raise UsageError("--init-from does not go with trials, which begin anew; give --trials without numbers.")
         own, given = agent.policy.state_dict(), with_prefix(self.tensors, "policy.")
         odd = [key for key, x in own.items() if key not in given or given[key].shape != x.shape]
         if any(not key.startswith("critic.") for key in odd):
