@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A source distribution of a copy of the sources, as building leaves files beside them, and the wheel made of it."""
+    """The source distribution of a copy of the sources, beside which building leaves files, and the wheel made of it."""
     source = tmp_path_factory.mktemp("source")
     for folder in ("agents", "envs", "tests"):
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -72,6 +72,7 @@ def in_fresh(fresh: Path, folder: Path, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_what_is_installed_trains_evaluates_and_advises(fresh: Path, tmp_path: Path) -> None:
     where = in_fresh(
