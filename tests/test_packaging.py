@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The source distribution of a copy of the sources, beside which building leaves files, and the wheel made of it."""
+    """The source distribution, of a copy of the sources, as building leaves files beside them, and its wheel."""
     source = tmp_path_factory.mktemp("source")
     for folder in ("agents", "envs", "tests"):
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
