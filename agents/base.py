@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NoReturn, Self
 
 import gymnasium
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from agents import checkpoint, noise
 from agents.checkpoint import with_prefix
-from agents.config import CommonConfig, Schedule, preset_values
+from agents.config import CommonConfig, Schedule, as_attribute, preset_values
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.base import named_as_in, warn_of_units
 from agents.policy.choice import OFF_IN_SB3, checked_kwargs, known_policy, options_of
@@ -35,22 +36,6 @@ from agents.saving import Saved
 from envs import make_vec
 from envs.sb3 import SB3View, as_vector
 from envs.vector import VectorEnv, check_spaces
-
-
-def _as_attribute(name: str) -> property:
-    """Show a hyperparameter as an attribute, as SB3's algorithms do."""
-
-    def give(agent: Agent) -> Any:
-        return getattr(agent.current, name)
-
-    def refuse(agent: Agent, value: Any) -> None:
-        if "config" in agent.__dict__:  # before that SB3 sets its own
-            raise AttributeError(
-                f"{name} is fixed when an agent is made; give it to {type(agent).__name__}(...) or load(..., "
-                f"{name}=...), or a schedule where it shall change."
-            )
-
-    return property(give, refuse)
 
 
 class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
@@ -97,7 +82,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         cls.__signature__ = inspect.Signature(own[1:] + cls.Config.parameters())  # type: ignore[attr-defined]
         declared = {name for kind in cls.__mro__ for name in (*vars(kind), *inspect.get_annotations(kind))}
         for name in set(cls.Config.names()) - declared:
-            setattr(cls, name, _as_attribute(name))
+            setattr(cls, name, as_attribute(name))
 
     def __init__(
         self,
@@ -154,6 +139,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         self.amid_iteration = False
         """Whether a rollout has begun that nothing was learned from yet."""
         self.stop_reason: str | None = None
+        self.share_used: Callable[[], float] | None = None
+        """Says which share of training is over where not steps decide that but a clock; asked before each update."""
         self.last_metrics: dict[str, float] = {}
         self.stream_seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         if env is not None:
@@ -265,7 +252,11 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         result = super()._setup_learn(int(total_timesteps), callback, reset_num_timesteps, tb_log_name, progress_bar)
         if begins:
             self._begin_episodes()
+        self._plan()
         return result
+
+    def _plan(self) -> None:
+        """Settle what depends on training's length, _total_timesteps: before it, and whenever a clock changes it."""
 
     def _begin_episodes(self) -> None:
         """Forget the episodes that ran; all environments have just been reset."""
@@ -328,7 +319,10 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                     break
                 listener.on_rollout_end()
                 collected = time.perf_counter()
-                self._update_current_progress_remaining(self.num_timesteps, total)
+                if self.share_used is not None:
+                    self._total_timesteps = math.ceil(self.num_timesteps / max(self.share_used(), 1e-6))
+                    self._plan()
+                self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
                 if self.schedules:
                     self.current = self.config.at(self.schedules, self._current_progress_remaining)
                 if not all(parameter.requires_grad for parameter in self.policy.parameters()):

@@ -252,3 +252,19 @@ def _presets(algorithm: str) -> dict[str, dict[str, Any]]:
 def preset_values(algorithm: str, env_id: str) -> dict[str, Any]:
     """Give the values in which a preset for an environment differs from the defaults; {} if there is none."""
     return dict(_presets(_ALIKE.get(algorithm, algorithm)).get(env_id, {}))
+
+
+def as_attribute(name: str) -> property:
+    """Show a hyperparameter as an agent's attribute, as SB3's algorithms do."""
+
+    def give(agent: Any) -> Any:
+        return getattr(agent.current, name)
+
+    def refuse(agent: Any, value: Any) -> None:
+        if "config" in agent.__dict__:  # before that SB3 sets its own
+            raise AttributeError(
+                f"{name} is fixed when an agent is made; give it to {type(agent).__name__}(...) or load(..., "
+                f"{name}=...), or a schedule where it shall change."
+            )
+
+    return property(give, refuse)

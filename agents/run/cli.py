@@ -1,85 +1,102 @@
-"""The two commands that people type, from their arguments to an exit code."""
+"""What people type, from its words to an exit code."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import re
 import shlex
 import sys
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar, Union
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
+from tyro.conf import subcommand
 
+import agents
 from agents import REGISTRY
 from agents.config import near, preset_values
-from agents.run import process
+from agents.run.commands import COMMANDS
 from agents.run.errors import UsageError, guarded, unless_nobody_reads
-from agents.run.options import Flag, RunOptions
-from agents.run.process import program
+from agents.run.help import filled, flat, grouped, parse, parse_one
+from agents.run.jobs import Several, train_seeds
+from agents.run.options import RunOptions
+from agents.run.process import program, typed
 
-C = TypeVar("C")
-TEXTS = {field.name for field in dataclasses.fields(RunOptions) if "str" in str(field.type)}
-"""Options that may look like a number and are none."""
 WHOLE = re.compile(r"\d+(\.\d*)?[eE]\+?\d{1,2}")
 
 
-@dataclass(frozen=True)
-class Start(Generic[C]):
-    """An algorithm's subcommand."""
-
-    run: OmitArgPrefixes[RunOptions]
-    hyperparameter: OmitArgPrefixes[C]
-
-
-@dataclass(frozen=True)
-class Resume:
-    """Go on with a run from its last checkpoint."""
-
-    run: Positional[Annotated[str, arg(metavar="RUN")]]
-    """The run's folder."""
-    steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: as the run had)")] = None
-    """Environment steps in total, counted from the run's beginning."""
-    device: Annotated[str | None, arg(metavar="STR", help_behavior_hint="(default: as the run had)")] = None
-    """Where networks live from now on: auto, cpu, cuda or cuda:1."""
-    threads: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: as the run had)")] = None
-    """Threads of PyTorch on the CPU from now on; another number than the run's may round otherwise."""
-    quiet: Flag = False
-    """Print the final summary only."""
-    debug: Flag = False
-    """Show the traceback of an error."""
+def main(arguments: Sequence[str]) -> int:
+    """Run geodesic-rl with its arguments; returns the exit code. Unknown options exit with 2."""
+    return unless_nobody_reads(lambda: _main(arguments))
 
 
 def train(arguments: Sequence[str]) -> int:
-    """Run train.py with its arguments; returns the exit code. Unknown options exit with 2."""
-    return unless_nobody_reads(lambda: _train(arguments))
+    """Run train.py with its arguments: an algorithm and its options, or any command and its options."""
+    return main(arguments if next(iter(arguments), None) in COMMANDS else ["train", *arguments])
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """Run evaluate.py with its arguments."""
+    return main(["evaluate", *arguments])
+
+
+def _main(arguments: Sequence[str]) -> int:
+    name, *rest = arguments or ["--help"]
+    if name == "train":
+        return _train(rest)
+    if name in COMMANDS:
+        return _command(name, rest)
+    if name == "--version":
+        print(agents.__version__)
+        return 0
+    if name.startswith("-"):
+        summaries = {name: command.summary for name, command in COMMANDS.items()}
+        _list(program(), f"{agents.__doc__.splitlines()[0]} See {program()} COMMAND --help.", summaries, arguments)
+    hint = f"; type {typed('train')} {name}." if name in REGISTRY else near(name, COMMANDS)
+    print(f"{program()}: error: There is no command {name!r}{hint}", file=sys.stderr)
+    return 2
+
+
+def _command(name: str, arguments: Sequence[str]) -> int:
+    """Run a command that has one set of options."""
+    command = COMMANDS[name]
+    module = importlib.import_module(command.module)
+    kind = getattr(module, command.options)
+    examples = [f"{typed(name)} {example}" for example in command.examples]
+    asked = parse_one(kind, program(name), _whole_numbers(arguments, kind), examples)
+    words = f"{typed(name)} {shlex.join(arguments)}"
+    return guarded(program(name), asked.debug, lambda: getattr(module, command.action)(asked, words))
 
 
 def _train(arguments: Sequence[str]) -> int:
     first = next(iter(arguments), "--help")
     if first in REGISTRY:
-        kind, default = _start_of(first, arguments)
-        typed = _whole_numbers(arguments[1:])
-        asked = tyro.cli(
-            kind, prog=f"{program('train')} {first}", default=default, description=_summary(first), args=typed
-        )
-        command = f"{process.typed('train')} {shlex.join(arguments)}"
-        return guarded(program("train"), asked.run.debug, lambda: _start(first, asked, arguments, command))
-    if first == "resume":
-        typed = _whole_numbers(arguments[1:])
-        resumed = tyro.cli(Resume, prog=f"{program('train')} resume", description=Resume.__doc__, args=typed)
-        command = f"{process.typed('train')} {shlex.join(arguments)}"
-        return guarded(program("train"), resumed.debug, lambda: _resume(resumed, command))
+        kinds, env_id = (RunOptions, Several, REGISTRY[first].Config), _value_of("env", arguments)
+        config = kinds[2].of({} if env_id is None else preset_values(first, env_id))
+        kind = grouped(kinds, dataclasses.asdict(config))
+        words, prog = _whole_numbers(arguments[1:], *kinds), f"{program('train')} {first}"
+        examples = [f"{typed('train')} {example.format(first)}" for example in COMMANDS["train"].examples]
+        asked = flat(parse(kind, prog, _summary(first), words, examples))
+        run, several, values = ({field.name: asked[field.name] for field in dataclasses.fields(kind)} for kind in kinds)
+        options, many = RunOptions(**run), Several(**several)
+        return guarded(program("train"), options.debug, lambda: _start(options, many, values, arguments))
     if first.startswith("-"):
-        algorithms = [Annotated[_Nothing, subcommand(name, description=_summary(name))] for name in REGISTRY]
-        resume = Annotated[_Nothing, subcommand("resume", description=Resume.__doc__)]
-        description = f"Train an agent, or go on with a run. See {program('train')} ALGORITHM --help for its options."
-        listed: Any = Union[(*algorithms, resume)]
-        tyro.cli(listed, prog=program("train"), description=description, args=arguments)
-    print(f"{program('train')}: error: There is no {first!r}{near(first, [*REGISTRY, 'resume'])}", file=sys.stderr)
+        description = f"{COMMANDS['train'].summary} See {program('train')} ALGORITHM --help for its options."
+        _list(program("train"), description, {name: _summary(name) for name in REGISTRY}, arguments)
+    names = [*REGISTRY, *(name for name in COMMANDS if program("train") == "train.py")]
+    print(f"{program('train')}: error: There is no {first!r}{near(first, names)}", file=sys.stderr)
     return 2
+
+
+def _list(prog: str, description: str, summaries: Mapping[str, str], arguments: Sequence[str]) -> None:
+    """Exit with the help that lists subcommands."""
+    subcommands = [Annotated[_Nothing, subcommand(name, description=said)] for name, said in summaries.items()]
+    listed: Any = reduce(or_, subcommands)
+    tyro.cli(listed, prog=prog, description=filled(description), args=arguments)
 
 
 @dataclass(frozen=True)
@@ -87,24 +104,34 @@ class _Nothing:
     """A subcommand that is only listed."""
 
 
-def _start(algorithm: str, asked: Start[Any], arguments: Sequence[str], command: str) -> int:
+def _start(run: RunOptions, several: Several, values: dict[str, Any], arguments: Sequence[str]) -> int:
+    """Train as typed: the algorithm's name and its options."""
     from agents.run import training
+    from agents.run.initial import Initial
 
-    values = dataclasses.asdict(asked.hyperparameter)
+    algorithm, kind = arguments[0], REGISTRY[arguments[0]]
+    origins = origins_of(values, preset_values(algorithm, run.env), arguments)
+    if run.init_from is not None:
+        initial = Initial.of(run.init_from)
+        policy = run.policy or initial.policy(kind)
+        run = dataclasses.replace(run, policy=policy)
+        shape = {name: x for name, x in initial.shape(kind, policy).items() if origins[name] != "flag"}
+        values, origins = values | shape, origins | dict.fromkeys(shape, "file")
     try:
-        config = REGISTRY[algorithm].Config(**values)
+        config = kind.Config(**values)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    origins = origins_of(values, preset_values(algorithm, asked.run.env), arguments)
-    return training.start(algorithm, asked.run, config, origins, command)
+    if several.seeds is None:
+        if several.jobs is not None:
+            raise UsageError("--jobs is for several runs; give --seeds too.")
+        return training.start(algorithm, run, config, origins, f"{typed('train')} {shlex.join(arguments)}")
+    own = _without(arguments[1:], {"seeds", "jobs", "seed"})
 
+    def again(first: int, count: int) -> str:
+        at_once = "" if several.jobs is None else f" --jobs {several.jobs}"
+        return f"{typed('train')} {shlex.join([algorithm, *own])} --seed {first} --seeds {count}{at_once}"
 
-def _resume(asked: Resume, command: str) -> int:
-    from agents.run import training
-
-    changes = {name: getattr(asked, name) for name in ("steps", "device", "threads")}
-    typed = {name: value for name, value in changes.items() if value is not None}
-    return training.resume(asked.run, typed, asked.quiet, command)
+    return train_seeds(algorithm, run, several, own, again)
 
 
 def origins_of(names: Iterable[str], preset: Container[str], arguments: Sequence[str]) -> dict[str, str]:
@@ -114,37 +141,22 @@ def origins_of(names: Iterable[str], preset: Container[str], arguments: Sequence
     return {name: "flag" if name in typed else "preset" if name in preset else "default" for name in names}
 
 
-def _start_of(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
-    """Give an algorithm's options as tyro takes them: their type, and their defaults for the environment that the
-    arguments name.
-    """
-    algorithm, env_id = REGISTRY[name], _value_of("env", arguments)
-    config = algorithm.Config() if env_id is None else algorithm.Config.of(preset_values(name, env_id))
-    unchecked = _without_checks(algorithm.Config)
-    default = Start(RunOptions(env=tyro.MISSING), unchecked(**dataclasses.asdict(config)))
-    return Start[unchecked], default  # type: ignore[valid-type]
-
-
 def _summary(name: str) -> str:
     return (REGISTRY[name].__doc__ or name).splitlines()[0]
 
 
-def _whole_numbers(arguments: Sequence[str]) -> list[str]:
+def _whole_numbers(arguments: Sequence[str], *kinds: type) -> list[str]:
     """Write numbers such as 1e6 out, where an option is no text: integers are read in digits only."""
+    texts = {"", *(field.name for kind in kinds for field in dataclasses.fields(kind) if "str" in str(field.type))}
     written, option = [], ""
     for argument in arguments:
         head, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
         if argument.startswith("--"):
             option = _option_name(argument)
-        if option not in TEXTS and WHOLE.fullmatch(value) and float(value).is_integer():
+        if option not in texts and WHOLE.fullmatch(value) and float(value).is_integer():
             value = str(int(float(value)))
         written.append(head + equals + value)
     return written
-
-
-def _without_checks(config: type) -> type:
-    """Take from config its checks, which run after parsing so that their sentence stands alone."""
-    return type(config.__name__, (config,), {"__post_init__": lambda self: None})
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:
@@ -155,16 +167,18 @@ def _value_of(option: str, arguments: Sequence[str]) -> str | None:
     return None
 
 
+def _without(arguments: Sequence[str], options: Container[str]) -> list[str]:
+    """Leave options out that have one value, and their values."""
+    kept, skip = [], False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument.startswith("--") and _option_name(argument) in options:
+            skip = "=" not in argument
+        else:
+            kept.append(argument)
+    return kept
+
+
 def _option_name(argument: str) -> str:
     return argument.removeprefix("--").partition("=")[0].replace("-", "_")
-
-
-def evaluate(arguments: Sequence[str]) -> int:
-    """Run evaluate.py with its arguments; returns the exit code."""
-    from agents.run.assessment import Assessment, assess
-
-    def run() -> int:
-        asked = tyro.cli(Assessment, prog=program("evaluate"), description=Assessment.__doc__, args=arguments)
-        return guarded(program("evaluate"), asked.debug, lambda: assess(asked))
-
-    return unless_nobody_reads(run)

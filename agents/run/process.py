@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -34,22 +38,49 @@ def prepare() -> None:
     _keep_freed_memory()
 
 
-def program(script: str) -> str:
-    """Name the program that does what a script does, "train" or "evaluate", as this process was started."""
+def work(words: list[str], output: str, cores: list[int]) -> None:
+    """Run a command in this process, which another of ours has begun.
+
+    Args:
+        words: what `agents.run.cli.main` takes.
+        output: file to which all that is printed is added.
+        cores: the ones to work on; none are all.
+    """
+    os.setsid()  # a terminal's Ctrl-C comes to the other process alone, which tells this one
+    if cores:
+        os.sched_setaffinity(0, cores)
+    with open(output, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    prepare()
+    threading.Thread(target=_end_with_the_other, daemon=True).start()
+    main = importlib.import_module("agents.run.cli").main  # by its name: it stands above this module
+    sys.exit(main(words))
+
+
+def _end_with_the_other() -> None:
+    """Have this process save itself and end when the one that has begun it is gone."""
+    other = multiprocessing.parent_process()
+    assert other is not None
+    other.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def program(command: str = "") -> str:
+    """Name the program that does a command, such as "train" or "resume", as this process was started."""
     started = Path(sys.argv[0])
     if started.name == "geodesic-rl":
-        name = started.name
-    elif started.parts[-3:] == ("agents", "run", "__main__.py"):
-        name = "python -m agents.run"
-    else:
-        return f"{script}.py"
-    return name if script == "train" else f"{name} {script}"
+        return f"geodesic-rl {command}".rstrip()
+    if started.parts[-3:] == ("agents", "run", "__main__.py"):
+        return f"python -m agents.run {command}".rstrip()
+    # Where people have the scripts: train.py takes every command, and evaluate.py is one.
+    return f"{command}.py" if command in ("train", "evaluate") else f"train.py {command}"
 
 
-def typed(script: str) -> str:
+def typed(command: str) -> str:
     """Say how `program` is typed."""
-    name = program(script)
-    return f"python {name}" if name.endswith(".py") else name
+    name = program(command)
+    return name if name.startswith(("geodesic-rl", "python")) else f"python {name}"
 
 
 def _keep_freed_memory() -> None:

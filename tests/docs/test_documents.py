@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from agents.policy.networks import parameter_vector
-from agents.run import assessment, cli, training
+from agents.run import adaptation, assessment, cli, runs, training
 from envs import make_vec
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +52,8 @@ def test_a_visitor_finds_the_pages() -> None:
 
 @pytest.mark.parametrize("name", [name for name in SNIPPETS if name not in (LEARNS, ZOO)])
 def test_snippets_run_as_pasted(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for module in re.findall(r"^(?:import|from) (wandb|mlflow|tqdm)\b", SNIPPETS[name], flags=re.M):
+        pytest.importorskip(module)  # others' services and tools, which nothing here needs
     run_as_pasted(SNIPPETS[name], "snippet", monkeypatch, tmp_path)
 
 
@@ -86,7 +88,8 @@ def test_the_algorithm_of_the_page_learns_and_resumes_exactly(monkeypatch: pytes
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     asked: list[Any] = []
-    for module, name in ((training, "start"), (training, "resume"), (assessment, "assess")):
+    actions = ((training, "start"), (training, "resume"), (assessment, "assess"), (adaptation, "adapt"))
+    for module, name in (*actions, (cli, "train_seeds"), (runs, "list_runs")):
         monkeypatch.setattr(module, name, lambda *arguments: asked.append(arguments) or 0)
     match shlex.split(command):
         case ["python", "train.py", *_, "--help"] as words:
@@ -102,6 +105,9 @@ def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch, 
             assert asked
         case ["python", "zoo.py", *_]:
             assert command in pages.commands(ROOT / "docs" / "rl-zoo3.md")  # which a test of its own runs
+        case ["geodesic-rl", *arguments]:
+            assert cli.main(arguments) == 0
+            assert asked
         case ["python", script, *_]:
             assert (ROOT / script).is_file()
         case ["make", *words]:

@@ -1,5 +1,7 @@
 import dataclasses
+import importlib
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -7,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from agents import NPG
+import agents
+from agents import NPG, REGISTRY
 from agents.run import cli, training
+from agents.run.commands import COMMANDS
 from agents.run.errors import UsageError
+from agents.run.help import GROUPS
 from agents.run.options import RunOptions
+from agents.run.process import program, typed
 
 
 @pytest.fixture
@@ -121,7 +127,6 @@ def test_an_impossible_hyperparameter_is_one_sentence(started: list[tuple], caps
         (["npg"], "--env"),
         ([], "npg"),
         (["npg", "--env", "Ant-v5", "--steps", "many"], "--steps"),
-        (["resume"], "RUN"),
     ],
 )
 def test_a_mistyped_command_exits_with_2_and_what_is_near(
@@ -133,10 +138,63 @@ def test_a_mistyped_command_exits_with_2_and_what_is_near(
     assert sentence in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("word", ["nqg", "ngp", "resum"])
+@pytest.mark.parametrize("word", ["nqg", "ngp", "resum", "adopt"])
 def test_a_mistyped_algorithm_is_one_sentence(word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.train([word, "--env", "Ant-v5"]) == 2
     assert re.fullmatch(rf"train\.py: error: There is no '{word}'; did you mean .*\?\n", capsys.readouterr().err)
+
+
+def test_every_command_has_its_options_and_its_code(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, command in COMMANDS.items():
+        assert callable(getattr(importlib.import_module(command.module), command.action))
+        with pytest.raises(SystemExit) as exit_:
+            cli.main([name, "--help"])
+        assert exit_.value.code == 0
+        assert program(name) in capsys.readouterr().out
+
+
+def test_the_command_lists_its_subcommands(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["--help"]):
+        with pytest.raises(SystemExit):
+            cli.main(words)
+        out, err = capsys.readouterr()
+        assert all(name in out + err for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["evalute", "a"], "There is no command 'evalute'; did you mean 'evaluate'"),
+        (["npg", "--env", "Ant-v5"], "There is no command 'npg'; type python train.py npg."),
+        (["train", "nqg"], "There is no 'nqg'; did you mean 'npg'"),
+    ],
+)
+def test_a_mistyped_command_suggests_the_near_one(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("started", "train", "resume", "evaluate"),
+    [
+        ("/usr/bin/geodesic-rl", "geodesic-rl train", "geodesic-rl resume", "geodesic-rl evaluate"),
+        ("/a/agents/run/__main__.py", *(f"python -m agents.run {name}" for name in ("train", "resume", "evaluate"))),
+        ("train.py", "python train.py", "python train.py resume", "python evaluate.py"),
+        ("evaluate.py", "python train.py", "python train.py resume", "python evaluate.py"),
+    ],
+)
+def test_advice_names_the_command_that_the_person_has(
+    started: str, train: str, resume: str, evaluate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [started])
+    assert [typed(name) for name in ("train", "resume", "evaluate")] == [train, resume, evaluate]
+
+
+def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{agents.__version__}\n"
 
 
 def test_errors_are_about_the_algorithm_that_was_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,3 +258,68 @@ def test_debug_shows_the_traceback(started: list[tuple], monkeypatch: pytest.Mon
     assert train("--env", "Ant-v5") == 2
     with pytest.raises(UsageError):
         train("--env", "Ant-v5", "--debug")
+
+
+HEADING = r"^\W+(\w+) options\b"
+"""Of a group, in a box or, where the terminal has no such characters, without."""
+
+
+def width_of(text: str) -> int:
+    return max(len(line.replace("\u200b", "")) for line in text.splitlines())
+
+
+@pytest.mark.parametrize("algorithm", REGISTRY)
+def test_help_is_grouped_fits_80_columns_and_ends_in_examples(
+    algorithm: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.train([algorithm, "--env", "Hopper-v5", "--help"])
+    text = capsys.readouterr().out
+    assert width_of(text) <= 80
+    groups = re.findall(HEADING, text, flags=re.M)
+    assert groups == [name for name in GROUPS if name in groups]
+    assert {"run", "environment", "policy", "logging"} < set(groups)
+    boxes = dict(zip(groups, re.split(HEADING, text, flags=re.M)[2::2], strict=True))
+    assert all(option in boxes["run"] for option in ("--steps", "--minutes", "--seed ", "--seeds", "--jobs"))
+    assert all(option in boxes["environment"] for option in ("--env ", "--num-envs", "{auto,mujoco,gymnasium}"))
+    assert ("direction" in boxes) == (algorithm in ("npg", "trpo", "copos"))
+    if "direction" in boxes:
+        assert "--fisher {compatible,analytic," in boxes["direction"]
+    examples = text.partition("examples:\n")[2].splitlines()
+    assert all(line.startswith(f"  python train.py {algorithm} --env ") for line in examples)
+    assert len(examples) > 2
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "train"])
+def test_every_command_helps_in_80_columns(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    text, _, examples = capsys.readouterr().out.partition("examples:\n")
+    assert width_of(text) <= 80
+    assert all(line.startswith(f"  {typed(name)} ") for line in examples.splitlines())
+    assert bool(examples) == bool(COMMANDS[name].examples)
+    with pytest.raises(SystemExit):
+        cli.main([])
+    assert width_of("".join(capsys.readouterr())) <= 80
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_of_help_are_understood(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple] = []
+    module = importlib.import_module(COMMANDS[name].module)
+    monkeypatch.setattr(module, COMMANDS[name].action, lambda *arguments: asked.append(arguments) or 0)
+    monkeypatch.setattr(cli, "train_seeds", lambda *arguments: asked.append(arguments) or 0)
+    for example in COMMANDS[name].examples:
+        assert cli.main([name, *shlex.split(example.format("npg"))]) == 0
+    assert len(asked) == len(COMMANDS[name].examples)
+
+
+def test_resume_needs_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["resume"]) == 2
+    assert "resume needs RUN, the folder of a run; python train.py runs lists them." in capsys.readouterr().err
