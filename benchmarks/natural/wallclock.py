@@ -1,4 +1,4 @@
-"""What a user feels: seconds of training until a policy is good, and the return after so many minutes, all steps allowed.
+"""What a user feels: seconds until a policy is good, and the return after so many minutes, all steps allowed.
 
 Every side trains on the same cores for --minutes of its own training time; evaluations (8 deterministic episodes, raw
 reward, Gymnasium's own environments) take no part in it. The time to a threshold is that of the first evaluation that
@@ -39,16 +39,16 @@ THRESHOLDS = {
 }
 EPISODES, EVALUATION_SEED = 8, 1000
 FIRST_SECONDS, GROWTH = 2.0, 1.15
-"""Training time before the first evaluation, and how much later each next one is: so they cost the same at every scale."""
+"""Training time before the first evaluation, and how much later each next one is."""
 # https://stable-baselines3.readthedocs.io/en/master/modules/sac.html: the defaults, which are Haarnoja et al. 2018's.
 SAC: dict[str, Any] = {"learning_starts": 10_000, "gamma": 0.99, "n_envs": 1}
 PPO_DEFAULTS: dict[str, Any] = {"n_envs": 1, "n_steps": 2048, "batch_size": 64, "gamma": 0.99, "learning_rate": 3e-4}
 
 
 def sb3_sac(*arguments: Any) -> Learner:
-    from stable_baselines3 import SAC as Algorithm
+    import stable_baselines3
 
-    return StableBaselines(Algorithm, *arguments)  # type: ignore[arg-type]  # an off-policy one learns likewise
+    return StableBaselines(stable_baselines3.SAC, *arguments)  # type: ignore[arg-type]  # an off-policy one learns likewise
 
 
 SIDES: dict[str, tuple[Callable[[str, int, int, dict[str, Any]], Learner], Callable[[str], dict[str, Any]], str]] = {
