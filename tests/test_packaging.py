@@ -46,12 +46,12 @@ def test_the_wheel_has_a_command(wheel_members: set[str]) -> None:
     assert callable(getattr(importlib.import_module(module), function))
 
 
-@pytest.mark.parametrize("words", [["npg", "--help"], ["evaluate", "--help"]])
+@pytest.mark.parametrize("words", [["train", "npg", "--help"], ["evaluate", "--help"], ["adapt", "--help"]])
 def test_the_command_names_itself(words: list[str]) -> None:
     command = [sys.executable, "-m", "agents.run", *words]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert shown.returncode == 0
-    assert shown.stdout.startswith(f"usage: python -m agents.run {words[0]} ")
+    assert shown.stdout.startswith(f"usage: python -m agents.run {' '.join(words[:-1])} ")
 
 
 def test_the_package_says_its_version() -> None:

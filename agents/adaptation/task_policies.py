@@ -42,7 +42,7 @@ class InnerConfig(AdvantageConfig):
     inner_lr: Annotated[float, above(0)] = 0.1
     """α: step size of an inner step."""
     inner_lr_later: Annotated[float, above(0)] = 1.0
-    """Factor on inner_lr after a task's first step; `evaluate.py --adapt` halves it, as Finn et al. 2017 do."""
+    """Factor on inner_lr after a task's first step; the command adapt halves it, as Finn et al. 2017 do."""
     gae_lambda: Annotated[float, between(0, 1)] = 1.0
     """Lambda of generalized advantage estimation around each task's own linear baseline."""
 

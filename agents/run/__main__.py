@@ -1,4 +1,4 @@
-"""The command geodesic-rl, which is train.py's, and evaluate.py's after the word evaluate."""
+"""The command geodesic-rl; train.py and evaluate.py are its subcommands."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from agents.run import process
 def main() -> int:
     """Run the command with what was typed; returns the exit code."""
     process.prepare()
-    from agents.run.cli import evaluate, train  # imports PyTorch
+    from agents.run import cli  # imports PyTorch
 
-    arguments = sys.argv[1:]
-    return evaluate(arguments[1:]) if arguments[:1] == ["evaluate"] else train(arguments)
+    return cli.main(sys.argv[1:])
 
 
 if __name__ == "__main__":

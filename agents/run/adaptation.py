@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor
+from tyro.conf import Positional, UseAppendAction, arg
 
 from agents import checkpoint, load
 from agents.adaptation.task_policies import InnerConfig, TaskPolicies
@@ -22,7 +25,9 @@ from agents.policy.networks import parameter_vector
 from agents.rollout.buffer import Rollout
 from agents.rollout.collector import action_noise, buffer_fields, collect
 from agents.run import report
+from agents.run.assessment import PLOTS, check_output, checkpoint_file, versions
 from agents.run.errors import UsageError
+from agents.run.options import Flag, check_least
 from envs import make_vec
 from envs.mujoco import FAMILIES
 from envs.vector import TaskVectorEnv
@@ -33,6 +38,45 @@ INNER = ("inner_lr", "gamma", "gae_lambda", "normalize_advantage")
 """The hyperparameters that an update takes from a run's; others have InnerConfig's defaults."""
 KINDS_OF_TASKS = ("split", "num_tasks", "redraw", "observe_task")
 """What a run says of its tasks, which are others here."""
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """Returns on a family's tasks after 0 to --updates updates of each task's own policy, beside a policy that nobody
+    trained. The update is the run's inner step, halved after the first.
+    """
+
+    target: Positional[Annotated[str, arg(metavar="RUN_OR_FILE")]]
+    """A run's folder (its last checkpoint is taken) or a checkpoint file."""
+    updates: int = 3
+    """Updates of each task's policy."""
+    tasks: int = 40
+    """Number of tasks."""
+    rollouts: int = 20
+    """Episodes per task and update, from which the next update is computed; actions are sampled."""
+    split: Literal["held_out", "train"] = "held_out"
+    """Which of the family's tasks."""
+    beside: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="RUN_OR_FILE")] = ()
+    """Another run on the same family, such as joint pretraining, whose policy is adapted alike. One that observes the
+    task (--env-kwargs observe_task=true) is an oracle and not adapted. May be given again."""
+    best: Flag = False
+    """Of a run's folder, take the checkpoint of the best evaluation."""
+    seed: int = 1000
+    """Seed of episodes and actions, and of the untrained policy."""
+    json: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write settings, versions and every task's returns to this new file."""
+    plot: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Draw returns over updates to this new file, whose name ends in .png, .pdf or .svg."""
+    threads: int = 1
+    """Threads of PyTorch on the CPU; more compete with the threads of the physics."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+    def check(self) -> None:
+        """Raise UsageError for a value that is not possible, and for an output that exists."""
+        check_least(self, {"updates": 0, "tasks": 1, "rollouts": 2, "seed": 0, "threads": 1})
+        for option, endings in {"json": (), "plot": PLOTS}.items():
+            check_output(option, getattr(self, option), endings)
 
 
 @dataclass
@@ -55,6 +99,54 @@ class AdaptingPolicy:
             **report.adaptation_statistics(self.returns),
             "returns": self.returns.tolist(),
         }
+
+
+def adapt(asked: Adaptation, command: str) -> int:
+    """Adapt the policy and those beside it, and show returns after each update; returns the exit code.
+
+    Raises:
+        UsageError: an option is not possible, or the run is on no family of tasks.
+        RunError, CheckpointError: there is no such run or checkpoint.
+    """
+    asked.check()
+    torch.set_num_threads(asked.threads)
+    torch.manual_seed(asked.seed)  # sampled actions draw from it
+    file = checkpoint_file(asked.target, asked.best)
+    manifest = checkpoint.read_manifest(file)
+    tasks, policies = compare(
+        file,
+        [checkpoint_file(name, asked.best) for name in asked.beside],
+        updates=asked.updates,
+        tasks=asked.tasks,
+        rollouts=asked.rollouts,
+        split=asked.split,
+        seed=asked.seed,
+    )
+    rows = {one.name: one.returns for one in policies}
+    console = Console(highlight=False, markup=False)
+    where = "held-out tasks" if asked.split == "held_out" else "training tasks"
+    title = f"{manifest['env_id']}: {asked.tasks} {where}, {asked.rollouts} episodes each, sampled actions"
+    console.print(title, style="bold", soft_wrap=True)
+    console.print(report.adaptation_table(rows))
+    console.print("mean return after so many updates, and its 95 % bootstrap interval over tasks", soft_wrap=True)
+    if asked.json:
+        record = {
+            "env_id": manifest["env_id"],
+            "env_kwargs": manifest["env_kwargs"],
+            "split": asked.split,
+            "rollouts": asked.rollouts,
+            "seed": asked.seed,
+            "tasks": tasks.tolist(),
+            "config": manifest["config"],
+            "policies": {one.name: one.record() for one in policies},
+            "versions": versions(manifest),
+        }
+        Path(asked.json).write_text(json.dumps(record, indent=1) + "\n")
+        console.print(f"returns     {asked.json}", soft_wrap=True)
+    if asked.plot:
+        report.plot_adaptation(rows, Path(asked.plot), title)
+        console.print(f"plot        {asked.plot}", soft_wrap=True)
+    return 0
 
 
 def compare(
@@ -155,9 +247,7 @@ def _kind(file: Path, env_id: str) -> tuple[str, bool]:
 
 def _family(env_id: str | None, num_envs: int, split: str, kwargs: dict[str, Any]) -> TaskVectorEnv:
     if env_id not in FAMILIES:
-        raise UsageError(
-            f"--adapt needs a run on a family of tasks, such as families/Point-v0; this one is on {env_id}."
-        )
+        raise UsageError(f"adapt needs a run on a family of tasks, such as families/Point-v0; this one is on {env_id}.")
     try:
         env = make_vec(env_id, num_envs, split=split, **kwargs)
     except ValueError as error:

@@ -15,13 +15,16 @@ from rich.console import Console
 from tyro.conf import Positional, UseAppendAction, arg
 
 from agents import Agent, checkpoint, load
-from agents.run import adaptation, report
+from agents.run import report
 from agents.run.errors import RunError, UsageError
 from agents.run.evaluation import BLOCK, Evaluation, evaluate
 from agents.run.folder import RunFolder
-from agents.run.options import Flag, check_device, parsed_pairs
+from agents.run.options import Flag, check_device, check_least, parsed_pairs
 from agents.run.video import Film
 from envs import VectorEnv, make_vec
+
+PLOTS = (".png", ".pdf", ".svg")
+"""What figures may be."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +51,6 @@ class Assessment:
     """Environment to evaluate in."""
     env_kwargs: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
     """Argument of the environment, in place of the agent's own. May be given again."""
-    adapt: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
-    """Returns on a family's held-out tasks after 0 to this many updates of each task's own policy, beside a policy that
-    nobody trained. The update is the run's inner step, halved after the first."""
-    tasks: int = 40
-    """With --adapt: number of tasks."""
-    rollouts: int = 20
-    """With --adapt: episodes per task and update, from which the next update is computed; actions are sampled."""
-    split: Literal["held_out", "train"] = "held_out"
-    """With --adapt: which of the family's tasks."""
-    beside: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="RUN_OR_FILE")] = ()
-    """With --adapt: another run on the same family, such as joint pretraining, whose policy is adapted alike. One that
-    observes the task (--env-kwargs observe_task=true) is an oracle and not adapted. May be given again."""
     backend: Literal["auto", "mujoco", "gymnasium"] = "auto"
     """Physics: mujoco is the batched one, gymnasium runs any registered environment."""
     device: str = "auto"
@@ -71,22 +62,13 @@ class Assessment:
 
     def check(self) -> None:
         """Raise UsageError for a value that is not possible, and for an output that exists."""
-        least_of = {"episodes": 1, "seed": 0, "threads": 1, "adapt": 0, "tasks": 1, "rollouts": 2}
-        for name, least in least_of.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"--{name} is {value}; give at least {least}.")
-        if self.adapt is None and self.beside:
-            raise UsageError("--beside belongs to --adapt; give it a number of updates.")
-        for name in ("video", "env", "env_kwargs"):
-            if self.adapt is not None and getattr(self, name):
-                raise UsageError(f"--{name.replace('_', '-')} does not go with --adapt; leave one out.")
+        check_least(self, {"episodes": 1, "seed": 0, "threads": 1})
         check_device(self.device)
-        for option, endings in {"json": (), "plot": (".png", ".pdf", ".svg"), "video": (".mp4",)}.items():
-            _check_output(option, getattr(self, option), endings)
+        for option, endings in {"json": (), "plot": PLOTS, "video": (".mp4",)}.items():
+            check_output(option, getattr(self, option), endings)
 
 
-def assess(asked: Assessment) -> int:
+def assess(asked: Assessment, command: str) -> int:
     """Evaluate as asked and print the table; returns the exit code.
 
     Raises:
@@ -100,10 +82,7 @@ def assess(asked: Assessment) -> int:
     torch.manual_seed(asked.seed)  # sampled actions draw from it
     file = checkpoint_file(asked.target, asked.best)
     manifest, _ = checkpoint.read(file)
-    if asked.adapt is None:
-        _assess_episodes(asked, file, manifest)
-    else:
-        _assess_adaptation(asked, file, manifest)
+    _assess_episodes(asked, file, manifest)
     return 0
 
 
@@ -147,45 +126,8 @@ def _environments(asked: Assessment, env_id: str, env_kwargs: dict[str, Any], ag
     return env
 
 
-def _assess_adaptation(asked: Assessment, file: Path, manifest: dict[str, Any]) -> None:
-    """Adapt the policy and those beside it, and show returns after each update."""
-    assert asked.adapt is not None
-    tasks, policies = adaptation.compare(
-        file,
-        [checkpoint_file(name, asked.best) for name in asked.beside],
-        updates=asked.adapt,
-        tasks=asked.tasks,
-        rollouts=asked.rollouts,
-        split=asked.split,
-        seed=asked.seed,
-    )
-    rows = {one.name: one.returns for one in policies}
-    console = Console(highlight=False, markup=False)
-    where = "held-out tasks" if asked.split == "held_out" else "training tasks"
-    title = f"{manifest['env_id']}: {asked.tasks} {where}, {asked.rollouts} episodes each, sampled actions"
-    console.print(title, style="bold", soft_wrap=True)
-    console.print(report.adaptation_table(rows))
-    console.print("mean return after so many updates, and its 95 % bootstrap interval over tasks", soft_wrap=True)
-    if asked.json:
-        record = {
-            "env_id": manifest["env_id"],
-            "env_kwargs": manifest["env_kwargs"],
-            "split": asked.split,
-            "rollouts": asked.rollouts,
-            "seed": asked.seed,
-            "tasks": tasks.tolist(),
-            "config": manifest["config"],
-            "policies": {one.name: one.record() for one in policies},
-            "versions": _versions(manifest),
-        }
-        Path(asked.json).write_text(json.dumps(record, indent=1) + "\n")
-        console.print(f"returns     {asked.json}", soft_wrap=True)
-    if asked.plot:
-        report.plot_adaptation(rows, Path(asked.plot), title)
-        console.print(f"plot        {asked.plot}", soft_wrap=True)
-
-
-def _check_output(option: str, name: str | None, endings: tuple[str, ...]) -> None:
+def check_output(option: str, name: str | None, endings: tuple[str, ...]) -> None:
+    """Raise UsageError for a file that --option cannot write: of another ending, there already, or without a folder."""
     if name is None:
         return
     if endings and Path(name).suffix.lower() not in endings:
@@ -222,10 +164,10 @@ def _record(asked: Assessment, file: Path, manifest: dict[str, Any], evaluation:
         "interval": evaluation.interval,
         "returns": evaluation.returns.tolist(),
         "lengths": evaluation.lengths.tolist(),
-        "versions": _versions(manifest),
+        "versions": versions(manifest),
     }
 
 
-def _versions(manifest: dict[str, Any]) -> dict[str, Any]:
+def versions(manifest: dict[str, Any]) -> dict[str, Any]:
     """Return the versions of packages that the agent was trained and is evaluated with."""
     return {"training": manifest["versions"], "evaluation": checkpoint.versions()}

@@ -1,24 +1,28 @@
-"""The two commands that people type, from their arguments to an exit code."""
+"""What people type, from its words to an exit code."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import re
 import shlex
 import sys
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar, Union
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
+from tyro.conf import OmitArgPrefixes, subcommand
 
+import agents
 from agents import REGISTRY
 from agents.config import near, preset_values
-from agents.run import process
+from agents.run.commands import COMMANDS
 from agents.run.errors import UsageError, guarded, unless_nobody_reads
-from agents.run.options import Flag, RunOptions
-from agents.run.process import program
+from agents.run.options import RunOptions
+from agents.run.process import program, typed
 
 C = TypeVar("C")
 TEXTS = {field.name for field in dataclasses.fields(RunOptions) if "str" in str(field.type)}
@@ -34,52 +38,69 @@ class Start(Generic[C]):
     hyperparameter: OmitArgPrefixes[C]
 
 
-@dataclass(frozen=True)
-class Resume:
-    """Go on with a run from its last checkpoint."""
-
-    run: Positional[Annotated[str, arg(metavar="RUN")]]
-    """The run's folder."""
-    steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: as the run had)")] = None
-    """Environment steps in total, counted from the run's beginning."""
-    device: Annotated[str | None, arg(metavar="STR", help_behavior_hint="(default: as the run had)")] = None
-    """Where networks live from now on: auto, cpu, cuda or cuda:1."""
-    threads: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: as the run had)")] = None
-    """Threads of PyTorch on the CPU from now on; another number than the run's may round otherwise."""
-    quiet: Flag = False
-    """Print the final summary only."""
-    debug: Flag = False
-    """Show the traceback of an error."""
+def main(arguments: Sequence[str]) -> int:
+    """Run geodesic-rl with its arguments; returns the exit code. Unknown options exit with 2."""
+    return unless_nobody_reads(lambda: _main(arguments))
 
 
 def train(arguments: Sequence[str]) -> int:
-    """Run train.py with its arguments; returns the exit code. Unknown options exit with 2."""
-    return unless_nobody_reads(lambda: _train(arguments))
+    """Run train.py with its arguments: an algorithm and its options, or any command and its options."""
+    return main(arguments if next(iter(arguments), None) in COMMANDS else ["train", *arguments])
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """Run evaluate.py with its arguments."""
+    return main(["evaluate", *arguments])
+
+
+def _main(arguments: Sequence[str]) -> int:
+    name, *rest = arguments or ["--help"]
+    if name == "train":
+        return _train(rest)
+    if name in COMMANDS:
+        return _command(name, rest)
+    if name == "--version":
+        print(agents.__version__)
+        return 0
+    if name.startswith("-"):
+        summaries = {name: command.summary for name, command in COMMANDS.items()}
+        _list(program(), f"{agents.__doc__.splitlines()[0]} See {program()} COMMAND --help.", summaries, arguments)
+    hint = f"; type {typed('train')} {name}." if name in REGISTRY else near(name, COMMANDS)
+    print(f"{program()}: error: There is no command {name!r}{hint}", file=sys.stderr)
+    return 2
+
+
+def _command(name: str, arguments: Sequence[str]) -> int:
+    """Run a command that has one set of options."""
+    command = COMMANDS[name]
+    module = importlib.import_module(command.module)
+    kind, words = getattr(module, command.options), _whole_numbers(arguments)
+    asked = tyro.cli(kind, prog=program(name), description=kind.__doc__, args=words)
+    typed_ = f"{typed(name)} {shlex.join(arguments)}"
+    return guarded(program(name), asked.debug, lambda: getattr(module, command.action)(asked, typed_))
 
 
 def _train(arguments: Sequence[str]) -> int:
     first = next(iter(arguments), "--help")
     if first in REGISTRY:
         kind, default = _start_of(first, arguments)
-        typed = _whole_numbers(arguments[1:])
-        asked = tyro.cli(
-            kind, prog=f"{program('train')} {first}", default=default, description=_summary(first), args=typed
-        )
-        command = f"{process.typed('train')} {shlex.join(arguments)}"
+        words, prog = _whole_numbers(arguments[1:]), f"{program('train')} {first}"
+        asked = tyro.cli(kind, prog=prog, default=default, description=_summary(first), args=words)
+        command = f"{typed('train')} {shlex.join(arguments)}"
         return guarded(program("train"), asked.run.debug, lambda: _start(first, asked, arguments, command))
-    if first == "resume":
-        typed = _whole_numbers(arguments[1:])
-        resumed = tyro.cli(Resume, prog=f"{program('train')} resume", description=Resume.__doc__, args=typed)
-        command = f"{process.typed('train')} {shlex.join(arguments)}"
-        return guarded(program("train"), resumed.debug, lambda: _resume(resumed, command))
     if first.startswith("-"):
-        algorithms = [Annotated[_Nothing, subcommand(name, description=_summary(name))] for name in REGISTRY]
-        resume = Annotated[_Nothing, subcommand("resume", description=Resume.__doc__)]
-        description = f"Train an agent, or go on with a run. See {program('train')} ALGORITHM --help for its options."
-        listed: Any = Union[(*algorithms, resume)]
-        tyro.cli(listed, prog=program("train"), description=description, args=arguments)
-    print(f"{program('train')}: error: There is no {first!r}{near(first, [*REGISTRY, 'resume'])}", file=sys.stderr)
+        description = f"{COMMANDS['train'].summary} See {program('train')} ALGORITHM --help for its options."
+        _list(program("train"), description, {name: _summary(name) for name in REGISTRY}, arguments)
+    names = [*REGISTRY, *(name for name in COMMANDS if program("train") == "train.py")]
+    print(f"{program('train')}: error: There is no {first!r}{near(first, names)}", file=sys.stderr)
     return 2
+
+
+def _list(prog: str, description: str, summaries: Mapping[str, str], arguments: Sequence[str]) -> None:
+    """Exit with the help that lists subcommands."""
+    subcommands = [Annotated[_Nothing, subcommand(name, description=said)] for name, said in summaries.items()]
+    listed: Any = reduce(or_, subcommands)
+    tyro.cli(listed, prog=prog, description=description, args=arguments)
 
 
 @dataclass(frozen=True)
@@ -97,14 +118,6 @@ def _start(algorithm: str, asked: Start[Any], arguments: Sequence[str], command:
         raise UsageError(str(error)) from error
     origins = origins_of(values, preset_values(algorithm, asked.run.env), arguments)
     return training.start(algorithm, asked.run, config, origins, command)
-
-
-def _resume(asked: Resume, command: str) -> int:
-    from agents.run import training
-
-    changes = {name: getattr(asked, name) for name in ("steps", "device", "threads")}
-    typed = {name: value for name, value in changes.items() if value is not None}
-    return training.resume(asked.run, typed, asked.quiet, command)
 
 
 def origins_of(names: Iterable[str], preset: Container[str], arguments: Sequence[str]) -> dict[str, str]:
@@ -157,14 +170,3 @@ def _value_of(option: str, arguments: Sequence[str]) -> str | None:
 
 def _option_name(argument: str) -> str:
     return argument.removeprefix("--").partition("=")[0].replace("-", "_")
-
-
-def evaluate(arguments: Sequence[str]) -> int:
-    """Run evaluate.py with its arguments; returns the exit code."""
-    from agents.run.assessment import Assessment, assess
-
-    def run() -> int:
-        asked = tyro.cli(Assessment, prog=program("evaluate"), description=Assessment.__doc__, args=arguments)
-        return guarded(program("evaluate"), asked.debug, lambda: assess(asked))
-
-    return unless_nobody_reads(run)

@@ -72,7 +72,7 @@ class RunFolder:
         except FileExistsError as error:
             raise RunError(
                 f"{path} exists and is not overwritten; choose another --run-dir, or go on with "
-                f"{typed('train')} resume {path}"
+                f"{typed('resume')} {path}"
             ) from error
         except OSError as error:
             raise RunError(f"{path} cannot be written ({error.strerror}); choose another --runs.") from error

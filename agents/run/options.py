@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -56,15 +56,20 @@ class RunOptions:
     def check(self) -> None:
         """Raise UsageError for a value that no run can have."""
         least = {"steps": 1, "seed": 0, "eval_every": 1, "eval_episodes": 1, "threads": 1, "checkpoint_every": 0}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and not value >= bound:
-                raise UsageError(f"--{name.replace('_', '-')} is {value}; give at least {bound}.")
+        check_least(self, least)
         self.parsed_env_kwargs()
 
     def parsed_env_kwargs(self) -> dict[str, Any]:
         """Return the environment's arguments, their values read as YAML."""
         return parsed_pairs(self.env_kwargs)
+
+
+def check_least(options: Any, bounds: Mapping[str, float]) -> None:
+    """Raise UsageError for an option below its bound; None is none."""
+    for name, bound in bounds.items():
+        value = getattr(options, name)
+        if value is not None and not value >= bound:
+            raise UsageError(f"--{name.replace('_', '-')} is {value}; give at least {bound}.")
 
 
 def parsed_pairs(pairs: Iterable[str]) -> dict[str, Any]:

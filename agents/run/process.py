@@ -34,22 +34,21 @@ def prepare() -> None:
     _keep_freed_memory()
 
 
-def program(script: str) -> str:
-    """Name the program that does what a script does, "train" or "evaluate", as this process was started."""
+def program(command: str = "") -> str:
+    """Name the program that does a command, such as "train" or "resume", as this process was started."""
     started = Path(sys.argv[0])
     if started.name == "geodesic-rl":
-        name = started.name
-    elif started.parts[-3:] == ("agents", "run", "__main__.py"):
-        name = "python -m agents.run"
-    else:
-        return f"{script}.py"
-    return name if script == "train" else f"{name} {script}"
+        return f"geodesic-rl {command}".rstrip()
+    if started.parts[-3:] == ("agents", "run", "__main__.py"):
+        return f"python -m agents.run {command}".rstrip()
+    # Where people have the scripts: train.py takes every command, and evaluate.py is one.
+    return f"{command}.py" if command in ("train", "evaluate") else f"train.py {command}"
 
 
-def typed(script: str) -> str:
+def typed(command: str) -> str:
     """Say how `program` is typed."""
-    name = program(script)
-    return f"python {name}" if name.endswith(".py") else name
+    name = program(command)
+    return name if name.startswith(("geodesic-rl", "python")) else f"python {name}"
 
 
 def _keep_freed_memory() -> None:

@@ -206,7 +206,7 @@ class _Training:
     def _print_stop(self, number: signal.Signals) -> None:
         steps = self.agent.num_timesteps
         self.console.print(f"Stopped by {number.name} after {steps:,} environment steps; everything is saved. Go on:")
-        self.console.print(f"  {typed('train')} resume {shlex.quote(str(self.folder.path))}", soft_wrap=True)
+        self.console.print(f"  {typed('resume')} {shlex.quote(str(self.folder.path))}", soft_wrap=True)
 
     def _print_summary(self, final: Evaluation) -> None:
         show, folder = self.console.print, shlex.quote(str(self.folder.path))

@@ -1,7 +1,7 @@
 """Meta-RL on task families: returns after 0 to 3 updates on held-out tasks, beside joint training and an oracle.
 
 Each row is `python train.py ALGORITHM --env families/NAME-v0` as a user runs it, with its preset, and then
-`evaluate.py RUN --adapt 3`: 40 tasks (600 of Point; a family's own two where it has no others), 20 episodes each,
+`train.py adapt RUN`: 40 tasks (600 of Point; a family's own two where it has no others), 20 episodes each,
 sampled actions.
 Joint training is npg on a new training task in every episode, the oracle is npg that observes the task; both make as
 many environment steps as the meta-learner. Finished runs are kept in results/adaptation/meta_rl.json by family,
@@ -96,7 +96,7 @@ def measure(key: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "returns.json"
         tasks = str(TASKS.get(key["family"], 40))
-        call("evaluate.py", str(run), "--adapt", "3", "--tasks", tasks, "--json", str(file), *split, *beside)
+        call("train.py", "adapt", str(run), "--tasks", tasks, "--json", str(file), *split, *beside)
         record = json.loads(file.read_text())
     with (run / "progress.csv").open() as stream:
         rows = [row for row in csv.DictReader(stream) if row.get("adapt/return_0")]

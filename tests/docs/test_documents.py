@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from agents.policy.networks import parameter_vector
-from agents.run import assessment, cli, training
+from agents.run import adaptation, assessment, cli, training
 from envs import make_vec
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def test_the_algorithm_of_the_page_learns_and_resumes_exactly(monkeypatch: pytes
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     asked: list[Any] = []
-    for module, name in ((training, "start"), (training, "resume"), (assessment, "assess")):
+    for module, name in ((training, "start"), (training, "resume"), (assessment, "assess"), (adaptation, "adapt")):
         monkeypatch.setattr(module, name, lambda *arguments: asked.append(arguments) or 0)
     match shlex.split(command):
         case ["python", "train.py", *_, "--help"] as words:
@@ -83,6 +83,9 @@ def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch, 
             assert asked
         case ["python", "evaluate.py", *arguments]:
             assert cli.evaluate(arguments) == 0
+            assert asked
+        case ["geodesic-rl", *arguments]:
+            assert cli.main(arguments) == 0
             assert asked
         case ["python", script, *_]:
             assert (ROOT / script).is_file()

@@ -1,4 +1,5 @@
 import dataclasses
+import importlib
 import re
 import signal
 import subprocess
@@ -7,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import agents
 from agents import NPG
 from agents.run import cli, training
+from agents.run.commands import COMMANDS
 from agents.run.errors import UsageError
 from agents.run.options import RunOptions
+from agents.run.process import program, typed
 
 
 @pytest.fixture
@@ -133,10 +137,63 @@ def test_a_mistyped_command_exits_with_2_and_what_is_near(
     assert sentence in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("word", ["nqg", "ngp", "resum"])
+@pytest.mark.parametrize("word", ["nqg", "ngp", "resum", "adopt"])
 def test_a_mistyped_algorithm_is_one_sentence(word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.train([word, "--env", "Ant-v5"]) == 2
     assert re.fullmatch(rf"train\.py: error: There is no '{word}'; did you mean .*\?\n", capsys.readouterr().err)
+
+
+def test_every_command_has_its_options_and_its_code(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, command in COMMANDS.items():
+        assert callable(getattr(importlib.import_module(command.module), command.action))
+        with pytest.raises(SystemExit) as exit_:
+            cli.main([name, "--help"])
+        assert exit_.value.code == 0
+        assert program(name) in capsys.readouterr().out
+
+
+def test_the_command_lists_its_subcommands(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["--help"]):
+        with pytest.raises(SystemExit):
+            cli.main(words)
+        out, err = capsys.readouterr()
+        assert all(name in out + err for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["evalute", "a"], "There is no command 'evalute'; did you mean 'evaluate'"),
+        (["npg", "--env", "Ant-v5"], "There is no command 'npg'; type python train.py npg."),
+        (["train", "nqg"], "There is no 'nqg'; did you mean 'npg'"),
+    ],
+)
+def test_a_mistyped_command_suggests_the_near_one(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("started", "train", "resume", "evaluate"),
+    [
+        ("/usr/bin/geodesic-rl", "geodesic-rl train", "geodesic-rl resume", "geodesic-rl evaluate"),
+        ("/a/agents/run/__main__.py", *(f"python -m agents.run {name}" for name in ("train", "resume", "evaluate"))),
+        ("train.py", "python train.py", "python train.py resume", "python evaluate.py"),
+        ("evaluate.py", "python train.py", "python train.py resume", "python evaluate.py"),
+    ],
+)
+def test_advice_names_the_command_that_the_person_has(
+    started: str, train: str, resume: str, evaluate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [started])
+    assert [typed(name) for name in ("train", "resume", "evaluate")] == [train, resume, evaluate]
+
+
+def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{agents.__version__}\n"
 
 
 def test_errors_are_about_the_algorithm_that_was_named(capsys: pytest.CaptureFixture[str]) -> None:

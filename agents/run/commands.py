@@ -1,0 +1,57 @@
+"""The commands by name: what each does, and where its options and its code are.
+
+A new command is a module in this folder, with a frozen dataclass of its options, which tyro reads, and a function that
+takes them and what was typed and returns the exit code; and one entry in COMMANDS. Help, errors, near names,
+`geodesic-rl NAME` and `python train.py NAME` follow from it. Its options have `debug: Flag = False`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand, whose module is imported when it is typed."""
+
+    module: str
+    options: str
+    """The dataclass of its options, in that module."""
+    action: str
+    """The function in that module that is called with the options and with what was typed, for records."""
+    summary: str
+    """One sentence, for help."""
+    examples: tuple[str, ...] = ()
+    """What follows its name, for the end of its help."""
+
+
+COMMANDS: dict[str, Command] = {
+    "train": Command(
+        "agents.run.training",
+        "",  # each algorithm has options of its own
+        "start",
+        "Train an agent: train ALGORITHM --env ID.",
+        ("npg --env Hopper-v5",),
+    ),
+    "resume": Command(
+        "agents.run.resume",
+        "Resume",
+        "resume",
+        "Go on with a run from its last checkpoint.",
+        ("runs/Hopper-v5/npg/<run>", "runs/Hopper-v5/npg/<run> --steps 2e6"),
+    ),
+    "evaluate": Command(
+        "agents.run.assessment",
+        "Assessment",
+        "assess",
+        "Run whole episodes with a trained agent, one for each seed, and say what it is worth.",
+        ("runs/Hopper-v5/npg/<run> --episodes 100", "runs/Hopper-v5/npg/<run> --best --video hopper.mp4"),
+    ),
+    "adapt": Command(
+        "agents.run.adaptation",
+        "Adaptation",
+        "adapt",
+        "Let a policy adapt to tasks that it was not trained on, and say what each update is worth.",
+        ("runs/families_HalfCheetahVel-v0/fomaml/<run> --updates 3",),
+    ),
+}
