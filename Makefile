@@ -31,7 +31,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) -e ".[dev,video,bench]"
+	$(PIP) -e ".[dev,video,bench,onnx]"
 	@touch $@
 
 train: $(INSTALLED)

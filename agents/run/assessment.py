@@ -20,11 +20,9 @@ from agents.run.errors import RunError, UsageError
 from agents.run.evaluation import BLOCK, Evaluation, evaluate
 from agents.run.folder import RunFolder
 from agents.run.options import Flag, check_device, check_least, parsed_pairs
+from agents.run.outputs import PLOTS, check_output
 from agents.run.video import Film
 from envs import VectorEnv, make_vec
-
-PLOTS = (".png", ".pdf", ".svg")
-"""What figures may be."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Assessment:
         check_least(self, {"episodes": 1, "seed": 0, "threads": 1})
         check_device(self.device)
         for option, endings in {"json": (), "plot": PLOTS, "video": (".mp4",)}.items():
-            check_output(option, getattr(self, option), endings)
+            check_output(f"--{option}", getattr(self, option), endings)
 
 
 def assess(asked: Assessment, command: str) -> int:
@@ -124,18 +122,6 @@ def _environments(asked: Assessment, env_id: str, env_kwargs: dict[str, Any], ag
         if own != theirs:
             raise UsageError(f"--env is {env_id!r}, whose {name} is {theirs}; the agent's is {own}.")
     return env
-
-
-def check_output(option: str, name: str | None, endings: tuple[str, ...]) -> None:
-    """Raise UsageError for a file that --option cannot write: of another ending, there already, or without a folder."""
-    if name is None:
-        return
-    if endings and Path(name).suffix.lower() not in endings:
-        raise UsageError(f"--{option} is {name}; give a name that ends in {' or '.join(endings)}.")
-    if Path(name).exists():
-        raise UsageError(f"--{option} is {name}, which exists and is not overwritten; remove it or name another file.")
-    if not Path(name).absolute().parent.is_dir():
-        raise UsageError(f"--{option} is {name}; there is no folder {Path(name).parent}, make it first.")
 
 
 def checkpoint_file(name: str, best: bool) -> Path:

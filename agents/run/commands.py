@@ -54,4 +54,11 @@ COMMANDS: dict[str, Command] = {
         "Let a policy adapt to tasks that it was not trained on, and say what each update is worth.",
         ("runs/families_HalfCheetahVel-v0/fomaml/<run> --updates 3",),
     ),
+    "export": Command(
+        "agents.run.export",
+        "Export",
+        "export",
+        "Write a run's deterministic policy to a file that acts without this package.",
+        ("runs/Hopper-v5/npg/<run> policy.onnx", "runs/Hopper-v5/npg/<run> policy.safetensors --best"),
+    ),
 }

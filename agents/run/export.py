@@ -6,7 +6,6 @@ import contextlib
 import copy
 import json
 import logging
-import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -49,7 +48,7 @@ class Export:
     """Show the traceback of an error."""
 
 
-def export(asked: Export) -> int:
+def export(asked: Export, command: str) -> int:
     """Export as asked, compare the file's actions with the agent's, and say so; returns the exit code.
 
     Raises:
@@ -115,8 +114,8 @@ def plausible_observations(policy: Policy) -> Tensor:
 
 
 def portable(policy: Policy) -> Policy:
-    """Put PyTorch's tanh in place of ours, which differs by at most 2e-7, and one standard deviation in place of one per
-    observation: what can be traced for any number of these.
+    """Make of a policy what can be traced for any number of observations: PyTorch's tanh is in place of ours, which
+    differs by at most 2e-7, and one standard deviation in place of one per observation.
     """
     for parent in list(policy.modules()):
         for name, child in list(parent.named_children()):
@@ -167,7 +166,8 @@ def _pt2(policy: Policy, observations: Tensor, about: str, file: Path) -> None:
 
 
 def _safetensors(policy: Policy, observations: Tensor, about: str, file: Path) -> None:
-    layers, tensors = [], {}
+    layers: list[str] = []
+    tensors: dict[str, Tensor] = {}
     for k, layer in enumerate(policy.actor.net):
         layers.append(kind := _kind(layer))
         kept = layer.state_dict() if kind in ("linear", "fourier") else {}
@@ -176,7 +176,7 @@ def _safetensors(policy: Policy, observations: Tensor, about: str, file: Path) -
     if clip is not None:
         tensors |= {"observation.scale": policy.normalizer.scale, "observation.offset": policy.normalizer.offset}
     if policy.head.kind == "gaussian":
-        tensors |= {"action.low": policy._low, "action.high": policy._high}
+        tensors |= {f"action.{side}": policy.get_buffer(f"_{side}") for side in ("low", "high")}
     elif policy._first is not None:
         tensors["action.start"] = policy._first
     described = {**json.loads(about), "layers": layers, "clip": clip}

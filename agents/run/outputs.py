@@ -9,6 +9,9 @@ from pathlib import Path
 
 from agents.run.errors import UsageError
 
+PLOTS = (".png", ".pdf", ".svg")
+"""What figures may be."""
+
 
 def check_output(option: str, name: str | None, endings: Collection[str] = ()) -> None:
     """Raise UsageError for the name of a new file that has another ending, is there already, or has no folder."""
@@ -24,7 +27,7 @@ def check_output(option: str, name: str | None, endings: Collection[str] = ()) -
 
 @contextlib.contextmanager
 def complete(file: Path) -> Iterator[Path]:
-    """Give a name beside file, of the same ending, to write to; it takes file's place on leaving, unless by an error."""
+    """Give a name beside file, of the same ending, to write to: it takes file's place if nothing goes wrong."""
     unfinished = file.with_name(f".{file.stem}.{os.getpid()}.tmp{file.suffix}")
     try:
         yield unfinished

@@ -33,9 +33,9 @@ KINDS: dict[str, tuple[Any, str, spaces.Space, dict[str, Any]]] = {
     "float64, gelu": (PPO, "MlpPolicy", spaces.Box(-1.0, 1.0, (2,), np.float64), {"activation_fn": "gelu"}),
     "without bounds, silu": (
         PPO, "MlpPolicy", spaces.Box(-np.inf, np.inf, (1,), np.float32),
-        {"activation_fn": "silu", "normalize_observations": False},
+        {"activation_fn": "silu"},
     ),
-    "linear": (NPG, "LinearPolicy", spaces.Box(-1.0, 1.0, (1,), np.float32), {}),
+    "linear": (NPG, "LinearPolicy", spaces.Box(-9.0, 9.0, (1,), np.float32), {"normalize_observations": False}),
     "rbf": (NPG, "RBFPolicy", spaces.Box(-9.0, 9.0, (1,), np.float32), {}),
     "discrete": (PPO, "MlpPolicy", spaces.Discrete(4, start=-2), {"activation_fn": "relu"}),
     "multidiscrete": (NPG, "MlpPolicy", spaces.MultiDiscrete([2, 5, 3]), {}),
@@ -158,12 +158,12 @@ def test_the_command_exports_a_checkpoint_and_refuses_in_words(
 ) -> None:
     agent, policy = made("discrete"), tmp_path / "policy.safetensors"
     agent.save(tmp_path / "agent.zip")
-    assert cli.export([str(tmp_path / "agent.zip"), str(policy)]) == 0
+    assert cli.main(["export", str(tmp_path / "agent.zip"), str(policy)]) == 0
     assert "256 actions differ from the agent's by at most 0e+00" in capsys.readouterr().out
     assert load_policy(policy).predict(np.full(3, 5.0))[0] == agent.predict(np.full(3, 5.0), deterministic=True)[0]
-    assert cli.export([str(tmp_path / "agent.zip"), str(policy)]) == 2
+    assert cli.main(["export", str(tmp_path / "agent.zip"), str(policy)]) == 2
     assert "exists and is not overwritten" in capsys.readouterr().err
-    assert cli.export([str(tmp_path / "agent.zip"), str(tmp_path / "policy.bin")]) == 2
+    assert cli.main(["export", str(tmp_path / "agent.zip"), str(tmp_path / "policy.bin")]) == 2
     assert "ends in .onnx or .pt2 or .safetensors" in capsys.readouterr().err
 
 
