@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NoReturn, Self
 
 import gymnasium
@@ -151,6 +152,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         self.amid_iteration = False
         """Whether a rollout has begun that nothing was learned from yet."""
         self.stop_reason: str | None = None
+        self.share_used: Callable[[], float] | None = None
+        """Says which share of training is over where not steps decide that but a clock; asked before each update."""
         self.last_metrics: dict[str, float] = {}
         self.stream_seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         if env is not None:
@@ -255,7 +258,11 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         result = super()._setup_learn(int(total_timesteps), callback, reset_num_timesteps, tb_log_name, progress_bar)
         if begins:
             self._begin_episodes()
+        self._plan()
         return result
+
+    def _plan(self) -> None:
+        """Settle what depends on training's length, _total_timesteps: before it, and whenever a clock changes it."""
 
     def _begin_episodes(self) -> None:
         """Forget the episodes that ran; all environments have just been reset."""
@@ -318,7 +325,10 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                     break
                 listener.on_rollout_end()
                 collected = time.perf_counter()
-                self._update_current_progress_remaining(self.num_timesteps, total)
+                if self.share_used is not None:
+                    self._total_timesteps = math.ceil(self.num_timesteps / max(self.share_used(), 1e-6))
+                    self._plan()
+                self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
                 if self.schedules:
                     self.current = self.config.at(self.schedules, self._current_progress_remaining)
                 if not all(parameter.requires_grad for parameter in self.policy.parameters()):

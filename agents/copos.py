@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -139,9 +139,8 @@ class COPOS(Agent):
         check_solver(self.config.solver, min(self.config.curvature_samples or n, n), p)
         super()._connect(env)
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+    def _plan(self) -> None:
         """Find b, which is known only once the training's length is."""
-        result = super()._setup_learn(*args, **kwargs)
         c, head = self.config, self.policy.head
         log_std = c.log_std_init + self.policy.actor.log_unit.mean().item()
         of_one = 0.5 * math.log(2 * math.pi * math.e) + log_std if head.kind == "gaussian" else math.log(2)
@@ -150,7 +149,6 @@ class COPOS(Agent):
         self.entropy_decrease = 2 * first / updates if c.entropy_decrease is None else c.entropy_decrease
         if self.entropy_decrease <= 0:
             raise ValueError(f"the first policy has an entropy of {first:.3g} nats; give entropy_decrease.")
-        return result
 
     def parts(self) -> dict[str, Stateful]:
         return {"rejections": self.rejections, "curvature": self.curvature, "critic": self.critic_fit}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -153,13 +153,11 @@ class PPO(Agent):
         self.minibatches = self.config.minibatches(env.num_envs)
         super()._connect(env)
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+    def _plan(self) -> None:
         """Tell AdaBound when to hand over: a share of the training is known only once the training's length is."""
-        result = super()._setup_learn(*args, **kwargs)
         c, steps, updates = self.config, self.steps_per_iteration, self.config.n_epochs * self.minibatches
         handover = max(HANDOVER_STEPS / steps * updates, 2.0) if c.handover is None else c.handover
         plan_handover(self.optimizer, handover, -(-self._total_timesteps // steps) * updates)
-        return result
 
     def parts(self) -> dict[str, Stateful]:
         return {"optimizer": OptimizerState(self.config.optimizer, self.optimizer)}

@@ -21,6 +21,7 @@ from agents import REGISTRY
 from agents.config import near, preset_values
 from agents.run.commands import COMMANDS
 from agents.run.errors import UsageError, guarded, unless_nobody_reads
+from agents.run.jobs import Several, train_seeds
 from agents.run.options import RunOptions
 from agents.run.process import program, typed
 
@@ -35,6 +36,7 @@ class Start(Generic[C]):
     """An algorithm's subcommand."""
 
     run: OmitArgPrefixes[RunOptions]
+    several: OmitArgPrefixes[Several]
     hyperparameter: OmitArgPrefixes[C]
 
 
@@ -110,14 +112,31 @@ class _Nothing:
 
 def _start(algorithm: str, asked: Start[Any], arguments: Sequence[str], command: str) -> int:
     from agents.run import training
+    from agents.run.initial import Initial
 
-    values = dataclasses.asdict(asked.hyperparameter)
+    values, kind = dataclasses.asdict(asked.hyperparameter), REGISTRY[algorithm]
+    origins = origins_of(values, preset_values(algorithm, asked.run.env), arguments)
+    if asked.run.init_from is not None:
+        initial = Initial.of(asked.run.init_from)
+        policy = asked.run.policy or initial.policy(kind)
+        asked = dataclasses.replace(asked, run=dataclasses.replace(asked.run, policy=policy))
+        shape = {name: x for name, x in initial.shape(kind, policy).items() if origins[name] != "flag"}
+        values, origins = values | shape, origins | dict.fromkeys(shape, "file")
     try:
-        config = REGISTRY[algorithm].Config(**values)
+        config = kind.Config(**values)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    origins = origins_of(values, preset_values(algorithm, asked.run.env), arguments)
-    return training.start(algorithm, asked.run, config, origins, command)
+    if asked.several.seeds is None:
+        if asked.several.jobs is not None:
+            raise UsageError("--jobs is for several runs; give --seeds too.")
+        return training.start(algorithm, asked.run, config, origins, command)
+    own = _without(arguments[1:], {"seeds", "jobs", "seed"})
+
+    def again(first: int, count: int) -> str:
+        at_once = "" if asked.several.jobs is None else f" --jobs {asked.several.jobs}"
+        return f"{typed('train')} {shlex.join([algorithm, *own])} --seed {first} --seeds {count}{at_once}"
+
+    return train_seeds(algorithm, asked.run, asked.several, own, again)
 
 
 def origins_of(names: Iterable[str], preset: Container[str], arguments: Sequence[str]) -> dict[str, str]:
@@ -134,7 +153,7 @@ def _start_of(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
     algorithm, env_id = REGISTRY[name], _value_of("env", arguments)
     config = algorithm.Config() if env_id is None else algorithm.Config.of(preset_values(name, env_id))
     unchecked = _without_checks(algorithm.Config)
-    default = Start(RunOptions(env=tyro.MISSING), unchecked(**dataclasses.asdict(config)))
+    default = Start(RunOptions(env=tyro.MISSING), Several(), unchecked(**dataclasses.asdict(config)))
     return Start[unchecked], default  # type: ignore[valid-type]
 
 
@@ -166,6 +185,19 @@ def _value_of(option: str, arguments: Sequence[str]) -> str | None:
         if argument.startswith("--") and _option_name(argument) == option:
             return argument.partition("=")[2] or next(iter(arguments[position + 1 :]), None)
     return None
+
+
+def _without(arguments: Sequence[str], options: Container[str]) -> list[str]:
+    """Leave options out that have one value, and their values."""
+    kept, skip = [], False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument.startswith("--") and _option_name(argument) in options:
+            skip = "=" not in argument
+        else:
+            kept.append(argument)
+    return kept
 
 
 def _option_name(argument: str) -> str:

@@ -31,14 +31,21 @@ COMMANDS: dict[str, Command] = {
         "",  # each algorithm has options of its own
         "start",
         "Train an agent: train ALGORITHM --env ID.",
-        ("npg --env Hopper-v5",),
+        ("npg --env Hopper-v5", "npg --env Hopper-v5 --seeds 10 --jobs 2"),
     ),
     "resume": Command(
         "agents.run.resume",
         "Resume",
         "resume",
-        "Go on with a run from its last checkpoint.",
-        ("runs/Hopper-v5/npg/<run>", "runs/Hopper-v5/npg/<run> --steps 2e6"),
+        "Go on with runs from their last checkpoints.",
+        ("runs/Hopper-v5/npg/<run>", "runs/Hopper-v5/npg/<run> --steps 2e6", "runs/Hopper-v5/npg/* --jobs 2"),
+    ),
+    "runs": Command(
+        "agents.run.runs",
+        "Runs",
+        "list_runs",
+        "List runs, newest first, choose among them, and remove them.",
+        ("--env Hopper-v5 --algorithm npg --last 10", "--state stopped --paths", "--state killed --remove"),
     ),
     "evaluate": Command(
         "agents.run.assessment",

@@ -8,6 +8,7 @@ import fcntl
 import io
 import itertools
 import json
+import os
 import platform
 import re
 import subprocess
@@ -37,6 +38,26 @@ class RunConfig:
     origins: dict[str, str]
 
 
+@dataclass(frozen=True)
+class RunState:
+    """Where a run is, as state.json has it."""
+
+    state: str
+    """running, stopped, finished or failed."""
+    steps: int
+    """Environment steps of training."""
+    seconds: float
+    """Wall-clock seconds, in all processes that went on with it."""
+    share: float
+    """Of the run that is over."""
+    training: float | None
+    """Mean return of the last training episodes."""
+    evaluated: float | None
+    """Mean return of the last evaluation."""
+    error: str = ""
+    """Why it failed."""
+
+
 class RunFolder:
     """The files of one run.
 
@@ -54,6 +75,9 @@ class RunFolder:
         self.evaluations = self.path / "evaluations.csv"
         self.progress = self.path / "progress.csv"
         self.curve = self.path / "curve.png"
+        self.state = self.path / "state.json"
+        self.output = self.path / "output.txt"
+        """What the run prints where it is one of several."""
 
     @classmethod
     def create(cls, config: RunConfig, command: str) -> RunFolder:
@@ -62,9 +86,10 @@ class RunFolder:
         Raises:
             RunError: the folder exists or cannot be written.
         """
-        path = _new_path(config)
+        own = config.run.run_dir
+        path = new_path(config.algorithm, config.run, config.run.seed) if own is None else Path(own)
         try:
-            folder = cls(_made(path, only=config.run.run_dir is not None))
+            folder = cls(path if own is not None and is_reserved(path) else made(path, only=own is not None))
             folder.last.parent.mkdir()
             folder.write_config(config)
             folder.command.write_text(command + "\n")
@@ -107,6 +132,28 @@ class RunFolder:
             file.close()
             raise RunError(f"Another process is training in {self.path}; stop it first.") from error
         return file
+
+    def is_locked(self) -> bool:
+        """Say whether a process trains in it."""
+        try:
+            with self.locked.open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (FileNotFoundError, BlockingIOError) as error:
+            return isinstance(error, BlockingIOError)
+        return False
+
+    def write_state(self, state: RunState) -> None:
+        """Write state.json; unlike a checkpoint it is not worth waiting for the disk."""
+        unfinished = self.state.with_name(f".{self.state.name}.{os.getpid()}")
+        unfinished.write_text(json.dumps(dataclasses.asdict(state)) + "\n")
+        unfinished.replace(self.state)
+
+    def read_state(self) -> RunState | None:
+        """Return where the run is; None before it says so, and of runs of the first versions."""
+        try:
+            return RunState(**json.loads(self.state.read_text()))
+        except FileNotFoundError:
+            return None
 
     def write_config(self, config: RunConfig) -> None:
         """Write config.yaml, over an earlier one only when the new one is complete."""
@@ -163,16 +210,18 @@ def append_row(file: Path, row: dict[str, Any]) -> None:
         writer.writerow(row)
 
 
-def _new_path(config: RunConfig) -> Path:
-    run = config.run
-    if run.run_dir is not None:
-        return Path(run.run_dir)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    leaf = f"{stamp}-s{run.seed}" + (f"-{_file_name(run.name)}" if run.name else "")
-    return Path(run.runs) / _file_name(run.env) / config.algorithm / leaf
+def new_path(algorithm: str, run: RunOptions, seed: int) -> Path:
+    """Name a folder in --runs for a run that begins now."""
+    leaf = f"{time.strftime('%Y%m%d-%H%M%S')}-s{seed}" + (f"-{file_name(run.name)}" if run.name else "")
+    return Path(run.runs) / file_name(run.env) / algorithm / leaf
 
 
-def _made(path: Path, only: bool) -> Path:
+def is_reserved(path: Path) -> bool:
+    """Say whether there is a folder that waits for its run: with nothing in it, but for what the run prints."""
+    return path.is_dir() and {file.name for file in path.iterdir()} <= {"output.txt"}
+
+
+def made(path: Path, only: bool) -> Path:
     """Make the folder path; unless it is the only one, else path-2, path-3, ...: runs may start in the same second."""
     for number in itertools.count(1):
         folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
@@ -186,7 +235,7 @@ def _made(path: Path, only: bool) -> Path:
     return folder
 
 
-def _file_name(text: str) -> str:
+def file_name(text: str) -> str:
     """Replace the characters (/ and : in some environment ids) that a folder's name cannot have."""
     return re.sub(r"[^\w.-]+", "_", text)
 

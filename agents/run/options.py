@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -13,6 +14,9 @@ from agents.run.errors import UsageError
 from envs.cores import usable_cores
 
 Flag = FlagCreatePairsOff[bool]
+DEFAULT_STEPS = 1_000_000
+EVALUATIONS = 20
+"""Of a run, unless it is told how often."""
 
 
 @dataclass(frozen=True)
@@ -22,19 +26,23 @@ class RunOptions:
     # Plain YAML values only: config.yaml keeps them, and resume reads them back.
     env: Annotated[str, arg(metavar="ID")]
     """Environment to train in, e.g. Hopper-v5."""
-    steps: int = 1_000_000
+    steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 1,000,000)")] = None
     """Environment steps to train for."""
+    minutes: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")] = None
+    """Train for so long instead, evaluations on the way included; schedules follow the share of the time."""
     seed: int = 0
     """Decides everything random in the run."""
     policy: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the algorithm's first)")] = None
     """Kind of policy: MlpPolicy, LinearPolicy or RBFPolicy; pes has LinearPolicy first, and no RBFPolicy."""
+    init_from: Annotated[str | None, arg(metavar="RUN_OR_FILE", help_behavior_hint="")] = None
+    """Begin from the policy of this saved agent, of the same spaces; what shapes it is taken from there too."""
     device: str = "auto"
     """Where networks live: auto, cpu, cuda or cuda:1; auto takes the GPU if there is one."""
     backend: Literal["auto", "mujoco", "gymnasium"] = "auto"
     """Physics: mujoco is the batched one, gymnasium runs any registered environment."""
     env_kwargs: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
     """Argument of the environment, e.g. reset_noise_scale=0.01. May be given again."""
-    eval_every: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: a 20th of --steps)")] = None
+    eval_every: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: a 20th of the run)")] = None
     """Environment steps between evaluations."""
     eval_episodes: int = 8
     """Episodes of one evaluation, with deterministic actions."""
@@ -57,7 +65,26 @@ class RunOptions:
         """Raise UsageError for a value that no run can have."""
         least = {"steps": 1, "seed": 0, "eval_every": 1, "eval_episodes": 1, "threads": 1, "checkpoint_every": 0}
         check_least(self, least)
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise UsageError(f"--minutes is {self.minutes}; give a number above 0.")
+        if self.minutes is not None and self.steps is not None:
+            raise UsageError(
+                f"--steps is {self.steps} and --minutes {self.minutes}; give one: schedules follow its share."
+            )
         self.parsed_env_kwargs()
+
+    def resolved(self) -> RunOptions:
+        """Give these with the length that a run has unless it is asked for another, and with how often it evaluates."""
+        steps = DEFAULT_STEPS if self.steps is None and self.minutes is None else self.steps
+        every = self.eval_every if self.eval_every or steps is None else math.ceil(steps / EVALUATIONS)
+        return replace(self, steps=steps, eval_every=every)
+
+    def share(self, steps: int, seconds: float) -> float:
+        """Say which share of the run is over after so many environment steps and seconds."""
+        if self.minutes is not None:
+            return seconds / (60 * self.minutes)
+        assert self.steps is not None
+        return steps / self.steps
 
     def parsed_env_kwargs(self) -> dict[str, Any]:
         """Return the environment's arguments, their values read as YAML."""

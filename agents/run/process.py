@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -32,6 +35,35 @@ def prepare() -> None:
     # first product.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     _keep_freed_memory()
+
+
+def work(words: list[str], output: str, cores: list[int]) -> None:
+    """Run a command in this process, which another of ours has begun.
+
+    Args:
+        words: what `agents.run.cli.main` takes.
+        output: file to which all that is printed is added.
+        cores: the ones to work on; none are all.
+    """
+    os.setsid()  # a terminal's Ctrl-C comes to the other process alone, which tells this one
+    if cores:
+        os.sched_setaffinity(0, cores)
+    with open(output, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    prepare()
+    threading.Thread(target=_end_with_the_other, daemon=True).start()
+    from agents.run import cli
+
+    sys.exit(cli.main(words))
+
+
+def _end_with_the_other() -> None:
+    """Have this process save itself and end when the one that has begun it is gone."""
+    other = multiprocessing.parent_process()
+    assert other is not None
+    other.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def program(command: str = "") -> str:

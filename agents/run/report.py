@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ORIGIN_STYLES = {"default": "dim", "preset": "cyan", "flag": "bold green"}
+ORIGIN_STYLES = {"default": "dim", "preset": "cyan", "file": "magenta", "flag": "bold green"}
 EVALUATION_COLOR, TRAINING_COLOR = "#1f5fa8", "#9a9a9a"
 
 

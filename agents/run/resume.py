@@ -8,17 +8,25 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from agents.run import training
-from agents.run.options import Flag
+from agents.run.errors import UsageError
+from agents.run.folder import RunFolder
+from agents.run.jobs import Job, work_off
+from agents.run.options import Flag, check_least
+from agents.run.process import typed
 
 
 @dataclass(frozen=True)
 class Resume:
-    """Go on with a run from its last checkpoint."""
+    """Go on with runs from their last checkpoints."""
 
-    run: Positional[Annotated[str, arg(metavar="RUN")]]
-    """The run's folder."""
+    run: Positional[Annotated[tuple[str, ...], arg(metavar="RUN", help_behavior_hint="")]] = ()
+    """The run's folder; of several, each goes on in a process of its own."""
+    jobs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one per core)")] = None
+    """Of several runs: how many at once; each has its share of the cores."""
     steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: as the run had)")] = None
     """Environment steps in total, counted from the run's beginning."""
+    minutes: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: as the run had)")] = None
+    """Minutes in total, those that the run has used included; in place of steps."""
     device: Annotated[str | None, arg(metavar="STR", help_behavior_hint="(default: as the run had)")] = None
     """Where networks live from now on: auto, cpu, cuda or cuda:1."""
     threads: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: as the run had)")] = None
@@ -30,7 +38,20 @@ class Resume:
 
 
 def resume(asked: Resume, command: str) -> int:
-    """Go on with a run as asked; returns the exit code."""
-    changes = {name: getattr(asked, name) for name in ("steps", "device", "threads")}
-    typed = {name: value for name, value in changes.items() if value is not None}
-    return training.resume(asked.run, typed, asked.quiet, command)
+    """Go on with runs as asked; returns the exit code.
+
+    Raises:
+        UsageError: no run is named, or a change is not possible.
+        RunError: there is no such run.
+    """
+    check_least(asked, {"jobs": 1})
+    if not asked.run:
+        raise UsageError(f"resume needs RUN, the folder of a run; {typed('runs')} lists them.")
+    changes = {name: getattr(asked, name) for name in ("steps", "minutes", "device", "threads")}
+    changed = {name: value for name, value in changes.items() if value is not None}
+    if len(asked.run) == 1:
+        return training.resume(asked.run[0], changed, asked.quiet, command)
+    options = [word for name, value in changed.items() for word in (f"--{name}", str(value))]
+    folders = [RunFolder.open(name) for name in dict.fromkeys(asked.run)]
+    jobs = [Job(str(folder.path), ["resume", str(folder.path), *options], folder) for folder in folders]
+    return work_off(jobs, asked.jobs, f"{len(jobs)} runs", asked.quiet)

@@ -22,17 +22,21 @@ from agents.config import CommonConfig
 from agents.run import report
 from agents.run.errors import UsageError
 from agents.run.evaluation import BLOCK, Evaluation, evaluate
-from agents.run.folder import EVALUATION_COLUMNS, RunConfig, RunFolder, append_row, keep_rows, read_rows
+from agents.run.folder import EVALUATION_COLUMNS, RunConfig, RunFolder, RunState, append_row, keep_rows, read_rows
+from agents.run.initial import Initial
 from agents.run.log import STEPS, log_evaluation, record_hyperparameters, run_logger
-from agents.run.options import RunOptions, check_device
+from agents.run.options import EVALUATIONS, RunOptions, check_device
 from agents.run.process import typed
 from agents.run.progress import Progress
 from agents.run.signals import StopRequest
 from agents.saving import NewEpisodes
 from envs import VectorEnv, make_vec
 
-EVALUATIONS = 20
 FINAL_EPISODES = 32
+STATE_SECONDS = 1.0
+"""Between two writings of state.json, at least."""
+UNLIMITED = 10**15
+"""Environment steps, where a clock ends training."""
 
 
 def start(algorithm: str, run: RunOptions, config: CommonConfig, origins: dict[str, str], command: str) -> int:
@@ -49,7 +53,7 @@ def start(algorithm: str, run: RunOptions, config: CommonConfig, origins: dict[s
     """
     run.check()
     check_device(run.device)
-    run = dataclasses.replace(run, eval_every=run.eval_every or math.ceil(run.steps / EVALUATIONS))
+    run = run.resolved()
     values = dataclasses.asdict(config)
     torch.set_num_threads(run.threads)
     with _usage_errors():
@@ -57,19 +61,20 @@ def start(algorithm: str, run: RunOptions, config: CommonConfig, origins: dict[s
         policy = run.policy or next(iter(kind.policy_aliases))
         env = _make_env(run, config.num_envs, kind.autoreset)
         agent = kind(policy, env, seed=run.seed, device=run.device, **values)
+    begins = None if run.init_from is None else Initial.of(run.init_from).give(agent)
     run = dataclasses.replace(run, device=str(agent.device))
     settings = RunConfig(algorithm, run, values, origins)
     folder = RunFolder.create(settings, command)
     with folder.lock():
-        return _Training(agent, folder, settings).run()
+        return _Training(agent, folder, settings, begins).run()
 
 
 def resume(path: str, changes: dict[str, Any], quiet: bool, command: str) -> int:
     """Go on with the run in the folder path, as it ran before; returns the exit code.
 
     Args:
-        changes: options of the run, by name, in place of its own: steps (in total, counted from the run's beginning),
-            device or threads. They become the run's own.
+        changes: options of the run, by name, in place of its own: steps or minutes (in total, counted from the run's
+            beginning; one takes the other's place), device or threads. They become the run's own.
 
     Raises:
         UsageError: a change is not possible, or the run's device is not here.
@@ -78,15 +83,19 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str) -> int
     folder = RunFolder.open(path)
     with folder.lock():
         settings = folder.read_config()
-        run = dataclasses.replace(settings.run, **changes, quiet=quiet)
+        length = {"steps": None, "minutes": None} if changes.keys() & {"steps", "minutes"} else {}
+        run = dataclasses.replace(settings.run, **(length | changes), quiet=quiet)
         run.check()
         check_device(run.device)
         manifest = checkpoint.read_manifest(folder.last)
         done = manifest["num_timesteps"]
         keep_rows(folder.evaluations, "steps", done)
         keep_rows(folder.progress, STEPS, done)
-        if done >= run.steps and _evaluated_steps(folder) == done:
-            print(f"{folder.path} is finished with {done:,} steps; --steps with a larger number goes on.")
+        seconds = _seconds_used(folder)
+        if run.share(done, seconds) >= 1 and _evaluated_steps(folder) == done:
+            made = f"{done:,} steps" if run.minutes is None else f"{done:,} steps in {seconds / 60:.1f} minutes"
+            option = "steps" if run.minutes is None else "minutes"
+            print(f"{folder.path} is finished with {made}; --{option} with a larger number goes on.")
             return 0
         torch.set_num_threads(run.threads)
         env = _make_env(run, settings.config["num_envs"], REGISTRY[settings.algorithm].autoreset)
@@ -94,7 +103,7 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str) -> int
             warnings.simplefilter("always", NewEpisodes)
             agent = load(folder.last, env=env, device=run.device)
         run = dataclasses.replace(run, device=str(agent.device))
-        for name in sorted(changes.keys() - {"steps"}):
+        for name in sorted(changes.keys() - {"steps", "minutes"}):
             before, now = getattr(settings.run, name), getattr(run, name)
             if now != before:
                 print(f"--{name} {now} in place of the run's {before}: from here on its numbers may round otherwise.")
@@ -110,16 +119,18 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str) -> int
 class _Training:
     """One process's part of a run."""
 
-    def __init__(self, agent: Agent, folder: RunFolder, settings: RunConfig) -> None:
+    def __init__(self, agent: Agent, folder: RunFolder, settings: RunConfig, begins: str | None = None) -> None:
+        self.begins = begins
         self.agent, self.folder, self.settings, self.options = agent, folder, settings, settings.run
         self.console = Console(highlight=False, markup=False)
         self.title = f"{settings.algorithm} on {self.options.env}"
         rows = read_rows(folder.evaluations)
-        self._evaluated = _evaluated_steps(folder)
+        self._evaluated = _due(self.options, int(rows[-1]["steps"]), float(rows[-1]["seconds"])) if rows else None
         self._best = max((float(row["mean"]) for row in rows), default=-math.inf)
         self._mean = float(rows[-1]["mean"]) if rows else None
-        self._seconds_before = float(rows[-1]["seconds"]) if rows else 0.0
+        self._seconds_before = _seconds_used(folder)
         self._begun = time.monotonic()
+        self._state_at = -math.inf
 
     def run(self) -> int:
         agent, run = self.agent, self.options
@@ -131,13 +142,26 @@ class _Training:
         with (
             contextlib.closing(_make_env(run, BLOCK, AutoresetMode.DISABLED)) as env,
             StopRequest() as stop,
-            Progress(self.console, self.title, run.steps, agent.num_timesteps, self._mean, stop, run.quiet) as progress,
+            Progress(
+                self.console,
+                self.title,
+                run.steps,
+                agent.num_timesteps,
+                self._mean,
+                stop,
+                run.quiet,
+                run.minutes,
+                self._seconds_before,
+            ) as progress,
             self._noting_the_last_state(),
         ):
             self._train(env, stop, progress)
             agent.save(self.folder.last)
+            self._write_state("stopped")
             if stop.signal is None:
+                used = self._seconds()
                 final = self._evaluate(env, progress, FINAL_EPISODES, noise.seed_of(run.seed, "final evaluation"))
+                self._write_state("finished", used=used)  # of its time, too, the last evaluation takes nothing
         agent.logger.close()
         report.plot_curve(self.folder, f"{self.title}, seed {run.seed}")
         if final is not None:
@@ -148,13 +172,16 @@ class _Training:
         return stop.exit_code
 
     def _train(self, env: VectorEnv, stop: StopRequest, progress: Progress) -> None:
-        """Iterate until the asked steps are made or a stop is asked for."""
+        """Iterate until the asked steps or minutes are over or a stop is asked for."""
         agent, run = self.agent, self.options
+        self._write_state("running")
         self._evaluate_if_due(env, progress)
         saved = -math.inf
-        remaining = run.steps - agent.num_timesteps
-        if remaining <= 0:
+        if self._share() >= 1:
             return
+        if run.steps is None:
+            agent.share_used = self._share
+        remaining = UNLIMITED if run.steps is None else run.steps - agent.num_timesteps
         for _ in agent.iterations(remaining, reset_num_timesteps=agent.num_timesteps == 0):
             progress.iteration(agent.num_timesteps, agent.last_metrics)
             if stop.signal is not None:
@@ -163,13 +190,15 @@ class _Training:
             if time.monotonic() - saved >= run.checkpoint_every:
                 agent.save(self.folder.last)
                 saved = time.monotonic()
+            if time.monotonic() - self._state_at >= STATE_SECONDS:
+                self._write_state("running")
+            if self._share() >= 1:
+                return
 
     def _evaluate_if_due(self, env: VectorEnv, progress: Progress) -> None:
-        """Evaluate at the start and wherever a multiple of eval_every was passed; the end has its own evaluation."""
-        run, steps = self.options, self.agent.num_timesteps
-        assert run.eval_every is not None
-        passed = self._evaluated is None or steps // run.eval_every > self._evaluated // run.eval_every
-        if passed and steps < run.steps:
+        """Evaluate at the start and wherever one is due; the end has its own evaluation."""
+        run, due = self.options, _due(self.options, self.agent.num_timesteps, self._seconds())
+        if (self._evaluated is None or due > self._evaluated) and self._share() < 1:
             # Evaluations repeat their own episodes; the final one has fresh ones.
             self._evaluate(env, progress, run.eval_episodes, noise.seed_of(run.seed, "evaluation"))
 
@@ -179,15 +208,30 @@ class _Training:
         evaluation = evaluate(agent, env, episodes, seed)
         log_evaluation(agent.logger, steps, evaluation)
         lower, upper = evaluation.interval
-        seconds = round(self._seconds_before + time.monotonic() - self._begun, 3)
-        row = (steps, evaluation.mean, evaluation.iqm, lower, upper, episodes, seconds)
+        seconds = self._seconds()
+        row = (steps, evaluation.mean, evaluation.iqm, lower, upper, episodes, round(seconds, 3))
         append_row(self.folder.evaluations, dict(zip(EVALUATION_COLUMNS, row, strict=True)))
         progress.evaluation(evaluation.mean)
-        self._evaluated = steps
+        self._mean, self._evaluated = evaluation.mean, _due(self.options, steps, seconds)
         if evaluation.mean > self._best:
             self._best = evaluation.mean
             agent.save(self.folder.best)
         return evaluation
+
+    def _seconds(self) -> float:
+        """Count the seconds that the run has taken, in earlier processes too."""
+        return self._seconds_before + time.monotonic() - self._begun
+
+    def _share(self) -> float:
+        """Say which share of the run is over."""
+        return self.options.share(self.agent.num_timesteps, self._seconds())
+
+    def _write_state(self, state: str, error: str = "", used: float | None = None) -> None:
+        steps, training = self.agent.num_timesteps, self.agent.last_metrics.get("rollout/ep_rew_mean")
+        seconds = self._seconds() if used is None else used
+        share = min(self.options.share(steps, seconds), 1.0)
+        self.folder.write_state(RunState(state, steps, seconds, share, training, self._mean, error))
+        self._state_at = time.monotonic()
 
     def _print_start(self) -> None:
         if self.options.quiet:
@@ -195,13 +239,18 @@ class _Training:
         agent, show = self.agent, self.console.print
         show(f"{self.title}, seed {self.options.seed}, on {agent.device}", style="bold")
         if agent.num_timesteps:
-            show(f"goes on after {agent.num_timesteps:,} of {self.options.steps:,} environment steps")
+            run = self.options
+            whole = f"{run.minutes:g} minutes" if run.steps is None else f"{run.steps:,} environment steps"
+            used = f"{self._seconds_before / 60:.1f}" if run.steps is None else f"{agent.num_timesteps:,}"
+            show(f"goes on after {used} of {whole}")
         else:
             show("", report.hyperparameter_table(self.settings.config, self.settings.origins, self.console.width), "")
+        if self.begins is not None:
+            show(self.begins, soft_wrap=True)
         show(f"run folder: {self.folder.path}", soft_wrap=True)
-        asked, whole = self.options.steps - agent.num_timesteps, agent.steps_per_iteration
-        if 0 < asked < whole:
-            show(f"one iteration is {whole:,} environment steps, more than the {asked:,} asked for", soft_wrap=True)
+        asked, one = (self.options.steps or math.inf) - agent.num_timesteps, agent.steps_per_iteration
+        if 0 < asked < one:
+            show(f"one iteration is {one:,} environment steps, more than the {asked:,} asked for", soft_wrap=True)
 
     def _print_stop(self, number: signal.Signals) -> None:
         steps = self.agent.num_timesteps
@@ -229,6 +278,7 @@ class _Training:
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, FloatingPointError) and self.agent.stop_reason is not None:
                 self.agent.save(self.folder.last)
+            self._write_state("stopped" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
             if self.folder.last.is_file():
                 error.add_note(f"The last saved state of this run is in {self.folder.last}.")
             raise
@@ -237,6 +287,17 @@ class _Training:
 def _make_env(run: RunOptions, num_envs: int, autoreset: AutoresetMode) -> VectorEnv:
     env_kwargs = run.parsed_env_kwargs()
     return make_vec(run.env, num_envs, backend=run.backend, seed=run.seed, autoreset=autoreset, **env_kwargs)
+
+
+def _due(run: RunOptions, steps: int, seconds: float) -> int:
+    """Count the evaluations that are due after so many steps and seconds, beside the first and the last one."""
+    return int(EVALUATIONS * run.share(steps, seconds)) if run.eval_every is None else steps // run.eval_every
+
+
+def _seconds_used(folder: RunFolder) -> float:
+    """Return the seconds that a run has taken so far."""
+    state, rows = folder.read_state(), read_rows(folder.evaluations)
+    return state.seconds if state is not None else float(rows[-1]["seconds"]) if rows else 0.0
 
 
 def _evaluated_steps(folder: RunFolder) -> int | None:

@@ -6,8 +6,10 @@ An algorithm that comes new adds its settings for these small problems to SETTIN
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 import agents
 from agents import REGISTRY, Agent, CheckpointError, checkpoint, noise
+from agents.optim.adabound import handover_gamma
 from agents.policy.actor_critic import ActorPolicy
 from envs import GymVectorEnv, SnapshotError, VectorEnv, make_vec
 from envs.sb3 import SB3View
@@ -766,3 +769,28 @@ def test_evaluating_elsewhere_warns_of_nothing(algorithm: type[Agent], recwarn: 
     ordinary = DummyVecEnv([lambda: Monitor(gymnasium.make("CartPole-v1"))])
     make(algorithm, "CartPole-v1").learn(64, callback=EvalCallback(ordinary, eval_freq=8, n_eval_episodes=1, verbose=0))
     assert [str(warning.message) for warning in recwarn if "same type" in str(warning.message)] == []
+
+
+FOLLOW_THE_SHARE: dict[str, tuple[dict[str, Any], Callable[[Any], float], list[float]]] = {
+    "npg": ({"target_kl": 0.01, "target_kl_end": 0.002}, lambda agent: agent.target_kl, [0.008, 0.006, 0.004]),
+    # Four updates of 32 steps are expected after each of three, so a fourth of 2 H0 may be lost in one.
+    "copos": ({}, lambda agent: agent.entropy_decrease, [2 * math.log(2) / 4] * 3),
+    "ppo": (
+        {"batch_size": 16, "n_epochs": 1, "optimizer": "adabound", "handover": 0.5},
+        lambda agent: agent.optimizer.param_groups[0]["gamma"],
+        [handover_gamma(0.5, 8)] * 3,
+    ),
+    # What it collects with is said by the share before it.
+    "pes": ({"sigma": 0.1, "sigma_end": 0.02}, lambda agent: agent.sigma, [0.1, 0.08, 0.06]),
+}
+
+
+@pytest.mark.parametrize("name", FOLLOW_THE_SHARE)
+def test_a_clock_may_say_how_far_training_is(name: str) -> None:
+    settings, value, expected = FOLLOW_THE_SHARE[name]
+    algorithm, shares = REGISTRY[name], iter((0.25, 0.5, 0.75))
+    policy = next(iter(algorithm.policy_aliases))
+    agent = algorithm(policy, "CartPole-v1", seed=0, num_envs=2, n_steps=16, **settings)
+    agent.share_used = lambda: next(shares)
+    seen = [value(agent) for _ in zip(range(3), agent.iterations(10**15), strict=False)]
+    assert seen == pytest.approx(expected)

@@ -501,3 +501,51 @@ def test_tensorboard_groups_the_curves_that_a_run_writes(tmp_path):
         tag for charts in NPG.dashboard.values() for tags in charts.values() for tag in tags
     }
     assert all(len(tags) == 1 for tags in matches.values())
+
+
+def test_minutes_end_a_run_and_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunFolder(tmp_path / "run")
+    assert cli.train([*SMALL, "--minutes", "0.05", "--run-dir", str(run.path)]) == 0
+    first = run.read_state()
+    assert first is not None
+    assert (first.state, first.share) == ("finished", 1.0)
+    assert 3.0 <= first.seconds < 3.0 + 2.0  # an iteration over, and no final evaluation
+    settings = run.read_config().run
+    assert (settings.steps, settings.eval_every, settings.minutes) == (None, None, 0.05)
+    assert len(rows(run.evaluations)) > 4
+    capsys.readouterr()
+    assert cli.train(["resume", str(run.path)]) == 0
+    assert "--minutes with a larger number goes on" in capsys.readouterr().out
+    assert cli.train(["resume", str(run.path), "--minutes", "0.08"]) == 0
+    second = run.read_state()
+    assert second is not None
+    assert second.seconds - first.seconds < 0.03 * 60 + 2.0
+    assert second.steps > first.steps
+    out = capsys.readouterr().out
+    assert f"goes on after {first.seconds / 60:.1f} of 0.08 minutes" in out
+    assert cli.train(["resume", str(run.path), "--steps", str(second.steps + 1)]) == 0
+    assert run.read_config().run.minutes is None
+
+
+def test_a_run_has_one_length(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.train([*SMALL, "--steps", "100", "--minutes", "1"]) == 2
+    assert "--steps is 100 and --minutes 1.0; give one" in capsys.readouterr().err
+    assert cli.train([*SMALL, "--minutes", "0"]) == 2
+
+
+def test_a_run_says_where_it_is(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = RunFolder(finished).read_state()
+    assert state is not None
+    assert (state.state, state.steps, state.share) == ("finished", 3072, 1.0)
+    assert state.evaluated == float(rows(finished / "evaluations.csv")[-1]["mean"])
+    stopped, running = tmp_path / "stopped", list[bool]()
+    interrupt(stopped, signal.SIGTERM, 10_000_000, meanwhile=lambda: running.append(RunFolder(stopped).is_locked()))
+    state = RunFolder(stopped).read_state()
+    assert state is not None
+    assert (state.state, running, RunFolder(stopped).is_locked()) == ("stopped", [True], False)
+    monkeypatch.setattr(NPG, "train", lambda self, batch: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.train([*SMALL, "--run-dir", str(tmp_path / "failed")])
+    state = RunFolder(tmp_path / "failed").read_state()
+    assert state is not None
+    assert (state.state, state.error) == ("failed", "division by zero")
