@@ -61,6 +61,13 @@ COMMANDS: dict[str, Command] = {
         "Let a policy adapt to tasks that it was not trained on, and say what each update is worth.",
         ("runs/families_HalfCheetahVel-v0/fomaml/<run> --updates 3",),
     ),
+    "compare": Command(
+        "agents.run.comparison",
+        "Comparison",
+        "compare",
+        "Compare runs over their seeds: tables, figures, and one sentence.",
+        ("runs/Hopper-v5 --plot hopper.png", "--compare runs/Hopper-v5/npg runs/Hopper-v5/ppo"),
+    ),
     "export": Command(
         "agents.run.export",
         "Export",

@@ -11,8 +11,9 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from agents.run.evaluation import Evaluation, bootstrap_interval
+from agents.run.evaluation import Evaluation
 from agents.run.folder import RunFolder, read_rows
+from agents.run.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,7 +82,7 @@ def plot_curve(folder: RunFolder, title: str) -> None:
     axes.set_xlabel("environment steps")
     axes.set_ylabel("return")
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(_steps_formatter())
+    axes.xaxis.set_major_formatter(steps_formatter())
     axes.legend(frameon=False)
     figure.savefig(folder.curve, dpi=150)
 
@@ -142,21 +143,31 @@ def plot_adaptation(rows: Mapping[str, np.ndarray], file: Path, title: str) -> N
     figure.savefig(file, dpi=150)
 
 
-def _axes(title: str) -> tuple[Figure, Axes]:
+def axes_of(count: int, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """Make a figure with count panels in rows of columns."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    rows = -(-count // columns)
+    size = (7.0, 4.2) if count == 1 else (5.0 * columns, 3.2 * rows)
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)[:count]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.set_axisbelow(True)
+    return figure, panels
+
+
+def _axes(title: str) -> tuple[Figure, Axes]:
+    figure, (axes,) = axes_of(1)
     axes.set_title(title, loc="left", fontsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.set_axisbelow(True)
     return figure, axes
 
 
-def _steps_formatter() -> Any:
+def steps_formatter() -> Any:
+    """Write steps as 200k and 1M."""
     from matplotlib.ticker import EngFormatter
 
     return EngFormatter(sep="")
