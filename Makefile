@@ -10,6 +10,7 @@ SEED = 0
 BUDGET = 30
 
 INSTALLED = $(VENV)/installed
+DEVELOPS = $(VENV)/develops
 PIP = $(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt
 RUN = $(VENV)/bin/python
 
@@ -21,7 +22,7 @@ help:
 	@echo "make lint    check style, format and types"
 	@echo "make docs    build the documents and the API's pages into build/site"
 	@echo "make bench   run every benchmark; takes long. BUDGET= are the minutes of those that train, which go on next time"
-	@echo "make .venv   only make the virtual environment"
+	@echo "make .venv   only make the virtual environment, with what training needs"
 	@echo "make clean   remove the virtual environment and what tools leave; runs stay"
 
 .venv: $(INSTALLED)
@@ -31,16 +32,20 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) -e ".[dev,video,bench,onnx]"
+	$(PIP) -e .
+	@touch $@
+
+$(DEVELOPS): $(INSTALLED)
+	$(PIP) -e ".[dev,video,bench,onnx,tune]"
 	@touch $@
 
 train: $(INSTALLED)
 	$(RUN) train.py $(ALGORITHM) --env $(ENV) --steps $(STEPS) --seed $(SEED)
 
-test: $(INSTALLED)
+test: $(DEVELOPS)
 	$(RUN) -m pytest -q -n auto --maxprocesses 4
 
-lint: $(INSTALLED)
+lint: $(DEVELOPS)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
@@ -51,7 +56,7 @@ docs: $(INSTALLED)
 	$(RUN) -W error docs/build_site.py build/site
 	@echo "open build/site/index.html"
 
-bench: $(INSTALLED)
+bench: $(DEVELOPS)
 	set -e; for script in $(basename $(wildcard benchmarks/*/*.py)); do \
 	  module=$$(echo $$script | tr / .); budget=; \
 	  $(RUN) -m $$module --help | grep -q -e --budget-minutes && budget="--budget-minutes $(BUDGET)"; \

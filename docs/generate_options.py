@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ sys.path.insert(0, str(FILE.parents[1]))  # this checkout's agents, whichever is
 
 from agents import REGISTRY  # noqa: E402
 from agents.config import CommonConfig, allowed, preset_values  # noqa: E402
+from agents.run.help import declared  # noqa: E402
 
 HEAD = """# Options
 
@@ -27,18 +25,6 @@ the default. `python train.py npg --env Hopper-v5 --help` shows the values after
 
 This page is written by `python docs/generate_options.py`.
 """
-
-
-def declared(config: type) -> dict[str, str]:
-    """Give the fields that a Config class itself declares, with what is said of them."""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
-    assert isinstance(definition, ast.ClassDef)
-    said = {}
-    for field, text in zip(definition.body, [*definition.body[1:], None], strict=True):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-            said[field.target.id] = inspect.cleandoc(text.value.value).replace("\n", " ") if is_text else ""
-    return said
 
 
 def written(value: Any) -> str:

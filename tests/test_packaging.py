@@ -1,10 +1,15 @@
-"""The wheel holds the packages agents and envs with their presets, and nothing else."""
+"""The wheel holds the packages agents and envs with their presets, nothing else, and works where it is installed."""
 
 import importlib
+import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
@@ -16,17 +21,84 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def wheel_members(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Names in a wheel that is built from a copy of the sources, as building leaves files beside them."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The source distribution, of a copy of the sources, as building leaves files beside them, and its wheel."""
     source = tmp_path_factory.mktemp("source")
     for folder in ("agents", "envs", "tests"):
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE", "train.py", "evaluate.py"):
         shutil.copy(ROOT / name, source)
-    build = "import setuptools.build_meta as backend; backend.build_wheel('dist')"
-    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True, timeout=120)
-    (wheel,) = (source / "dist").glob("*.whl")
-    return set(zipfile.ZipFile(wheel).namelist())
+    build(source, "sdist")
+    (sdist,) = (source / "dist").glob("*.tar.gz")
+    unpacked = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(unpacked, filter="data")
+    (root,) = unpacked.iterdir()
+    build(root, "wheel")
+    (wheel,) = (root / "dist").glob("*.whl")
+    return {"sdist": sdist, "wheel": wheel}
+
+
+def build(source: Path, kind: str) -> None:
+    script = f"import setuptools.build_meta as backend; backend.build_{kind}('dist')"
+    subprocess.run([sys.executable, "-c", script], cwd=source, check=True, capture_output=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def wheel_members(built: dict[str, Path]) -> set[str]:
+    return set(zipfile.ZipFile(built["wheel"]).namelist())
+
+
+@pytest.fixture(scope="module")
+def fresh(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder bin of an environment that has the wheel, and of this environment only what it depends on."""
+    folder = tmp_path_factory.mktemp("fresh") / "venv"
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", "--no-index"]
+    subprocess.run([*pip, str(built["wheel"])], check=True, timeout=120)
+    (site,) = folder.glob("lib/python*/site-packages")
+    # A path in a .pth file comes after the folder itself, and .pth files there, those of a checkout, are not read.
+    (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
+    return python.parent
+
+
+def in_fresh(fresh: Path, folder: Path, *words: str) -> str:
+    """What a command prints in the fresh environment, outside the checkout."""
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(fresh / words[0]), *words[1:]]
+    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_is_installed_trains_evaluates_and_advises(fresh: Path, tmp_path: Path) -> None:
+    where = in_fresh(
+        fresh, tmp_path, "python", "-c", "import agents; print(agents.__file__, agents.__version__)"
+    ).split()
+    assert Path(where[0]).is_relative_to(fresh.parent)
+    assert in_fresh(fresh, tmp_path, "geodesic-rl", "--version").strip() == where[1] == agents.__version__
+    sizes = ["--num-envs=2", "--n-steps=32", "--net-arch=8", "--eval-episodes=1", "--steps=64", "--device=cpu"]
+    trained = in_fresh(
+        fresh, tmp_path, "geodesic-rl", "train", "npg", "--env", "Hopper-v5", *sizes, "--run-dir", "a", "--seed", "3"
+    )
+    assert "evaluate    geodesic-rl evaluate a --episodes 100" in trained
+    assert re.search(r"gamma +0\.995 +preset", trained)  # the presets are in the wheel
+    assert "is finished with 64 steps" in in_fresh(fresh, tmp_path, "geodesic-rl", "resume", "a")
+    assert "mean return" in in_fresh(fresh, tmp_path, "geodesic-rl", "evaluate", "a", "--episodes", "2")
+    several = in_fresh(
+        fresh, tmp_path, "geodesic-rl", "train", "npg", "--env", "Hopper-v5", *sizes, "--seeds", "2", "--jobs", "1"
+    )
+    assert "2 finished" in several
+    assert len(in_fresh(fresh, tmp_path, "geodesic-rl", "runs", "runs", "a", "--paths").splitlines()) == 3
+
+
+def test_the_source_distribution_holds_the_sources(built: dict[str, Path]) -> None:
+    with tarfile.open(built["sdist"]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"pyproject.toml", "LICENSE", "README.md", "agents/presets/npg.yaml", "agents/py.typed"} <= names
 
 
 def test_the_wheel_holds_exactly_the_packages(wheel_members: set[str]) -> None:

@@ -11,33 +11,22 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any
 
 import tyro
-from tyro.conf import OmitArgPrefixes, subcommand
+from tyro.conf import subcommand
 
 import agents
 from agents import REGISTRY
 from agents.config import near, preset_values
 from agents.run.commands import COMMANDS
 from agents.run.errors import UsageError, guarded, unless_nobody_reads
+from agents.run.help import filled, flat, grouped, parse, parse_one
 from agents.run.jobs import Several, train_seeds
 from agents.run.options import RunOptions
 from agents.run.process import program, typed
 
-C = TypeVar("C")
-TEXTS = {field.name for field in dataclasses.fields(RunOptions) if "str" in str(field.type)}
-"""Options that may look like a number and are none."""
 WHOLE = re.compile(r"\d+(\.\d*)?[eE]\+?\d{1,2}")
-
-
-@dataclass(frozen=True)
-class Start(Generic[C]):
-    """An algorithm's subcommand."""
-
-    run: OmitArgPrefixes[RunOptions]
-    several: OmitArgPrefixes[Several]
-    hyperparameter: OmitArgPrefixes[C]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -76,20 +65,25 @@ def _command(name: str, arguments: Sequence[str]) -> int:
     """Run a command that has one set of options."""
     command = COMMANDS[name]
     module = importlib.import_module(command.module)
-    kind, words = getattr(module, command.options), _whole_numbers(arguments)
-    asked = tyro.cli(kind, prog=program(name), description=kind.__doc__, args=words)
-    typed_ = f"{typed(name)} {shlex.join(arguments)}"
-    return guarded(program(name), asked.debug, lambda: getattr(module, command.action)(asked, typed_))
+    kind = getattr(module, command.options)
+    examples = (f"{typed(name)} {example}" for example in command.examples)
+    asked = parse_one(kind, program(name), _whole_numbers(arguments, kind), examples)
+    words = f"{typed(name)} {shlex.join(arguments)}"
+    return guarded(program(name), asked.debug, lambda: getattr(module, command.action)(asked, words))
 
 
 def _train(arguments: Sequence[str]) -> int:
     first = next(iter(arguments), "--help")
     if first in REGISTRY:
-        kind, default = _start_of(first, arguments)
-        words, prog = _whole_numbers(arguments[1:]), f"{program('train')} {first}"
-        asked = tyro.cli(kind, prog=prog, default=default, description=_summary(first), args=words)
-        command = f"{typed('train')} {shlex.join(arguments)}"
-        return guarded(program("train"), asked.run.debug, lambda: _start(first, asked, arguments, command))
+        kinds, env_id = (RunOptions, Several, REGISTRY[first].Config), _value_of("env", arguments)
+        config = kinds[2].of({} if env_id is None else preset_values(first, env_id))
+        kind = grouped(kinds, dataclasses.asdict(config))
+        words, prog = _whole_numbers(arguments[1:], *kinds), f"{program('train')} {first}"
+        examples = (f"{typed('train')} {example.format(first)}" for example in COMMANDS["train"].examples)
+        asked = flat(parse(kind, prog, _summary(first), words, examples))
+        run, several, values = ({field.name: asked[field.name] for field in dataclasses.fields(kind)} for kind in kinds)
+        options, many = RunOptions(**run), Several(**several)
+        return guarded(program("train"), options.debug, lambda: _start(options, many, values, arguments))
     if first.startswith("-"):
         description = f"{COMMANDS['train'].summary} See {program('train')} ALGORITHM --help for its options."
         _list(program("train"), description, {name: _summary(name) for name in REGISTRY}, arguments)
@@ -102,7 +96,7 @@ def _list(prog: str, description: str, summaries: Mapping[str, str], arguments: 
     """Exit with the help that lists subcommands."""
     subcommands = [Annotated[_Nothing, subcommand(name, description=said)] for name, said in summaries.items()]
     listed: Any = reduce(or_, subcommands)
-    tyro.cli(listed, prog=prog, description=description, args=arguments)
+    tyro.cli(listed, prog=prog, description=filled(description), args=arguments)
 
 
 @dataclass(frozen=True)
@@ -110,33 +104,34 @@ class _Nothing:
     """A subcommand that is only listed."""
 
 
-def _start(algorithm: str, asked: Start[Any], arguments: Sequence[str], command: str) -> int:
+def _start(run: RunOptions, several: Several, values: dict[str, Any], arguments: Sequence[str]) -> int:
+    """Train as typed: the algorithm's name and its options."""
     from agents.run import training
     from agents.run.initial import Initial
 
-    values, kind = dataclasses.asdict(asked.hyperparameter), REGISTRY[algorithm]
-    origins = origins_of(values, preset_values(algorithm, asked.run.env), arguments)
-    if asked.run.init_from is not None:
-        initial = Initial.of(asked.run.init_from)
-        policy = asked.run.policy or initial.policy(kind)
-        asked = dataclasses.replace(asked, run=dataclasses.replace(asked.run, policy=policy))
+    algorithm, kind = arguments[0], REGISTRY[arguments[0]]
+    origins = origins_of(values, preset_values(algorithm, run.env), arguments)
+    if run.init_from is not None:
+        initial = Initial.of(run.init_from)
+        policy = run.policy or initial.policy(kind)
+        run = dataclasses.replace(run, policy=policy)
         shape = {name: x for name, x in initial.shape(kind, policy).items() if origins[name] != "flag"}
         values, origins = values | shape, origins | dict.fromkeys(shape, "file")
     try:
         config = kind.Config(**values)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    if asked.several.seeds is None:
-        if asked.several.jobs is not None:
+    if several.seeds is None:
+        if several.jobs is not None:
             raise UsageError("--jobs is for several runs; give --seeds too.")
-        return training.start(algorithm, asked.run, config, origins, command)
+        return training.start(algorithm, run, config, origins, f"{typed('train')} {shlex.join(arguments)}")
     own = _without(arguments[1:], {"seeds", "jobs", "seed"})
 
     def again(first: int, count: int) -> str:
-        at_once = "" if asked.several.jobs is None else f" --jobs {asked.several.jobs}"
+        at_once = "" if several.jobs is None else f" --jobs {several.jobs}"
         return f"{typed('train')} {shlex.join([algorithm, *own])} --seed {first} --seeds {count}{at_once}"
 
-    return train_seeds(algorithm, asked.run, asked.several, own, again)
+    return train_seeds(algorithm, run, several, own, again)
 
 
 def origins_of(names: Iterable[str], preset: Container[str], arguments: Sequence[str]) -> dict[str, str]:
@@ -146,37 +141,22 @@ def origins_of(names: Iterable[str], preset: Container[str], arguments: Sequence
     return {name: "flag" if name in typed else "preset" if name in preset else "default" for name in names}
 
 
-def _start_of(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
-    """Give an algorithm's options as tyro takes them: their type, and their defaults for the environment that the
-    arguments name.
-    """
-    algorithm, env_id = REGISTRY[name], _value_of("env", arguments)
-    config = algorithm.Config() if env_id is None else algorithm.Config.of(preset_values(name, env_id))
-    unchecked = _without_checks(algorithm.Config)
-    default = Start(RunOptions(env=tyro.MISSING), Several(), unchecked(**dataclasses.asdict(config)))
-    return Start[unchecked], default  # type: ignore[valid-type]
-
-
 def _summary(name: str) -> str:
     return (REGISTRY[name].__doc__ or name).splitlines()[0]
 
 
-def _whole_numbers(arguments: Sequence[str]) -> list[str]:
+def _whole_numbers(arguments: Sequence[str], *kinds: type) -> list[str]:
     """Write numbers such as 1e6 out, where an option is no text: integers are read in digits only."""
+    texts = {"", *(field.name for kind in kinds for field in dataclasses.fields(kind) if "str" in str(field.type))}
     written, option = [], ""
     for argument in arguments:
         head, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
         if argument.startswith("--"):
             option = _option_name(argument)
-        if option not in TEXTS and WHOLE.fullmatch(value) and float(value).is_integer():
+        if option not in texts and WHOLE.fullmatch(value) and float(value).is_integer():
             value = str(int(float(value)))
         written.append(head + equals + value)
     return written
-
-
-def _without_checks(config: type) -> type:
-    """Take from config its checks, which run after parsing so that their sentence stands alone."""
-    return type(config.__name__, (config,), {"__post_init__": lambda self: None})
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:

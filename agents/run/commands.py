@@ -22,7 +22,7 @@ class Command:
     summary: str
     """One sentence, for help."""
     examples: tuple[str, ...] = ()
-    """What follows its name, for the end of its help."""
+    """What follows its name, for the end of its help; {0} stands for an algorithm."""
 
 
 COMMANDS: dict[str, Command] = {
@@ -31,7 +31,12 @@ COMMANDS: dict[str, Command] = {
         "",  # each algorithm has options of its own
         "start",
         "Train an agent: train ALGORITHM --env ID.",
-        ("npg --env Hopper-v5", "npg --env Hopper-v5 --seeds 10 --jobs 2"),
+        (
+            "{0} --env Hopper-v5",
+            "{0} --env Hopper-v5 --steps 1e6 --seed 3 --num-envs 32",
+            "{0} --env Hopper-v5 --seeds 10 --jobs 2",
+            "{0} --env Hopper-v5 --minutes 15",
+        ),
     ),
     "resume": Command(
         "agents.run.resume",

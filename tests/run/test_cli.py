@@ -1,6 +1,7 @@
 import dataclasses
 import importlib
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,10 +10,11 @@ from pathlib import Path
 import pytest
 
 import agents
-from agents import NPG
+from agents import NPG, REGISTRY
 from agents.run import cli, training
 from agents.run.commands import COMMANDS
 from agents.run.errors import UsageError
+from agents.run.help import GROUPS
 from agents.run.options import RunOptions
 from agents.run.process import program, typed
 
@@ -125,7 +127,6 @@ def test_an_impossible_hyperparameter_is_one_sentence(started: list[tuple], caps
         (["npg"], "--env"),
         ([], "npg"),
         (["npg", "--env", "Ant-v5", "--steps", "many"], "--steps"),
-        (["resume"], "RUN"),
     ],
 )
 def test_a_mistyped_command_exits_with_2_and_what_is_near(
@@ -257,3 +258,68 @@ def test_debug_shows_the_traceback(started: list[tuple], monkeypatch: pytest.Mon
     assert train("--env", "Ant-v5") == 2
     with pytest.raises(UsageError):
         train("--env", "Ant-v5", "--debug")
+
+
+HEADING = r"^\W+(\w+) options\b"
+"""Of a group, in a box or, where the terminal has no such characters, without."""
+
+
+def width_of(text: str) -> int:
+    return max(len(line.replace("\u200b", "")) for line in text.splitlines())
+
+
+@pytest.mark.parametrize("algorithm", REGISTRY)
+def test_help_is_grouped_fits_80_columns_and_ends_in_examples(
+    algorithm: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.train([algorithm, "--env", "Hopper-v5", "--help"])
+    text = capsys.readouterr().out
+    assert width_of(text) <= 80
+    groups = re.findall(HEADING, text, flags=re.M)
+    assert groups == [name for name in GROUPS if name in groups]
+    assert {"run", "environment", "policy", "logging"} < set(groups)
+    boxes = dict(zip(groups, re.split(HEADING, text, flags=re.M)[2::2], strict=True))
+    assert all(option in boxes["run"] for option in ("--steps", "--minutes", "--seed ", "--seeds", "--jobs"))
+    assert all(option in boxes["environment"] for option in ("--env ", "--num-envs", "{auto,mujoco,gymnasium}"))
+    assert ("direction" in boxes) == (algorithm in ("npg", "trpo", "copos"))
+    if "direction" in boxes:
+        assert "--fisher {compatible,analytic," in boxes["direction"]
+    examples = text.partition("examples:\n")[2].splitlines()
+    assert all(line.startswith(f"  python train.py {algorithm} --env ") for line in examples)
+    assert len(examples) > 2
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "train"])
+def test_every_command_helps_in_80_columns(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    text, _, examples = capsys.readouterr().out.partition("examples:\n")
+    assert width_of(text) <= 80
+    assert all(line.startswith(f"  {typed(name)} ") for line in examples.splitlines())
+    assert bool(examples) == bool(COMMANDS[name].examples)
+    with pytest.raises(SystemExit):
+        cli.main([])
+    assert width_of("".join(capsys.readouterr())) <= 80
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_of_help_are_understood(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple] = []
+    module = importlib.import_module(COMMANDS[name].module)
+    monkeypatch.setattr(module, COMMANDS[name].action, lambda *arguments: asked.append(arguments) or 0)
+    monkeypatch.setattr(cli, "train_seeds", lambda *arguments: asked.append(arguments) or 0)
+    for example in COMMANDS[name].examples:
+        assert cli.main([name, *shlex.split(example.format("npg"))]) == 0
+    assert len(asked) == len(COMMANDS[name].examples)
+
+
+def test_resume_needs_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["resume"]) == 2
+    assert "resume needs RUN, the folder of a run; python train.py runs lists them." in capsys.readouterr().err

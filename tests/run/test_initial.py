@@ -65,7 +65,7 @@ def test_another_algorithm_takes_the_policy(file: Path) -> None:
     Initial.of(str(file)).give(other)
     saved = checkpoint.read(file)[1]
     assert all(torch.equal(x, saved[f"policy.{name}"]) for name, x in other.policy.state_dict().items())
-    search = PES("MlpPolicy", "Hopper-v5", num_envs=4, net_arch=(7,), trials=(2,), trial_steps=4000)
+    search = PES("MlpPolicy", "Hopper-v5", num_envs=4, net_arch=(7,), trials=(2,), trial_steps=(4000,))
     with pytest.raises(Exception, match="give --trials without numbers"):
         Initial.of(str(file)).give(search)
 

@@ -29,6 +29,7 @@ def bits(folder: RunFolder) -> dict[str, str]:
     return {name: checkpoint.digest(x) for name, x in checkpoint.read(folder.last)[1].items()}
 
 
+@pytest.mark.slow
 def test_every_seed_is_a_run_as_if_it_was_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     asked = [*SMALL, "--steps", "200", "--threads", "1", "--runs", str(tmp_path / "runs")]
     assert cli.train([*asked, "--seed", "4", "--seeds", "3", "--jobs", "2"]) == 0
@@ -49,6 +50,7 @@ def test_every_seed_is_a_run_as_if_it_was_alone(tmp_path: Path, capfd: pytest.Ca
     assert bits(alone) == bits(found[1])
 
 
+@pytest.mark.slow
 def test_what_fails_is_told_and_ends_nothing_else(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     good = ["train", *SMALL, "--steps", "64"]
     words = {"first": [*good, "--max-rejected-updates", "1"], "broken": ["resume", "nowhere"], "last": good}
@@ -100,6 +102,7 @@ def wait_until(holds: Any) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_stop_saves_all_and_several_go_on_together(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     process = started(tmp_path)
     process.send_signal(signal.SIGTERM)
@@ -123,6 +126,7 @@ def test_a_stop_saves_all_and_several_go_on_together(tmp_path: Path, capfd: pyte
     assert "2 finished" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_runs_save_themselves_when_the_one_that_began_them_is_killed(tmp_path: Path) -> None:
     process = started(tmp_path)
     process.kill()
