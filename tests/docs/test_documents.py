@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from agents.policy.networks import parameter_vector
-from agents.run import adaptation, assessment, cli, training
+from agents.run import adaptation, assessment, cli, runs, training
 from envs import make_vec
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,8 @@ def test_the_algorithm_of_the_page_learns_and_resumes_exactly(monkeypatch: pytes
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     asked: list[Any] = []
-    for module, name in ((training, "start"), (training, "resume"), (assessment, "assess"), (adaptation, "adapt")):
+    actions = ((training, "start"), (training, "resume"), (assessment, "assess"), (adaptation, "adapt"))
+    for module, name in (*actions, (cli, "train_seeds"), (runs, "list_runs")):
         monkeypatch.setattr(module, name, lambda *arguments: asked.append(arguments) or 0)
     match shlex.split(command):
         case ["python", "train.py", *_, "--help"] as words:
