@@ -73,6 +73,13 @@ COMMANDS: dict[str, Command] = {
         "Compare runs over their seeds: tables, figures, and one sentence.",
         ("runs/Hopper-v5 --plot hopper.png", "--compare runs/Hopper-v5/npg runs/Hopper-v5/ppo"),
     ),
+    "tune": Command(
+        "agents.run.tuning",
+        "Tune",
+        "tune",
+        "Look for hyperparameters with Optuna, and write the best as a preset.",
+        ("npg --env Hopper-v5 --trials 50", "ppo --env Hopper-v5 --search learning_rate=1e-5..1e-2"),
+    ),
     "export": Command(
         "agents.run.export",
         "Export",

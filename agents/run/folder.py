@@ -157,7 +157,7 @@ class RunFolder:
 
     def write_config(self, config: RunConfig) -> None:
         """Write config.yaml, over an earlier one only when the new one is complete."""
-        text = yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+        text = yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False)
         with checkpoint.replaced(self.config) as file:
             file.write(text.encode())
 
@@ -240,12 +240,12 @@ def file_name(text: str) -> str:
     return re.sub(r"[^\w.-]+", "_", text)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Make lists of tuples, so that YAML stays plain."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,6 +101,25 @@ def plot_returns(evaluation: Evaluation, file: Path, title: str) -> None:
     axes.set_xlabel("return of one episode")
     axes.set_ylabel("episodes")
     axes.legend(frameon=False)
+    figure.savefig(file, dpi=150)
+
+
+def plot_study(trials: Sequence[tuple[int, float]], importances: Mapping[str, float], title: str, file: Path) -> None:
+    """Draw the returns of a study's trials, (number, return) each, the best so far, and what decided them."""
+    figure, (left, right) = axes_of(2, columns=2)
+    numbers, values = np.array(trials, dtype=float).T
+    left.plot(numbers, values, "o", color=TRAINING_COLOR, markersize=4, label="trial")
+    best = np.maximum.accumulate(values)
+    left.step(numbers, best, where="post", color=EVALUATION_COLOR, linewidth=1.6, label="best so far")
+    left.set_xlabel("trial (those cut short are left out)")
+    left.set_ylabel("return")
+    left.set_title(title, loc="left", fontsize=10)
+    left.legend(frameon=False, fontsize=8)
+    names = list(reversed(importances))
+    right.barh(names, [importances[name] for name in names], color=EVALUATION_COLOR, height=0.6)
+    right.set_xlim(0, 1)
+    right.set_xlabel("share in what decides the best quarter (PED-ANOVA)")
+    right.set_title("importance" if names else "importance: too few trials", loc="left", fontsize=10)
     figure.savefig(file, dpi=150)
 
 

@@ -101,7 +101,7 @@ def test_the_sentence_says_who_is_better_and_how_sure_that_is(a: Any, b: Any, sa
 
 def write_run(folder: Path, algorithm: str, seed: int, means: list[float], **changed: Any) -> Path:
     """A run's folder as training leaves it, without its agent."""
-    run = RunOptions(env="Hopper-v5", seed=seed, run_dir=str(folder))
+    run = RunOptions(env="Hopper-v5", steps=1_000_000, seed=seed, run_dir=str(folder))
     config = asdict(REGISTRY[algorithm].Config.of(changed))
     made = RunFolder.create(RunConfig(algorithm, run, config, dict.fromkeys(config, "default")), "train")
     for k, mean in enumerate(means):
