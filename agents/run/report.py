@@ -115,7 +115,8 @@ def plot_study(trials: Sequence[tuple[int, float]], importances: Mapping[str, fl
     left.set_ylabel("return")
     left.set_title(title, loc="left", fontsize=10)
     left.legend(frameon=False, fontsize=8)
-    names = list(reversed(importances))
+    left.xaxis.get_major_locator().set_params(integer=True)
+    names = list(importances)[::-1]
     right.barh(names, [importances[name] for name in names], color=EVALUATION_COLOR, height=0.6)
     right.set_xlim(0, 1)
     right.set_xlabel("share in what decides the best quarter (PED-ANOVA)")

@@ -1,10 +1,11 @@
-"""Looking for hyperparameters: trials that Optuna proposes, cut short where they are behind, and a preset of the best."""
+"""Looking for hyperparameters: trials that Optuna proposes, cut short where they lag, and a preset of the best."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ class Tune:
     """Show the traceback of an error."""
 
 
-class Stopped(Exception):
+class StopAsked(Exception):  # noqa: N818, no error
     """Someone asked to stop amid a trial, which counts as failed and is tried again."""
 
 
@@ -103,7 +104,7 @@ def tune(asked: Tune, command: str) -> int:
         import optuna
     except ModuleNotFoundError as error:
         raise RunError('tune needs Optuna; pip install "geodesic-rl[tune]" brings it.') from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(asked.threads)
     sweep = Sweep(asked)
     with contextlib.closing(sweep.environment(1, AutoresetMode.DISABLED)):
@@ -119,11 +120,14 @@ def tune(asked: Tune, command: str) -> int:
         def watched(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
             console.print(_line(study, trial), soft_wrap=True)
             if stop.signal is not None:
+                study.enqueue_trial(trial.params)
                 study.stop()
 
         if len(study.get_trials(deepcopy=False, states=kept)) < asked.trials:
             limit = optuna.study.MaxTrialsCallback(asked.trials, states=kept)
-            study.optimize(sweep.objective, callbacks=[watched, limit], catch=(Stopped, ValueError, FloatingPointError))
+            study.optimize(
+                sweep.objective, callbacks=[watched, limit], catch=(StopAsked, ValueError, FloatingPointError)
+            )
     _write(sweep, study, folder, command, console)
     if stop.signal is not None:
         console.print(f"Stopped; the study is saved. Go on:\n  {command}", soft_wrap=True)
@@ -216,7 +220,7 @@ class Sweep:
             done = 0
             for _ in agent.iterations(a.steps, log_interval=None):
                 if self.stop is not None and self.stop.signal is not None:
-                    raise Stopped
+                    raise StopAsked
                 passed = agent.num_timesteps * EVALUATIONS // a.steps
                 if trial is not None and done < passed < EVALUATIONS:
                     done = passed
@@ -232,12 +236,14 @@ def _opened(sweep: Sweep, folder: Path) -> optuna.Study:
     import optuna
 
     folder.mkdir(parents=True, exist_ok=True)
-    storage = optuna.storages.RDBStorage(
-        f"sqlite:///{folder / 'study.db'}",
-        heartbeat_interval=30,  # a trial whose process is gone is tried again
-        failed_trial_callback=optuna.storages.RetryFailedTrialCallback(),
-        engine_kwargs={"connect_args": {"timeout": 60}},
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = optuna.storages.RDBStorage(
+            f"sqlite:///{folder / 'study.db'}",
+            heartbeat_interval=30,  # a trial whose process is gone is tried again
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+            engine_kwargs={"connect_args": {"timeout": 60}},
+        )
     begun = any(one.study_name == "tune" for one in optuna.study.get_all_study_summaries(storage))
     # A second process that proposed from the same seed would try the same values.
     sampler = optuna.samplers.TPESampler(seed=None if begun else sweep.asked.seed, constant_liar=True)
@@ -256,8 +262,8 @@ def _opened(sweep: Sweep, folder: Path) -> optuna.Study:
     elif differ := [name for name, value in sweep.settings.items() if kept.get(name) != value]:
         name = differ[0]
         raise UsageError(
-            f"The study in {folder} has {name} {kept.get(name)}, and {sweep.settings[name]} is asked for; give that, or "
-            "another --study."
+            f"The study in {folder} has {name} {kept.get(name)}, and {sweep.settings[name]} is asked for; give "
+            "that, or another --study."
         )
     return study
 
