@@ -7,7 +7,6 @@ import glob
 import hashlib
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from agents.run.folder import RunFolder
 from agents.run.options import Flag, check_device, check_least, parsed_pairs
 from agents.run.outputs import check_output
 from agents.run.runs import find
-from agents.run.video import Film
+from agents.run.video import FILMS, Film
 from envs import VectorEnv, make_vec
 
 
@@ -54,7 +53,9 @@ class Assessment:
     plot: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Draw the distribution of returns, or of several runs their comparison, to this new .png, .pdf or .svg."""
     video: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Film one more episode, in Gymnasium's own environment, to this new file, whose name ends in .mp4."""
+    """Film more episodes, in Gymnasium's own environment, to this new file, whose name ends in .mp4 or .gif."""
+    video_episodes: int = 1
+    """Episodes that --video shows side by side, with their returns."""
     env: Annotated[str | None, arg(metavar="ID", help_behavior_hint="(default: the agent's own)")] = None
     """Environment to evaluate in."""
     env_kwargs: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
@@ -70,9 +71,9 @@ class Assessment:
 
     def check(self) -> None:
         """Raise UsageError for a value that is not possible, and for an output that exists."""
-        check_least(self, {"episodes": 1, "seed": 0, "threads": 1})
+        check_least(self, {"episodes": 1, "seed": 0, "threads": 1, "video_episodes": 1})
         check_device(self.device)
-        check_output("--video", self.video, (".mp4",))
+        check_output("--video", self.video, FILMS)
         check_outputs(self)
 
 
@@ -84,8 +85,6 @@ def assess(asked: Assessment, command: str) -> int:
         RunError, CheckpointError: there is no such run or checkpoint.
     """
     asked.check()
-    if asked.video and not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
     torch.set_num_threads(asked.threads)
     torch.manual_seed(asked.seed)  # sampled actions draw from it
     targets = asked.targets
@@ -176,7 +175,9 @@ def _assess_one(asked: Assessment, file: Path) -> None:
     agent, (manifest, _) = load(file, device=asked.device), checkpoint.read(file)
     env_id, env_kwargs = _task(asked, file, manifest)
     with contextlib.ExitStack() as stack:
-        film = asked.video and stack.enter_context(Film(env_id, env_kwargs, asked.seed, Path(asked.video)))
+        film = asked.video and stack.enter_context(
+            Film(env_id, env_kwargs, asked.seed, Path(asked.video), asked.video_episodes)
+        )
         env = _environments(asked, env_id, env_kwargs, agent)
         stack.enter_context(contextlib.closing(env))
         evaluation = evaluate(agent, env, asked.episodes, asked.seed, deterministic=not asked.stochastic)
@@ -193,8 +194,8 @@ def _assess_one(asked: Assessment, file: Path) -> None:
             report.plot_returns(evaluation, Path(asked.plot), title)
             console.print(f"plot        {asked.plot}", soft_wrap=True)
         if film:
-            filmed = film.shoot(agent, not asked.stochastic)
-            console.print(f"video       {asked.video} (return {filmed:,.1f})", soft_wrap=True)
+            filmed = ", ".join(f"{value:,.1f}" for value in film.shoot(agent, not asked.stochastic))
+            console.print(f"video       {asked.video} (return {filmed})", soft_wrap=True)
 
 
 def _environments(asked: Assessment, env_id: str, env_kwargs: dict[str, Any], agent: Agent) -> VectorEnv:

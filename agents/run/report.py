@@ -106,6 +106,8 @@ def plot_returns(evaluation: Evaluation, file: Path, title: str) -> None:
 
 def plot_study(trials: Sequence[tuple[int, float]], importances: Mapping[str, float], title: str, file: Path) -> None:
     """Draw the returns of a study's trials, (number, return) each, the best so far, and what decided them."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, (left, right) = axes_of(2, columns=2)
     numbers, values = np.array(trials, dtype=float).T
     left.plot(numbers, values, "o", color=TRAINING_COLOR, markersize=4, label="trial")
@@ -115,7 +117,7 @@ def plot_study(trials: Sequence[tuple[int, float]], importances: Mapping[str, fl
     left.set_ylabel("return")
     left.set_title(title, loc="left", fontsize=10)
     left.legend(frameon=False, fontsize=8)
-    left.xaxis.get_major_locator().set_params(integer=True)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     names = list(importances)[::-1]
     right.barh(names, [importances[name] for name in names], color=EVALUATION_COLOR, height=0.6)
     right.set_xlim(0, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import math
 import warnings
 from collections.abc import Mapping
@@ -110,7 +111,10 @@ def tune(asked: Tune, command: str) -> int:
     with contextlib.closing(sweep.environment(1, AutoresetMode.DISABLED)):
         pass  # what was typed is possible, before anything is written
     folder = Path(asked.study or Path("tuning", file_name(asked.env), asked.algorithm))
-    study = _opened(sweep, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may begin the same study
+        study = _opened(sweep, folder)
     console = Console(highlight=False, markup=False)
     console.print(f"{asked.algorithm} on {asked.env}: {asked.trials} trials of {asked.steps:,} steps, in {folder}")
     kept = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.RUNNING)
@@ -235,7 +239,6 @@ def _opened(sweep: Sweep, folder: Path) -> optuna.Study:
     """Open the study in a folder, or begin it."""
     import optuna
 
-    folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         storage = optuna.storages.RDBStorage(

@@ -84,7 +84,7 @@ def test_ranges_are_read_and_wrong_ones_refused(capsys: pytest.CaptureFixture[st
     proposed = sweep.proposed(optuna.create_study().ask())
     assert isinstance(proposed["n_steps"], int)
     for text, said in {
-        "target_lk=1..2": "did you mean 'target_kl'?",
+        "target_lk=1..2": "did you mean 'target_kl'",
         "target_kl=2..1": "write target_kl=LOW..HIGH",
         "target_kl": "write target_kl=LOW..HIGH",
     }.items():
