@@ -69,6 +69,7 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.command = self.path / "command.txt"
+        self.versions = self.path / "versions.json"
         self.last = self.path / "checkpoints" / "last.zip"
         self.best = self.path / "checkpoints" / "best.zip"
         self.locked = self.path / ".lock"
@@ -93,7 +94,7 @@ class RunFolder:
             folder.last.parent.mkdir()
             folder.write_config(config)
             folder.command.write_text(command + "\n")
-            (folder.path / "versions.json").write_text(json.dumps(_versions(), indent=1) + "\n")
+            folder.versions.write_text(json.dumps(_versions(), indent=1) + "\n")
         except FileExistsError as error:
             raise RunError(
                 f"{path} exists and is not overwritten; choose another --run-dir, or go on with "
