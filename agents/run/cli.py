@@ -68,7 +68,7 @@ def _command(name: str, arguments: Sequence[str]) -> int:
     command = COMMANDS[name]
     module = importlib.import_module(command.module)
     kind = getattr(module, command.options)
-    examples = (f"{typed(name)} {example}" for example in command.examples)
+    examples = [f"{typed(name)} {example}" for example in command.examples]
     asked = parse_one(kind, program(name), _whole_numbers(arguments, kind), examples)
     words = f"{typed(name)} {shlex.join(arguments)}"
     return guarded(program(name), asked.debug, lambda: getattr(module, command.action)(asked, words))
@@ -85,7 +85,7 @@ def _train(arguments: Sequence[str]) -> int:
             return error.exit_code
         kind = grouped(kinds, dataclasses.asdict(config))
         words, prog = _whole_numbers(arguments[1:], *kinds), f"{program('train')} {first}"
-        examples = (f"{typed('train')} {example.format(first)}" for example in COMMANDS["train"].examples)
+        examples = [f"{typed('train')} {example.format(first)}" for example in COMMANDS["train"].examples]
         asked = flat(parse(kind, prog, _summary(first), words, examples))
         run, several, values = ({field.name: asked[field.name] for field in dataclasses.fields(kind)} for kind in kinds)
         options, many = RunOptions(**run), Several(**several)

