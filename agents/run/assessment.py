@@ -18,13 +18,14 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from agents import Agent, checkpoint, load
 from agents.run import report
-from agents.run.comparison import Compare, Scored, check_outputs, chosen, curve_of, expanded, show
+from agents.run.comparison import Compare, check_outputs, chosen, curve_of, expanded, show
 from agents.run.errors import RunError, UsageError
 from agents.run.evaluation import BLOCK, Evaluation, evaluate
 from agents.run.folder import RunFolder
 from agents.run.options import Flag, check_device, check_least, parsed_pairs
 from agents.run.outputs import check_output
 from agents.run.runs import find
+from agents.run.statistics import Scored
 from agents.run.video import FILMS, Film
 from envs import VectorEnv, make_vec
 

@@ -7,7 +7,7 @@ import glob
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +20,7 @@ from agents import checkpoint
 from agents.config import near
 from agents.run import statistics
 from agents.run.errors import RunError, UsageError
+from agents.run.figures import plot_comparison
 from agents.run.folder import RunFolder, read_rows
 from agents.run.options import Flag
 from agents.run.outputs import PLOTS, check_output
@@ -48,31 +49,6 @@ class Comparison:
     """Write every run and all statistics to this new file."""
     debug: Flag = False
     """Show the traceback of an error."""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A run and what it is worth."""
-
-    path: str
-    env: str
-    algorithm: str
-    group: str
-    seed: int
-    steps: int
-    seconds: float
-    episodes: int
-    score: float
-    """Mean return of the final policy's episodes."""
-    interval: tuple[float, float]
-    """Of that mean, over episodes."""
-    finished: bool = True
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """What may tell groups of one algorithm apart."""
-    curve: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """See `curve_of`."""
-    returns: Sequence[float] = ()
-    """Of each episode, where they are known."""
 
 
 def compare(asked: Comparison, command: str) -> int:
@@ -293,8 +269,6 @@ def show(runs: Sequence[Scored], asked: Any, command: str) -> None:
         Path(asked.json).write_text(json.dumps(_without_nan(record), indent=1) + "\n")
         console.print(f"statistics  {asked.json}", soft_wrap=True)
     if asked.plot:
-        from agents.run.figures import plot_comparison
-
         plot_comparison(runs, scores, Path(asked.plot))
         console.print(f"plot        {asked.plot}", soft_wrap=True)
     if asked.compare or (len(scores) == 2 and beaten):

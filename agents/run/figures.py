@@ -10,11 +10,10 @@ import numpy as np
 
 from agents.run import statistics
 from agents.run.report import axes_of, steps_formatter
+from agents.run.statistics import Scored
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from agents.run.comparison import Scored
 
 POINTS = 101
 """Of a curve."""

@@ -6,7 +6,8 @@ seeds are drawn again within each environment, which are the strata.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,31 @@ Interval = tuple[Any, Any]
 """Low and high: numbers, or arrays of them."""
 UNKNOWN = (np.nan, np.nan)
 """The interval of one run: it takes two to say how runs differ."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A run and what it is worth."""
+
+    path: str
+    env: str
+    algorithm: str
+    group: str
+    seed: int
+    steps: int
+    seconds: float
+    episodes: int
+    score: float
+    """Mean return of the final policy's episodes."""
+    interval: tuple[float, float]
+    """Of that mean, over episodes."""
+    finished: bool = True
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What may tell groups of one algorithm apart."""
+    curve: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Of its evaluations: "steps", "seconds" and "mean", [E] each; {} if there were none."""
+    returns: Sequence[float] = ()
+    """Of each episode, where they are known."""
 
 
 def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:

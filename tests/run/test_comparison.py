@@ -11,9 +11,10 @@ import pytest
 
 from agents import NPG, REGISTRY
 from agents.run import cli, statistics
-from agents.run.comparison import Scored, normalized, pooled, sentence, told_apart
+from agents.run.comparison import normalized, pooled, sentence, told_apart
 from agents.run.folder import EVALUATION_COLUMNS, RunConfig, RunFolder, append_row
 from agents.run.options import RunOptions
+from agents.run.statistics import Scored
 
 A = np.array([[1.063, 0.934], [1.32, 1.052], [0.732, 1.181], [1.652, 1.474], [0.648, 0.367], [0.688, 1.021]])
 B = np.array([[-0.563, 0.491], [-0.023, 0.234], [0.328, 0.442], [0.806, 1.121], [0.536, 1.283], [0.267, 0.776]])
