@@ -25,6 +25,7 @@ from agents.run.folder import RunFolder, read_rows
 from agents.run.options import Flag
 from agents.run.outputs import PLOTS, check_output
 from agents.run.runs import find
+from agents.run.statistics import Scored
 
 Compare = Annotated[tuple[str, str] | None, arg(metavar="A B", help_behavior_hint="")]
 FEW = 5
