@@ -71,9 +71,9 @@ def record_hyperparameters(logger: Logger, settings: RunConfig, folder: RunFolde
     run = {name: getattr(settings.run, name) for name in ("env", "seed", "policy", "steps")}
     run["policy"] = run["policy"] or next(iter(REGISTRY[settings.algorithm].policy_aliases))
     all_values = {"algorithm": settings.algorithm, **run, **settings.config}
-    values = {
-        name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in all_values.items()
-    }
+    # TensorBoard shows few columns, in the order of the alphabet: of hyperparameters those that someone chose.
+    chosen = {name: x for name, x in all_values.items() if settings.origins.get(name) != "default"}
+    values = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in chosen.items()}
     logger.record("hparams", HParam(values, dict.fromkeys((FINAL, BEST), 0.0)), exclude=ONLY_TENSORBOARD)
     rows = [f"| {name} | {value} | {settings.origins.get(name, '')} |" for name, value in all_values.items()]
     logger.record("settings", "\n".join(["| name | value | from |", "|---|---|---|", *rows]), exclude=ONLY_TENSORBOARD)
