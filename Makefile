@@ -36,7 +36,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 $(DEVELOPS): $(INSTALLED)
-	$(PIP) -e ".[dev,video,bench]"
+	$(PIP) -e ".[dev,video,bench,onnx,tune]"
 	@touch $@
 
 train: $(INSTALLED)

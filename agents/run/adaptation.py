@@ -25,9 +25,10 @@ from agents.policy.networks import parameter_vector
 from agents.rollout.buffer import Rollout
 from agents.rollout.collector import action_noise, buffer_fields, collect
 from agents.run import report
-from agents.run.assessment import PLOTS, check_output, checkpoint_file, versions
+from agents.run.assessment import checkpoint_file, versions
 from agents.run.errors import UsageError
 from agents.run.options import Flag, check_least
+from agents.run.outputs import PLOTS, check_output
 from envs import make_vec
 from envs.mujoco import FAMILIES
 from envs.vector import TaskVectorEnv
@@ -76,7 +77,7 @@ class Adaptation:
         """Raise UsageError for a value that is not possible, and for an output that exists."""
         check_least(self, {"updates": 0, "tasks": 1, "rollouts": 2, "seed": 0, "threads": 1})
         for option, endings in {"json": (), "plot": PLOTS}.items():
-            check_output(option, getattr(self, option), endings)
+            check_output(f"--{option}", getattr(self, option), endings)
 
 
 @dataclass

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
-import os
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,23 +18,25 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from agents import Agent, checkpoint, load
 from agents.run import report
+from agents.run.comparison import Compare, check_outputs, chosen, curve_of, expanded, show
 from agents.run.errors import RunError, UsageError
 from agents.run.evaluation import BLOCK, Evaluation, evaluate
 from agents.run.folder import RunFolder
 from agents.run.options import Flag, check_device, check_least, parsed_pairs
-from agents.run.video import Film
+from agents.run.outputs import check_output
+from agents.run.runs import find
+from agents.run.statistics import Scored
+from agents.run.video import FILMS, Film
 from envs import VectorEnv, make_vec
-
-PLOTS = (".png", ".pdf", ".svg")
-"""What figures may be."""
 
 
 @dataclass(frozen=True)
 class Assessment:
     """Run whole episodes with a trained agent, one for each seed, and say what it is worth."""
 
-    target: Positional[Annotated[str, arg(metavar="RUN_OR_FILE")]]
-    """A run's folder (its last checkpoint is taken) or a checkpoint file."""
+    targets: Positional[Annotated[tuple[str, ...], arg(metavar="RUN_OR_FILE")]]
+    """A run's folder (its last checkpoint is taken) or a checkpoint file. Several of them, folders of runs and patterns
+    such as 'runs/*/npg', are evaluated one by one and compared; NAME=RUN names a group."""
     episodes: int = 100
     """Number of episodes."""
     seed: int = 1000
@@ -43,10 +47,16 @@ class Assessment:
     """Sample actions, as in training; otherwise the most likely action is taken."""
     json: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write settings, versions and every episode's return to this new file."""
+    csv: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write a row for each run to this new file."""
+    compare: Compare = None
+    """Names of two groups, or runs: end in one sentence that says which is the better one."""
     plot: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Draw the distribution of returns to this new file, whose name ends in .png, .pdf or .svg."""
+    """Draw the distribution of returns, or of several runs their comparison, to this new .png, .pdf or .svg."""
     video: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Film one more episode, in Gymnasium's own environment, to this new file, whose name ends in .mp4."""
+    """Film more episodes, in Gymnasium's own environment, to this new file, whose name ends in .mp4 or .gif."""
+    video_episodes: int = 1
+    """Episodes that --video shows side by side, with their returns."""
     env: Annotated[str | None, arg(metavar="ID", help_behavior_hint="(default: the agent's own)")] = None
     """Environment to evaluate in."""
     env_kwargs: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
@@ -62,10 +72,10 @@ class Assessment:
 
     def check(self) -> None:
         """Raise UsageError for a value that is not possible, and for an output that exists."""
-        check_least(self, {"episodes": 1, "seed": 0, "threads": 1})
+        check_least(self, {"episodes": 1, "seed": 0, "threads": 1, "video_episodes": 1})
         check_device(self.device)
-        for option, endings in {"json": (), "plot": PLOTS, "video": (".mp4",)}.items():
-            check_output(option, getattr(self, option), endings)
+        check_output("--video", self.video, FILMS)
+        check_outputs(self)
 
 
 def assess(asked: Assessment, command: str) -> int:
@@ -76,25 +86,99 @@ def assess(asked: Assessment, command: str) -> int:
         RunError, CheckpointError: there is no such run or checkpoint.
     """
     asked.check()
-    if asked.video and not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
     torch.set_num_threads(asked.threads)
     torch.manual_seed(asked.seed)  # sampled actions draw from it
-    file = checkpoint_file(asked.target, asked.best)
-    manifest, _ = checkpoint.read(file)
-    _assess_episodes(asked, file, manifest)
+    targets = asked.targets
+    if len(targets) == 1 and not glob.glob(targets[0]) and not asked.compare and "=" not in targets[0]:
+        saved = [Saved("", checkpoint_file(targets[0], asked.best))]
+    else:
+        saved = _saved(targets, asked.best)
+    if len(saved) == 1 and not asked.compare and not asked.csv:
+        _assess_one(asked, saved[0].file)
+    elif asked.video:
+        raise UsageError(f"--video films one run, and {len(saved)} are named; leave it out, or name one.")
+    else:
+        scored = chosen(
+            _evaluated(asked, saved),
+            asked.compare,
+            lambda name: _evaluated(asked, _saved((f"{name}={name}",), asked.best)),
+        )
+        show(scored, asked, command)
     return 0
 
 
-def _assess_episodes(asked: Assessment, file: Path, manifest: dict[str, Any]) -> None:
-    """Run whole episodes and show their returns."""
-    agent = load(file, device=asked.device)
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that is evaluated."""
+
+    group: str
+    """The name that it was given, or ""."""
+    file: Path
+    folder: RunFolder | None = None
+
+
+def _saved(targets: Sequence[str], best: bool) -> list[Saved]:
+    """Find the checkpoints of files, runs and folders of runs; runs without one are left out."""
+    found: dict[Path, Saved] = {}
+    for group, paths in expanded(targets):
+        folders = [run.folder for run in find([path for path in paths if Path(path).is_dir()])]
+        saved = [Saved(group, folder.best if best else folder.last, folder) for folder in reversed(folders)]
+        saved += [Saved(group, Path(path)) for path in paths if not Path(path).is_dir()]
+        found |= {one.file.resolve(): one for one in saved if one.file.is_file()}
+    if not found:
+        raise RunError(f"There is no checkpoint in {' or '.join(targets)}.")
+    return list(found.values())
+
+
+def _evaluated(asked: Assessment, saved: Sequence[Saved]) -> list[Scored]:
+    """Evaluate several checkpoints on the same episodes; learning curves are those of the runs."""
+    scored = []
+    with Console().status("") as status:
+        for number, one in enumerate(saved, 1):
+            status.update(f"evaluating {number} of {len(saved)}: {one.file}")
+            manifest = checkpoint.read_manifest(one.file)
+            env_id, env_kwargs = _task(asked, one.file, manifest)
+            agent = load(one.file, device=asked.device)
+            with contextlib.closing(_environments(asked, env_id, env_kwargs, agent)) as env:
+                evaluation = evaluate(agent, env, asked.episodes, asked.seed, deterministic=not asked.stochastic)
+            curve = {} if one.folder is None else curve_of(one.folder)
+            scored.append(
+                Scored(
+                    path=str(one.folder.path if one.folder else one.file),
+                    env=env_id,
+                    algorithm=manifest["algorithm"],
+                    group=one.group,
+                    seed=-1 if manifest["seed"] is None else manifest["seed"],
+                    steps=manifest["num_timesteps"],
+                    seconds=float(curve["seconds"][-1]) if curve else math.nan,
+                    episodes=evaluation.episodes,
+                    score=evaluation.mean,
+                    interval=evaluation.interval,
+                    settings=manifest["config"] | {"policy": manifest["policy_class"], "env_kwargs": env_kwargs},
+                    curve=curve,
+                    returns=evaluation.returns.tolist(),
+                )
+            )
+    return scored
+
+
+def _task(asked: Assessment, file: Path, manifest: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Give the environment's id and arguments: what is asked for, or the agent's own."""
     own = manifest["env_kwargs"] if asked.env in (None, manifest["env_id"]) else {}
-    env_id, env_kwargs = asked.env or manifest["env_id"], own | parsed_pairs(asked.env_kwargs)
+    env_id = asked.env or manifest["env_id"]
     if env_id is None:
         raise RunError(f"{file} does not name its environment, which had no id; give one with --env.")
+    return env_id, own | parsed_pairs(asked.env_kwargs)
+
+
+def _assess_one(asked: Assessment, file: Path) -> None:
+    """Run whole episodes and show their returns."""
+    agent, (manifest, _) = load(file, device=asked.device), checkpoint.read(file)
+    env_id, env_kwargs = _task(asked, file, manifest)
     with contextlib.ExitStack() as stack:
-        film = asked.video and stack.enter_context(Film(env_id, env_kwargs, asked.seed, Path(asked.video)))
+        film = asked.video and stack.enter_context(
+            Film(env_id, env_kwargs, asked.seed, Path(asked.video), asked.video_episodes)
+        )
         env = _environments(asked, env_id, env_kwargs, agent)
         stack.enter_context(contextlib.closing(env))
         evaluation = evaluate(agent, env, asked.episodes, asked.seed, deterministic=not asked.stochastic)
@@ -111,8 +195,8 @@ def _assess_episodes(asked: Assessment, file: Path, manifest: dict[str, Any]) ->
             report.plot_returns(evaluation, Path(asked.plot), title)
             console.print(f"plot        {asked.plot}", soft_wrap=True)
         if film:
-            filmed = film.shoot(agent, not asked.stochastic)
-            console.print(f"video       {asked.video} (return {filmed:,.1f})", soft_wrap=True)
+            filmed = ", ".join(f"{value:,.1f}" for value in film.shoot(agent, not asked.stochastic))
+            console.print(f"video       {asked.video} (return {filmed})", soft_wrap=True)
 
 
 def _environments(asked: Assessment, env_id: str, env_kwargs: dict[str, Any], agent: Agent) -> VectorEnv:
@@ -124,18 +208,6 @@ def _environments(asked: Assessment, env_id: str, env_kwargs: dict[str, Any], ag
         if own != theirs:
             raise UsageError(f"--env is {env_id!r}, whose {name} is {theirs}; the agent's is {own}.")
     return env
-
-
-def check_output(option: str, name: str | None, endings: tuple[str, ...]) -> None:
-    """Raise UsageError for a file that --option cannot write: of another ending, there already, or without a folder."""
-    if name is None:
-        return
-    if endings and Path(name).suffix.lower() not in endings:
-        raise UsageError(f"--{option} is {name}; give a name that ends in {' or '.join(endings)}.")
-    if Path(name).exists():
-        raise UsageError(f"--{option} is {name}, which exists and is not overwritten; remove it or name another file.")
-    if not Path(name).absolute().parent.is_dir():
-        raise UsageError(f"--{option} is {name}; there is no folder {Path(name).parent}, make it first.")
 
 
 def checkpoint_file(name: str, best: bool) -> Path:

@@ -11,9 +11,11 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+import yaml
 from tyro.conf import subcommand
 
 import agents
@@ -76,7 +78,11 @@ def _train(arguments: Sequence[str]) -> int:
     first = next(iter(arguments), "--help")
     if first in REGISTRY:
         kinds, env_id = (RunOptions, Several, REGISTRY[first].Config), _value_of("env", arguments)
-        config = kinds[2].of({} if env_id is None else preset_values(first, env_id))
+        try:
+            config = kinds[2].of({} if env_id is None else preset_of(first, env_id, _value_of("preset", arguments)))
+        except UsageError as error:
+            print(f"{program('train')}: error: {error}", file=sys.stderr)
+            return error.exit_code
         kind = grouped(kinds, dataclasses.asdict(config))
         words, prog = _whole_numbers(arguments[1:], *kinds), f"{program('train')} {first}"
         examples = [f"{typed('train')} {example.format(first)}" for example in COMMANDS["train"].examples]
@@ -110,7 +116,7 @@ def _start(run: RunOptions, several: Several, values: dict[str, Any], arguments:
     from agents.run.initial import Initial
 
     algorithm, kind = arguments[0], REGISTRY[arguments[0]]
-    origins = origins_of(values, preset_values(algorithm, run.env), arguments)
+    origins = origins_of(values, preset_of(algorithm, run.env, run.preset), arguments)
     if run.init_from is not None:
         initial = Initial.of(run.init_from)
         policy = run.policy or initial.policy(kind)
@@ -132,6 +138,24 @@ def _start(run: RunOptions, several: Several, values: dict[str, Any], arguments:
         return f"{typed('train')} {shlex.join([algorithm, *own])} --seed {first} --seeds {count}{at_once}"
 
     return train_seeds(algorithm, run, several, own, again)
+
+
+def preset_of(algorithm: str, env_id: str, file: str | None) -> dict[str, Any]:
+    """Give the values that the package's presets have for an environment, or those that a file of presets has.
+
+    Raises:
+        UsageError: the file has none for it, or they are no hyperparameters of the algorithm.
+    """
+    if file is None:
+        return preset_values(algorithm, env_id)
+    try:
+        values = dict(yaml.safe_load(Path(file).read_text())[env_id])
+        REGISTRY[algorithm].Config.of(values)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"--preset is {file}, which holds no preset of {algorithm} for {env_id} ({error}); tune writes such files."
+        ) from error
+    return values
 
 
 def origins_of(names: Iterable[str], preset: Container[str], arguments: Sequence[str]) -> dict[str, str]:

@@ -66,4 +66,25 @@ COMMANDS: dict[str, Command] = {
         "Let a policy adapt to tasks that it was not trained on, and say what each update is worth.",
         ("runs/families_HalfCheetahVel-v0/fomaml/<run> --updates 3",),
     ),
+    "compare": Command(
+        "agents.run.comparison",
+        "Comparison",
+        "compare",
+        "Compare runs over their seeds: tables, figures, and one sentence.",
+        ("runs/Hopper-v5 --plot hopper.png", "--compare runs/Hopper-v5/npg runs/Hopper-v5/ppo"),
+    ),
+    "tune": Command(
+        "agents.run.tuning",
+        "Tune",
+        "tune",
+        "Look for hyperparameters with Optuna, and write the best as a preset.",
+        ("npg --env Hopper-v5 --trials 50", "ppo --env Hopper-v5 --search learning_rate=1e-5..1e-2"),
+    ),
+    "export": Command(
+        "agents.run.export",
+        "Export",
+        "export",
+        "Write a run's deterministic policy to a file that acts without this package.",
+        ("runs/Hopper-v5/npg/<run> policy.onnx", "runs/Hopper-v5/npg/<run> policy.safetensors --best"),
+    ),
 }

@@ -11,6 +11,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
+from agents.run.statistics import bootstrap_interval, iqm
 from envs.vector import VectorEnv
 
 BLOCK = 16
@@ -54,24 +55,12 @@ class Evaluation:
     @cached_property
     def iqm(self) -> float:
         """Return the interquartile mean: without the lowest and highest quarter (Agarwal et al. 2021, section 4.3)."""
-        from scipy.stats import trim_mean
-
-        return float(trim_mean(self.returns, 0.25))
+        return float(iqm(self.returns))
 
     @cached_property
     def interval(self) -> tuple[float, float]:
         """Return `bootstrap_interval` of the returns."""
         return bootstrap_interval(self.returns)
-
-
-def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of the mean of values [n]; the value itself if they all agree."""
-    if np.ptp(values) == 0.0:
-        return float(values[0]), float(values[0])
-    from scipy.stats import bootstrap
-
-    result = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0))
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def evaluate(agent: Acts, env: VectorEnv, episodes: int, seed: int, deterministic: bool = True) -> Evaluation:

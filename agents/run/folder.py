@@ -69,6 +69,7 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.command = self.path / "command.txt"
+        self.versions = self.path / "versions.json"
         self.last = self.path / "checkpoints" / "last.zip"
         self.best = self.path / "checkpoints" / "best.zip"
         self.locked = self.path / ".lock"
@@ -93,7 +94,7 @@ class RunFolder:
             folder.last.parent.mkdir()
             folder.write_config(config)
             folder.command.write_text(command + "\n")
-            (folder.path / "versions.json").write_text(json.dumps(_versions(), indent=1) + "\n")
+            folder.versions.write_text(json.dumps(_versions(), indent=1) + "\n")
         except FileExistsError as error:
             raise RunError(
                 f"{path} exists and is not overwritten; choose another --run-dir, or go on with "
@@ -157,7 +158,7 @@ class RunFolder:
 
     def write_config(self, config: RunConfig) -> None:
         """Write config.yaml, over an earlier one only when the new one is complete."""
-        text = yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+        text = yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False)
         with checkpoint.replaced(self.config) as file:
             file.write(text.encode())
 
@@ -240,12 +241,12 @@ def file_name(text: str) -> str:
     return re.sub(r"[^\w.-]+", "_", text)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Make lists of tuples, so that YAML stays plain."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 

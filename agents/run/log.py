@@ -9,11 +9,14 @@ from pathlib import Path
 from stable_baselines3.common.logger import CSVOutputFormat, HParam, Logger, TensorBoardOutputFormat
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from agents import REGISTRY
 from agents.run.evaluation import Evaluation
 from agents.run.folder import RunConfig, RunFolder
 
 STEPS = "time/total_timesteps"
 NOT_TENSORBOARD = "tensorboard"
+FINAL, BEST = "eval/mean_reward", "eval/best_mean_reward"
+"""What HPARAMS compares runs by: the last evaluation, which at the end is the final policy's, and the best one."""
 ONLY_TENSORBOARD = ("stdout", "log", "json", "csv")
 
 
@@ -63,22 +66,27 @@ def run_logger(folder: RunFolder, steps: int, dashboard: dict[str, dict[str, lis
     return Logger(str(folder.path), [_AppendingCSV(str(folder.progress)), tensorboard])
 
 
-def record_hyperparameters(logger: Logger, settings: RunConfig) -> None:
+def record_hyperparameters(logger: Logger, settings: RunConfig, folder: RunFolder) -> None:
     """Record what a run was started with for TensorBoard's HPARAMS and TEXT pages; the next dump writes them."""
     run = {name: getattr(settings.run, name) for name in ("env", "seed", "policy", "steps")}
+    run["policy"] = run["policy"] or next(iter(REGISTRY[settings.algorithm].policy_aliases))
     all_values = {"algorithm": settings.algorithm, **run, **settings.config}
-    values = {
-        name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in all_values.items()
-    }
-    logger.record("hparams", HParam(values, {"eval/mean_reward": 0.0}), exclude=ONLY_TENSORBOARD)
+    # TensorBoard shows few columns, in the order of the alphabet: of hyperparameters those that someone chose.
+    chosen = {name: x for name, x in all_values.items() if settings.origins.get(name) != "default"}
+    values = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in chosen.items()}
+    logger.record("hparams", HParam(values, dict.fromkeys((FINAL, BEST), 0.0)), exclude=ONLY_TENSORBOARD)
     rows = [f"| {name} | {value} | {settings.origins.get(name, '')} |" for name, value in all_values.items()]
     logger.record("settings", "\n".join(["| name | value | from |", "|---|---|---|", *rows]), exclude=ONLY_TENSORBOARD)
+    texts = {"command": f"    {folder.command.read_text()}", "versions": f"```\n{folder.versions.read_text()}\n```"}
+    for name, text in texts.items():
+        logger.record(name, text, exclude=ONLY_TENSORBOARD)
 
 
-def log_evaluation(logger: Logger, steps: int, evaluation: Evaluation) -> None:
+def log_evaluation(logger: Logger, steps: int, evaluation: Evaluation, best: float) -> None:
     """Write an evaluation made after steps training steps; its own steps are counted apart."""
     lower, upper = evaluation.interval
-    logger.record("eval/mean_reward", evaluation.mean)
+    logger.record(FINAL, evaluation.mean)
+    logger.record(BEST, best, exclude=ONLY_TENSORBOARD)
     logger.record("eval/iqm_reward", evaluation.iqm)
     logger.record("eval/lower", lower)
     logger.record("eval/upper", upper)

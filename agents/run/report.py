@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,9 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from agents.run.evaluation import Evaluation, bootstrap_interval
+from agents.run.evaluation import Evaluation
 from agents.run.folder import RunFolder, read_rows
+from agents.run.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,7 +82,7 @@ def plot_curve(folder: RunFolder, title: str) -> None:
     axes.set_xlabel("environment steps")
     axes.set_ylabel("return")
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(_steps_formatter())
+    axes.xaxis.set_major_formatter(steps_formatter())
     axes.legend(frameon=False)
     figure.savefig(folder.curve, dpi=150)
 
@@ -100,6 +101,28 @@ def plot_returns(evaluation: Evaluation, file: Path, title: str) -> None:
     axes.set_xlabel("return of one episode")
     axes.set_ylabel("episodes")
     axes.legend(frameon=False)
+    figure.savefig(file, dpi=150)
+
+
+def plot_study(trials: Sequence[tuple[int, float]], importances: Mapping[str, float], title: str, file: Path) -> None:
+    """Draw the returns of a study's trials, (number, return) each, the best so far, and what decided them."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, (left, right) = axes_of(2, columns=2)
+    numbers, values = np.array(trials, dtype=float).T
+    left.plot(numbers, values, "o", color=TRAINING_COLOR, markersize=4, label="trial")
+    best = np.maximum.accumulate(values)
+    left.step(numbers, best, where="post", color=EVALUATION_COLOR, linewidth=1.6, label="best so far")
+    left.set_xlabel("trial (those cut short are left out)")
+    left.set_ylabel("return")
+    left.set_title(title, loc="left", fontsize=10)
+    left.legend(frameon=False, fontsize=8)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    names = list(importances)[::-1]
+    right.barh(names, [importances[name] for name in names], color=EVALUATION_COLOR, height=0.6)
+    right.set_xlim(0, 1)
+    right.set_xlabel("share in what decides the best quarter (PED-ANOVA)")
+    right.set_title("importance" if names else "importance: too few trials", loc="left", fontsize=10)
     figure.savefig(file, dpi=150)
 
 
@@ -142,21 +165,31 @@ def plot_adaptation(rows: Mapping[str, np.ndarray], file: Path, title: str) -> N
     figure.savefig(file, dpi=150)
 
 
-def _axes(title: str) -> tuple[Figure, Axes]:
+def axes_of(count: int, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """Make a figure with count panels in rows of columns."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    rows = -(-count // columns)
+    size = (7.0, 4.2) if count == 1 else (5.0 * columns, 3.2 * rows)
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)[:count]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.set_axisbelow(True)
+    return figure, panels
+
+
+def _axes(title: str) -> tuple[Figure, Axes]:
+    figure, (axes,) = axes_of(1)
     axes.set_title(title, loc="left", fontsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.set_axisbelow(True)
     return figure, axes
 
 
-def _steps_formatter() -> Any:
+def steps_formatter() -> Any:
+    """Write steps as 200k and 1M."""
     from matplotlib.ticker import EngFormatter
 
     return EngFormatter(sep="")

@@ -137,7 +137,7 @@ class _Training:
         self._print_start()
         agent.set_logger(run_logger(self.folder, agent.num_timesteps, agent.dashboard))
         if agent.num_timesteps == 0:
-            record_hyperparameters(agent.logger, self.settings)
+            record_hyperparameters(agent.logger, self.settings, self.folder)
         final = None
         with (
             contextlib.closing(_make_env(run, BLOCK, AutoresetMode.DISABLED)) as env,
@@ -206,7 +206,7 @@ class _Training:
         """Evaluate, log it, and keep the agent as best.zip if it is the best one so far."""
         agent, steps = self.agent, self.agent.num_timesteps
         evaluation = evaluate(agent, env, episodes, seed)
-        log_evaluation(agent.logger, steps, evaluation)
+        log_evaluation(agent.logger, steps, evaluation, max(self._best, evaluation.mean))
         lower, upper = evaluation.interval
         seconds = self._seconds()
         row = (steps, evaluation.mean, evaluation.iqm, lower, upper, episodes, round(seconds, 3))

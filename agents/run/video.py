@@ -1,78 +1,95 @@
-"""One episode as a film."""
+"""Episodes as a film, side by side, with their returns written in."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes.util
+import math
 import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import gymnasium
 import mujoco
+import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 
 from agents.run.errors import RunError
 from agents.run.evaluation import Acts
+from agents.run.outputs import complete
 
+FILMS = (".mp4", ".gif")
 FRAMES_PER_SECOND = 30
 """Of an environment that says none."""
+GIF_FRAMES_PER_SECOND, GIF_WIDTH = 20, 320
+"""At most, and pixels of one episode: such files are large."""
 
 
 class Film:
-    """An episode rendered by Gymnasium into an MP4 file, which is there when it is complete.
+    """Episodes rendered by Gymnasium into an MP4 or GIF file, which is there when it is complete.
 
-    The first frame is drawn at once: what cannot be filmed is said before anything else is done.
+    The first frames are drawn at once: what cannot be filmed is said before anything else is done.
 
     Args:
         env_id: the environment's id.
         env_kwargs: its keyword arguments.
-        seed: of the episode. Its first state differs from evaluation's for the same seed.
+        seed: of the first episode; the others follow. First states differ from evaluation's for the same seeds.
         file: where the film goes.
+        episodes: how many are shown side by side.
 
     Raises:
-        RunError: moviepy is not installed, or the environment cannot be drawn.
+        RunError: moviepy or a renderer is not installed, or the environment cannot be drawn.
     """
 
-    def __init__(self, env_id: str, env_kwargs: dict[str, Any], seed: int, file: Path) -> None:
+    def __init__(self, env_id: str, env_kwargs: dict[str, Any], seed: int, file: Path, episodes: int = 1) -> None:
+        if file.suffix.lower() == ".mp4":
+            try:
+                import moviepy  # noqa: F401
+            except ImportError as error:
+                raise RunError(
+                    'an .mp4 needs moviepy; pip install "geodesic-rl[video]" brings it, and a .gif does without.'
+                ) from error
+        choose_renderer()
+        self._file, self._envs = file, list[gymnasium.Env]()
         try:
-            from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
-        except ImportError as error:
-            raise RunError('--video needs moviepy; pip install "geodesic-rl[video]" brings it.') from error
-        self._writer, self._file = FFMPEG_VideoWriter, file
-        try:
-            self._env = _following(env_id, env_kwargs)
-            self._observation, _ = self._env.reset(seed=seed)
-            frame: Any = self._env.render()
-            self._frame = frame
-            self._size = frame.shape[1], frame.shape[0]
+            self._envs = [_following(env_id, env_kwargs) for _ in range(episodes)]
+            self._observations = [env.reset(seed=seed + k)[0] for k, env in enumerate(self._envs)]
+            self._frames: list[Any] = [env.render() for env in self._envs]
+            self._fps = float(self._envs[0].metadata.get("render_fps") or FRAMES_PER_SECOND)
+            _joined(self._frames, [0.0] * episodes, [False] * episodes)
         except Exception as error:  # an environment without pictures raises whatever it likes
             raise RunError(
                 f"{env_id} cannot be filmed ({type(error).__name__}: {error}); leave --video out."
             ) from error
 
-    def shoot(self, agent: Acts, deterministic: bool) -> float:
-        """Play the episode, frames going to the encoder one by one; returns its return.
+    def shoot(self, agent: Acts, deterministic: bool) -> list[float]:
+        """Play the episodes at once, frames going to the file one by one; returns their returns.
 
         Raises:
             RunError: the encoder wrote nothing.
         """
-        total, ended = 0.0, False
-        fps = self._env.metadata.get("render_fps") or FRAMES_PER_SECOND
-        unfinished = self._file.with_name(f".{self._file.stem}.{os.getpid()}.tmp{self._file.suffix}")
-        try:
-            with self._writer(str(unfinished), self._size, fps=fps) as writer:
-                writer.write_frame(self._frame)
-                while not ended:
-                    action = agent.act(torch.as_tensor(self._observation)[None], deterministic=deterministic)[0]
-                    self._observation, reward, terminated, truncated, _ = self._env.step(action.cpu().numpy())
-                    total, ended = total + float(reward), terminated or truncated
-                    writer.write_frame(self._env.render())
+        totals, ended = [0.0] * len(self._envs), [False] * len(self._envs)
+        with complete(self._file) as unfinished:
+            with _writer(unfinished, self._fps) as write:
+                write(_joined(self._frames, totals, ended))
+                while not all(ended):
+                    for k, env in enumerate(self._envs):
+                        if not ended[k]:
+                            totals[k], ended[k] = self._step(agent, deterministic, k, env, totals[k])
+                    write(_joined(self._frames, totals, ended))
             if not unfinished.is_file() or not unfinished.stat().st_size:
                 raise RunError(f"the encoder wrote no film to {self._file}; look at what moviepy's ffmpeg says.")
-            unfinished.replace(self._file)
-        finally:
-            unfinished.unlink(missing_ok=True)
-        return total
+        return totals
+
+    def _step(self, agent: Acts, deterministic: bool, k: int, env: gymnasium.Env, total: float) -> tuple[float, bool]:
+        action = agent.act(torch.as_tensor(self._observations[k])[None], deterministic=deterministic)[0]
+        self._observations[k], reward, terminated, truncated, _ = env.step(action.cpu().numpy())
+        self._frames[k] = env.render()
+        return total + float(reward), terminated or truncated
 
     def __enter__(self) -> Self:
         return self
@@ -80,7 +97,78 @@ class Film:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._env.close()
+        for env in self._envs:
+            env.close()
+
+
+def choose_renderer() -> None:
+    """Have MuJoCo draw without a screen where there is none, by EGL or OSMesa; MUJOCO_GL, if it is set, is kept.
+
+    Raises:
+        RunError: neither is installed.
+    """
+    if sys.platform != "linux" or os.environ.get("MUJOCO_GL") or os.environ.get("DISPLAY"):
+        return
+    for name, library in {"egl": "EGL", "osmesa": "OSMesa"}.items():
+        if ctypes.util.find_library(library):
+            os.environ["MUJOCO_GL"] = name
+            return
+    raise RunError("Nothing can draw without a screen here; apt-get install libegl1 libgl1, or libosmesa6, brings it.")
+
+
+def _joined(frames: Sequence[Any], totals: Sequence[float], ended: Sequence[bool]) -> np.ndarray:
+    """Put frames [H, W, 3] into rows as square as can be, each with its return so far; sides are even for encoders."""
+    pictures = []
+    for frame, total, over in zip(frames, totals, ended, strict=True):
+        picture = Image.fromarray(np.asarray(frame, dtype=np.uint8))
+        size = max(12, picture.height // 22)
+        text, draw = f"return {total:,.1f}" + (", ended" if over else ""), ImageDraw.Draw(picture, "RGBA")
+        font = ImageFont.load_default(size)
+        box = draw.textbbox((size // 2, size // 2), text, font=font)
+        draw.rectangle((box[0] - size // 3, box[1] - size // 4, box[2] + size // 3, box[3] + size // 4), (0, 0, 0, 150))
+        draw.text((size // 2, size // 2), text, fill="white", font=font)
+        pictures.append(np.asarray(picture))
+    columns = math.ceil(math.sqrt(len(pictures))) if len(pictures) > 3 else len(pictures)
+    blank = np.zeros_like(pictures[0])
+    rows = [pictures[k : k + columns] for k in range(0, len(pictures), columns)]
+    rows[-1] += [blank] * (columns - len(rows[-1]))
+    whole = np.concatenate([np.concatenate(row, axis=1) for row in rows])
+    return whole[: whole.shape[0] // 2 * 2, : whole.shape[1] // 2 * 2]
+
+
+@contextlib.contextmanager
+def _writer(file: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
+    """Give what takes the film's frames [H, W, 3]."""
+    if file.suffix.lower() == ".gif":
+        every = max(1, math.ceil(fps / GIF_FRAMES_PER_SECOND))
+        pictures: list[Image.Image] = []
+        count = 0
+
+        def keep(frame: np.ndarray) -> None:
+            nonlocal count
+            if count % every == 0:
+                picture = Image.fromarray(frame)
+                picture.thumbnail((max(GIF_WIDTH, frame.shape[1] // 2), frame.shape[0]))
+                pictures.append(picture.quantize(128))
+            count += 1
+
+        yield keep
+        first, *others = pictures
+        milliseconds = 1000 * every / fps
+        first.save(file, save_all=True, append_images=others, duration=milliseconds, loop=0, optimize=True)
+        return
+    from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
+
+    with contextlib.ExitStack() as stack:
+        opened: list[Any] = []
+
+        def write(frame: np.ndarray) -> None:
+            if not opened:
+                size = frame.shape[1], frame.shape[0]
+                opened.append(stack.enter_context(FFMPEG_VideoWriter(str(file), size, fps=fps)))
+            opened[0].write_frame(np.ascontiguousarray(frame))
+
+        yield write
 
 
 def _following(env_id: str, env_kwargs: dict[str, Any]) -> gymnasium.Env:

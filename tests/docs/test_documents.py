@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from agents.policy.networks import parameter_vector
-from agents.run import adaptation, assessment, cli, runs, training
+from agents.run import adaptation, assessment, cli, comparison, export, runs, training, tuning
 from agents.run.initial import Initial
 from envs import make_vec
 
@@ -31,7 +31,7 @@ SNIPPETS = {
 COMMANDS = sorted({command for page in PAGES.values() for command in pages.commands(page)})
 ZOO = "docs/rl-zoo3.md-0"
 """Run by another."""
-FILES_OF_RUNS = ("runs/", "build/", "models/")
+FILES_OF_RUNS = ("runs/", "tuning/", "build/", "models/")
 """What pages name that only running something makes."""
 
 
@@ -90,7 +90,9 @@ def test_the_algorithm_of_the_page_learns_and_resumes_exactly(monkeypatch: pytes
 def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     asked: list[Any] = []
     actions = ((training, "start"), (training, "resume"), (assessment, "assess"), (adaptation, "adapt"))
-    for module, name in (*actions, (cli, "train_seeds"), (runs, "list_runs")):
+    others = ((comparison, "compare"), (tuning, "tune"), (export, "export"), (runs, "list_runs"))
+    monkeypatch.setattr(cli, "preset_of", lambda *arguments: {})
+    for module, name in (*actions, *others, (cli, "train_seeds")):
         monkeypatch.setattr(module, name, lambda *arguments: asked.append(arguments) or 0)
     saved = types.SimpleNamespace(policy=lambda kind: None, shape=lambda kind, policy: {})
     monkeypatch.setattr(Initial, "of", lambda name: saved)

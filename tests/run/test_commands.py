@@ -126,6 +126,8 @@ def test_tensorboard_shows_training_and_evaluation(finished: Path) -> None:
 
     events = EventAccumulator(str(finished)).Reload()
     assert {"train/kl", "eval/mean_reward"} <= set(events.Tags()["scalars"])
+    means, best = ([x.value for x in events.Scalars(f"eval/{name}mean_reward")] for name in ("", "best_"))
+    assert best == np.maximum.accumulate(means).tolist()
     assert events.Scalars("eval/mean_reward")[-1].step == 3072
 
 
@@ -328,7 +330,7 @@ def test_a_film_has_the_environments_own_speed_and_follows_the_body(
 ) -> None:
     monkeypatch.setenv("MUJOCO_GL", "egl")
     with filmed(tmp_path, max_episode_steps=5) as film:
-        assert film._env.unwrapped.camera_name == "track"
+        assert film._envs[0].unwrapped.camera_name == "track"
         film.shoot(Standing(), True)
     from moviepy import VideoFileClip
 
@@ -336,7 +338,40 @@ def test_a_film_has_the_environments_own_speed_and_follows_the_body(
         assert clip.fps == 125
     assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
     with filmed(tmp_path, camera_id=0) as film:
-        assert film._env.unwrapped.camera_name is None
+        assert film._envs[0].unwrapped.camera_name is None
+
+
+def test_episodes_are_filmed_side_by_side_with_their_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    file, options = tmp_path / "a.gif", {"width": 64, "height": 64, "max_episode_steps": 15}
+    try:
+        film = Film("Hopper-v5", options, 0, file, episodes=2)
+    except RunError as error:
+        pytest.skip(f"this machine cannot render: {error}")
+    with film:
+        returns = film.shoot(Standing(), True)
+    assert len(set(returns)) == 2
+    with Image.open(file) as picture:
+        assert (picture.size, picture.n_frames) == ((128, 64), 3)  # of 125 frames a second every seventh
+        left, right = (np.asarray(picture.convert("RGB").crop((64 * k, 0, 64 * k + 64, 20)), int) for k in (0, 1))
+        assert (left > 240).any()  # what is written in
+        assert (left != right).any()
+
+
+def test_where_nothing_can_draw_the_package_to_install_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from agents.run.video import choose_renderer
+
+    for name in ("MUJOCO_GL", "DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
+    with pytest.raises(RunError, match="apt-get install libegl1"):
+        choose_renderer()
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: name if name == "OSMesa" else None)
+    choose_renderer()
+    assert os.environ["MUJOCO_GL"] == "osmesa"
+    monkeypatch.delenv("MUJOCO_GL")
 
 
 def test_a_film_that_is_broken_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,7 +480,7 @@ def test_a_file_is_evaluated_like_its_run(finished: Path, tmp_path: Path) -> Non
         (["train.py", "--best"], 2, "--best needs a run's folder"),
         (["train.py", "--episodes", "0"], 2, "--episodes is 0; give at least 1"),
         (["train.py", "--json", "nowhere/a.json"], 2, "there is no folder nowhere"),
-        (["train.py", "--video", "a.gif"], 2, r"--video is a\.gif; give a name that ends in \.mp4"),
+        (["train.py", "--video", "a.avi"], 2, r"--video is a\.avi; give a name that ends in \.mp4 or \.gif"),
         (["train.py", "--video", "a"], 2, r"ends in \.mp4"),
         (["train.py", "--plot", "a.txt"], 2, r"ends in \.png or \.pdf or \.svg"),
     ],
@@ -485,7 +520,7 @@ def test_tensorboard_groups_the_curves_that_a_run_writes(tmp_path):
     layout = layout_pb2.Layout()
     layout.ParseFromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     assert [category.title for category in layout.category] == list(NPG.dashboard)
-    assert "settings/text_summary" in events.Tags()["tensors"]
+    assert {"settings/text_summary", "command/text_summary", "versions/text_summary"} <= set(events.Tags()["tensors"])
     text = events.Tensors("settings/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "| env | Hopper-v5 |" in text
     assert "| target_kl | 0.01 | flag |" in text
