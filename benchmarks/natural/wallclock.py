@@ -106,13 +106,13 @@ def train(key: dict[str, Any]) -> dict[str, Any]:
     if isinstance(learner, Ours):
         learner.agent.share_used = lambda: min((spent + time.perf_counter() - resumed) / limit, 1.0)
     curve: list[tuple[float, int, float]] = []
-    steps, due = 0, FIRST_SECONDS
+    steps, due = 0, max(FIRST_SECONDS, GROWTH * spent)
     while spent < limit:
         resumed = time.perf_counter()
         while spent + time.perf_counter() - resumed < min(due, limit):
             steps += learner.train(1)
         spent += time.perf_counter() - resumed
-        due = max(due * GROWTH, spent)
+        due = GROWTH * max(due, spent)
         result = evaluate(learner, env, EPISODES, EVALUATION_SEED)
         curve.append((round(spent, 2), steps, round(result.mean, 1)))
     env.close()
