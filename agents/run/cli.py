@@ -92,6 +92,8 @@ def _train(arguments: Sequence[str]) -> int:
         return guarded(program("train"), options.debug, lambda: _start(options, many, values, arguments))
     if first.startswith("-"):
         description = f"{COMMANDS['train'].summary} See {program('train')} ALGORITHM --help for its options."
+        if program("train") == "train.py":
+            description += f" It takes the other commands too: {', '.join(sorted(COMMANDS.keys() - {'train'}))}."
         _list(program("train"), description, {name: _summary(name) for name in REGISTRY}, arguments)
     names = [*REGISTRY, *(name for name in COMMANDS if program("train") == "train.py")]
     print(f"{program('train')}: error: There is no {first!r}{near(first, names)}", file=sys.stderr)
