@@ -453,6 +453,7 @@ def test_environments_with_set_task_and_sample_tasks_are_a_family() -> None:
         for _ in agent.iterations(12 * 20 * 3):
             goals.append(agent.env.get_attr("goal"))
         assert all(np.array_equal(np.repeat(row[::4], 4), row) for row in goals)  # 3 tasks of 4 environments
+        assert all(len(set(row)) == 3 for row in goals)
         assert len({tuple(row) for row in goals}) == 3
         held.append((goals, parameters(agent)))
     assert held[0][0] == held[1][0]

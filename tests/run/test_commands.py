@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import importlib.util
 import io
+import itertools
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -24,7 +26,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents import NPG, checkpoint, load
-from agents.run import cli
+from agents.run import cli, training
 from agents.run.errors import RunError
 from agents.run.folder import RunFolder
 from agents.run.report import hyperparameter_table
@@ -538,13 +540,19 @@ def test_tensorboard_groups_the_curves_that_a_run_writes(tmp_path):
     assert all(len(tags) == 1 for tags in matches.values())
 
 
-def test_minutes_end_a_run_and_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = RunFolder(tmp_path / "run")
+def test_minutes_end_a_run_and_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, ticks = RunFolder(tmp_path / "run"), itertools.count()
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: 0.05 * next(ticks)))
     assert cli.train([*SMALL, "--minutes", "0.05", "--run-dir", str(run.path)]) == 0
     first = run.read_state()
     assert first is not None
     assert (first.state, first.share) == ("finished", 1.0)
-    assert 3.0 <= first.seconds < 3.0 + 2.0  # an iteration over, and no final evaluation
+    assert 3.0 <= first.seconds < 3.5  # an iteration over
+    assert first.seconds < float(rows(run.evaluations)[-1]["seconds"])  # without the final evaluation
+    kl = [float(row["train/kl"]) for row in rows(run.progress) if row["train/kl"]]
+    assert kl[-1] < 0.005 < kl[0]  # the schedule follows the share of the time
     settings = run.read_config().run
     assert (settings.steps, settings.eval_every, settings.minutes) == (None, None, 0.05)
     assert len(rows(run.evaluations)) > 4
@@ -554,8 +562,8 @@ def test_minutes_end_a_run_and_are_kept(tmp_path: Path, capsys: pytest.CaptureFi
     assert cli.train(["resume", str(run.path), "--minutes", "0.08"]) == 0
     second = run.read_state()
     assert second is not None
-    assert second.seconds - first.seconds < 0.03 * 60 + 2.0
-    assert second.steps > first.steps
+    assert 4.8 <= second.seconds < 5.3
+    assert first.steps < second.steps < 2 * first.steps  # as what the first process took counts
     out = capsys.readouterr().out
     assert f"goes on after {first.seconds / 60:.1f} of 0.08 minutes" in out
     assert cli.train(["resume", str(run.path), "--steps", str(second.steps + 1)]) == 0

@@ -70,10 +70,10 @@ def test_runs_of_one_algorithm_are_told_apart_by_what_differs_in_an_environment(
 
 def test_scores_of_several_environments_are_between_the_first_policy_and_the_best_run() -> None:
     curve = {name: np.array([0.0, 1000.0]) for name in ("steps", "seconds")} | {"mean": np.array([10.0, 0.0])}
-    runs = [scored("a", k, score, curve=curve) for k, score in enumerate((10.0, 60.0, 110.0))]
-    assert normalized(runs)["a"]["Hopper-v5"].tolist() == [10.0, 60.0, 110.0]  # alone: returns
+    runs = [scored("a", k, score, curve=curve) for k, score in enumerate((35.0, 60.0, 110.0))]
+    assert normalized(runs)["a"]["Hopper-v5"].tolist() == [35.0, 60.0, 110.0]  # alone: returns
     both = [*runs, scored("a", 0, 3.0, env="Ant-v5", curve={})]
-    assert normalized(both)["a"]["Hopper-v5"].tolist() == [0.0, 0.5, 1.0]
+    assert normalized(both)["a"]["Hopper-v5"].tolist() == [0.25, 0.5, 1.0]
     assert pooled({"Hopper-v5": np.array([0.0, 0.5, 1.0, 5.0])})["iqm"] == 0.75
 
 
