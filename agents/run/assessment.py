@@ -19,7 +19,7 @@ from agents.run import report
 from agents.run.errors import RunError, UsageError
 from agents.run.evaluation import BLOCK, Evaluation, evaluate
 from agents.run.folder import RunFolder
-from agents.run.options import Flag, check_device, check_least, parsed_pairs
+from agents.run.options import Flag, check_device, check_import, check_least, parsed_pairs
 from agents.run.video import Film
 from envs import VectorEnv, make_vec
 
@@ -57,6 +57,8 @@ class Assessment:
     """Where networks live: auto, cpu, cuda or cuda:1; auto takes the GPU if there is one."""
     threads: int = 1
     """Threads of PyTorch on the CPU; more compete with the threads of the physics."""
+    allow_import: Flag = False
+    """Import the module that the agent's own environment names (module:Id-v0); it runs code, so trust it first."""
     debug: Flag = False
     """Show the traceback of an error."""
 
@@ -93,6 +95,7 @@ def _assess_episodes(asked: Assessment, file: Path, manifest: dict[str, Any]) ->
     env_id, env_kwargs = asked.env or manifest["env_id"], own | parsed_pairs(asked.env_kwargs)
     if env_id is None:
         raise RunError(f"{file} does not name its environment, which had no id; give one with --env.")
+    check_import(file, "" if asked.env else env_id, own, asked.allow_import)  # what was typed is trusted
     with contextlib.ExitStack() as stack:
         film = asked.video and stack.enter_context(Film(env_id, env_kwargs, asked.seed, Path(asked.video)))
         env = _environments(asked, env_id, env_kwargs, agent)

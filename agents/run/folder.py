@@ -97,7 +97,7 @@ class RunFolder:
         except FileExistsError as error:
             raise RunError(
                 f"{path} exists and is not overwritten; choose another --run-dir, or go on with "
-                f"{typed('resume')} {path}"
+                f"{typed('resume')} {path}{config.run.consent}"
             ) from error
         except OSError as error:
             raise RunError(f"{path} cannot be written ({error.strerror}); choose another --runs.") from error

@@ -253,7 +253,8 @@ def _print_end(console: Console, jobs: Sequence[Job], title: str, elapsed: float
         if job.state == "failed":
             kept = f" (all that it said: {job.folder.output})" if job.folder.output.is_file() else ""
             show(f"{job.label} failed: {job.error}{kept}")
-    stopped = [shlex.quote(str(job.folder.path)) for job in jobs if job.state == "stopped"]
+    stopped = [job.folder for job in jobs if job.state == "stopped"]
     if stopped:
+        consent = max(folder.read_config().run.consent for folder in stopped)
         show("Stopped runs are saved. Go on:")
-        show(f"  {typed('resume')} {' '.join(stopped)}")
+        show(f"  {typed('resume')} {' '.join(shlex.quote(str(folder.path)) for folder in stopped)}{consent}")

@@ -25,7 +25,7 @@ from agents.run.evaluation import BLOCK, Evaluation, evaluate
 from agents.run.folder import EVALUATION_COLUMNS, RunConfig, RunFolder, RunState, append_row, keep_rows, read_rows
 from agents.run.initial import Initial
 from agents.run.log import STEPS, log_evaluation, record_hyperparameters, run_logger
-from agents.run.options import EVALUATIONS, RunOptions, check_device
+from agents.run.options import EVALUATIONS, RunOptions, check_device, check_import
 from agents.run.process import typed
 from agents.run.progress import Progress
 from agents.run.signals import StopRequest
@@ -69,12 +69,13 @@ def start(algorithm: str, run: RunOptions, config: CommonConfig, origins: dict[s
         return _Training(agent, folder, settings, begins).run()
 
 
-def resume(path: str, changes: dict[str, Any], quiet: bool, command: str) -> int:
+def resume(path: str, changes: dict[str, Any], quiet: bool, command: str, allow_import: bool = False) -> int:
     """Go on with the run in the folder path, as it ran before; returns the exit code.
 
     Args:
         changes: options of the run, by name, in place of its own: steps or minutes (in total, counted from the run's
             beginning; one takes the other's place), device or threads. They become the run's own.
+        allow_import: import the module that its environment's id names.
 
     Raises:
         UsageError: a change is not possible, or the run's device is not here.
@@ -86,6 +87,7 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str) -> int
         length = {"steps": None, "minutes": None} if changes.keys() & {"steps", "minutes"} else {}
         run = dataclasses.replace(settings.run, **(length | changes), quiet=quiet)
         run.check()
+        check_import(folder.config, run.env, run.parsed_env_kwargs(), allow_import)
         check_device(run.device)
         manifest = checkpoint.read_manifest(folder.last)
         done = manifest["num_timesteps"]
@@ -255,7 +257,8 @@ class _Training:
     def _print_stop(self, number: signal.Signals) -> None:
         steps = self.agent.num_timesteps
         self.console.print(f"Stopped by {number.name} after {steps:,} environment steps; everything is saved. Go on:")
-        self.console.print(f"  {typed('resume')} {shlex.quote(str(self.folder.path))}", soft_wrap=True)
+        again = f"{typed('resume')} {shlex.quote(str(self.folder.path))}{self.options.consent}"
+        self.console.print(f"  {again}", soft_wrap=True)
 
     def _print_summary(self, final: Evaluation) -> None:
         show, folder = self.console.print, shlex.quote(str(self.folder.path))
@@ -265,7 +268,7 @@ class _Training:
             "policy": self.folder.last,
             "curve": self.folder.curve,
             "live curves": f"tensorboard --logdir {folder}",
-            "evaluate": f"{typed('evaluate')} {folder} --episodes 100",
+            "evaluate": f"{typed('evaluate')} {folder} --episodes 100{self.options.consent}",
         }
         for name, text in lines.items():
             show(f"{name:<12}{text}", soft_wrap=True)
