@@ -154,6 +154,18 @@ def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
+def not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """Name the first tensors that hold values which are not finite; "" if there are none."""
+    odd = [name for name, x in tensors.items() if (x.is_floating_point() or x.is_complex()) and not x.isfinite().all()]
+    return ", ".join(odd[:3]) + (f" and {len(odd) - 3} more" if odd[3:] else "")
+
+
+def check_finite(source: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError if an agent's tensors, read from source, hold values that are not finite."""
+    if odd := not_finite(tensors):
+        raise CheckpointError(f"{source} holds values that are not finite, in {odd}; use another checkpoint.")
+
+
 def digest(tensor: Tensor) -> str:
     """Give the sha256 of a CPU tensor's dtype, shape and bytes, in hexadecimal."""
     sha = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())

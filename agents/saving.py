@@ -99,12 +99,19 @@ class Saved:
 
         Raises:
             OSError: the file cannot be written; an earlier one is untouched.
+            FloatingPointError: a value of the agent is not finite; an earlier file is untouched.
             ValueError: exclude or include names something.
         """
         if exclude or include:
             raise ValueError(f"{exclude or include} is not pickled, as nothing is; give neither exclude nor include.")
         target = with_suffix(path) if isinstance(path, (str, os.PathLike)) else path
-        checkpoint.write(target, *self._packed())
+        manifest, tensors = self._packed()
+        if odd := checkpoint.not_finite(tensors):
+            raise FloatingPointError(
+                f"{target} is not written: values of {odd} are not finite. Training has diverged: scale the rewards "
+                "(a few units per step), or lower the learning rates; what was saved before stays."
+            )
+        checkpoint.write(target, manifest, tensors)
 
     @classmethod
     def load(
@@ -155,6 +162,7 @@ class Saved:
             raise CheckpointError(
                 f"{path} holds an agent of the algorithm {manifest.get('algorithm')!r}; load it with agents.load."
             )
+        checkpoint.check_finite(path, tensors)
         changed = cls._as_in_sb3(custom_objects or {}) | changed
         # What the caller changed may be what does not fit.
         with contextlib.nullcontext() if changed else checkpoint.damage_named(path):

@@ -38,7 +38,9 @@ class Initial:
             CheckpointError, RunError: there is none.
         """
         file = checkpoint_file(name, best=False)
-        return cls(name, file, *checkpoint.read(file))
+        manifest, tensors = checkpoint.read(file)
+        checkpoint.check_finite(file, tensors)
+        return cls(name, file, manifest, tensors)
 
     def policy(self, algorithm: type[Agent]) -> str | None:
         """Name its kind of policy, if the algorithm has one of that name."""
