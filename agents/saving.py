@@ -143,7 +143,7 @@ class Saved:
         """
         if print_system_info:
             get_system_info()
-        return cls.unpacked(path, *checkpoint.read(path), env, device, custom_objects, force_reset, **changed)
+        return cls.unpacked(path, *checkpoint.read_agent(path), env, device, custom_objects, force_reset, **changed)
 
     @classmethod
     def unpacked(
@@ -162,7 +162,6 @@ class Saved:
             raise CheckpointError(
                 f"{path} holds an agent of the algorithm {manifest.get('algorithm')!r}; load it with agents.load."
             )
-        checkpoint.check_finite(path, tensors)
         changed = cls._as_in_sb3(custom_objects or {}) | changed
         # What the caller changed may be what does not fit.
         with contextlib.nullcontext() if changed else checkpoint.damage_named(path):
@@ -268,7 +267,12 @@ class Saved:
         agent.ep_success_buffer = deque(manifest.get("episode_successes", ()), maxlen=agent._stats_window_size)
         agent.last_metrics = manifest["metrics"]
         agent._setup_model()
-        agent.policy.load_state_dict(named_as_in(agent.policy, with_prefix(tensors, "policy.")))
+        given, own = named_as_in(agent.policy, with_prefix(tensors, "policy.")), agent.policy.state_dict()
+        for name in own.keys() | given.keys():
+            if name not in given or name not in own or given[name].dtype != own[name].dtype:
+                found, wanted = (f"of {x[name].dtype}" if name in x else "missing" for x in (given, own))
+                raise CheckpointError(f"policy.{name} does not fit: in the file it is {found}, in the policy {wanted}.")
+        agent.policy.load_state_dict(given)
         agent.load_own_tensors(with_prefix(tensors, f"{agent.name}."))
 
     def _packed_environments(self: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -83,7 +83,7 @@ def assess(asked: Assessment, command: str) -> int:
     torch.set_num_threads(asked.threads)
     torch.manual_seed(asked.seed)  # sampled actions draw from it
     file = checkpoint_file(asked.target, asked.best)
-    manifest, _ = checkpoint.read(file)
+    manifest, _ = checkpoint.read_agent(file)
     _assess_episodes(asked, file, manifest)
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -61,6 +62,13 @@ def guarded(program: str, debug: bool, action: Callable[[], int]) -> int:
             raise
         _print(f"{program}: error: {error}", error)
         return error.exit_code if isinstance(error, RunError) else 1
+    except (MemoryError, RuntimeError) as error:
+        short = isinstance(error, MemoryError) or re.search(r"allocate memory|out of memory", str(error))
+        if debug or not short:
+            raise
+        less = "take fewer environments, fewer steps per iteration or smaller networks"
+        _print(f"{program}: error: There is not enough memory for this; {less}.", error)
+        return 1
 
 
 def _print(sentence: str, error: BaseException) -> None:

@@ -38,9 +38,7 @@ class Initial:
             CheckpointError, RunError: there is none.
         """
         file = checkpoint_file(name, best=False)
-        manifest, tensors = checkpoint.read(file)
-        checkpoint.check_finite(file, tensors)
-        return cls(name, file, manifest, tensors)
+        return cls(name, file, *checkpoint.read_agent(file))
 
     def policy(self, algorithm: type[Agent]) -> str | None:
         """Name its kind of policy, if the algorithm has one of that name."""

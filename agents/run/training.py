@@ -20,7 +20,7 @@ from agents import REGISTRY, checkpoint, load, noise
 from agents.base import Agent
 from agents.config import CommonConfig
 from agents.run import report
-from agents.run.errors import UsageError
+from agents.run.errors import RunError, UsageError
 from agents.run.evaluation import BLOCK, Evaluation, evaluate
 from agents.run.folder import EVALUATION_COLUMNS, RunConfig, RunFolder, RunState, append_row, keep_rows, read_rows
 from agents.run.initial import Initial
@@ -89,7 +89,12 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str, allow_
         run.check()
         check_import(folder.config, run.env, run.parsed_env_kwargs(), allow_import)
         check_device(run.device)
-        manifest = checkpoint.read_manifest(folder.last)
+        manifest, _ = checkpoint.read_agent(folder.last)
+        kind, num_envs = REGISTRY.get(settings.algorithm), settings.config.get("num_envs")
+        if kind is None or (kind.name, num_envs) != (manifest["algorithm"], manifest["config"].get("num_envs")):
+            raise RunError(
+                f"{folder.config} and {folder.last} are of different runs: their algorithm or num_envs differ."
+            )
         done = manifest["num_timesteps"]
         keep_rows(folder.evaluations, "steps", done)
         keep_rows(folder.progress, STEPS, done)
@@ -100,7 +105,7 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str, allow_
             print(f"{folder.path} is finished with {made}; --{option} with a larger number goes on.")
             return 0
         torch.set_num_threads(run.threads)
-        env = _make_env(run, settings.config["num_envs"], REGISTRY[settings.algorithm].autoreset)
+        env = _make_env(run, num_envs, kind.autoreset)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", NewEpisodes)
             agent = load(folder.last, env=env, device=run.device)

@@ -110,3 +110,15 @@ def test_who_allows_the_import_has_it(shared: RunFolder, capfd: pytest.CaptureFi
     assert " runs/shared --episodes 100 --allow-import\n" in capfd.readouterr().out
     assert cli.main(["evaluate", "runs/shared", "--allow-import", "--episodes", "1"]) == 0
     assert cli.main(["evaluate", "runs/shared", "--env", PLANTED, "--episodes", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "odd"), [("algorithm: npg", "algorithm: npq"), ("num_envs: 2", "num_envs: 1000000000")]
+)
+def test_a_configuration_of_another_run_is_refused(
+    tmp_path: Path, line: str, odd: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = planted(tmp_path / "run", "CartPole-v1", {})
+    folder.config.write_text(folder.config.read_text().replace(line, odd))
+    assert cli.main(["resume", str(folder.path)]) == 1
+    assert "are of different runs: their algorithm or num_envs differ." in capsys.readouterr().err
