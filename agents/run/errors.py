@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -42,7 +43,8 @@ def unless_nobody_reads(action: Callable[[], int]) -> int:
     """Return action's exit code, or that of a process whose reader went away, as in `train.py --help | head`."""
     try:
         code = action()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is where it was closed
+            sys.stdout.flush()
     except BrokenPipeError:
         # What is still to be written at the end has nobody to go to either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -72,4 +74,5 @@ def guarded(program: str, debug: bool, action: Callable[[], int]) -> int:
 
 
 def _print(sentence: str, error: BaseException) -> None:
-    print("\n".join([sentence, *getattr(error, "__notes__", [])]), file=sys.stderr)
+    with contextlib.suppress(OSError):  # it may be a terminal that is gone
+        print("\n".join([sentence, *getattr(error, "__notes__", [])]), file=sys.stderr)

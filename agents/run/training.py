@@ -7,6 +7,7 @@ import dataclasses
 import math
 import shlex
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -14,7 +15,6 @@ from typing import Any
 
 import torch
 from gymnasium.vector import AutoresetMode
-from rich.console import Console
 
 from agents import REGISTRY, checkpoint, load, noise
 from agents.base import Agent
@@ -28,7 +28,7 @@ from agents.run.log import STEPS, log_evaluation, record_hyperparameters, run_lo
 from agents.run.options import EVALUATIONS, RunOptions, check_device, check_import
 from agents.run.process import typed
 from agents.run.progress import Progress
-from agents.run.signals import StopRequest
+from agents.run.signals import StopRequest, stdout_console
 from agents.saving import NewEpisodes
 from envs import VectorEnv, make_vec
 
@@ -105,7 +105,7 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str, allow_
             print(f"{folder.path} is finished with {made}; --{option} with a larger number goes on.")
             return 0
         torch.set_num_threads(run.threads)
-        env = _make_env(run, num_envs, kind.autoreset)
+        env = _make_env(run, manifest["config"]["num_envs"], kind.autoreset)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", NewEpisodes)
             agent = load(folder.last, env=env, device=run.device)
@@ -129,7 +129,8 @@ class _Training:
     def __init__(self, agent: Agent, folder: RunFolder, settings: RunConfig, begins: str | None = None) -> None:
         self.begins = begins
         self.agent, self.folder, self.settings, self.options = agent, folder, settings, settings.run
-        self.console = Console(highlight=False, markup=False)
+        self.stop = StopRequest()
+        self.console = stdout_console(self.stop)
         self.title = f"{settings.algorithm} on {self.options.env}"
         rows = read_rows(folder.evaluations)
         self._evaluated = _due(self.options, int(rows[-1]["steps"]), float(rows[-1]["seconds"])) if rows else None
@@ -148,7 +149,7 @@ class _Training:
         final = None
         with (
             contextlib.closing(_make_env(run, BLOCK, AutoresetMode.DISABLED)) as env,
-            StopRequest() as stop,
+            self.stop as stop,
             Progress(
                 self.console,
                 self.title,
@@ -260,10 +261,16 @@ class _Training:
             show(f"one iteration is {one:,} environment steps, more than the {asked:,} asked for", soft_wrap=True)
 
     def _print_stop(self, number: signal.Signals) -> None:
-        steps = self.agent.num_timesteps
-        self.console.print(f"Stopped by {number.name} after {steps:,} environment steps; everything is saved. Go on:")
-        again = f"{typed('resume')} {shlex.quote(str(self.folder.path))}{self.options.consent}"
-        self.console.print(f"  {again}", soft_wrap=True)
+        """Say how to go on: on stdout, or on stderr if nobody reads that any more."""
+        why = "since nobody reads what it prints" if number is signal.SIGPIPE else f"by {number.name}"
+        words = [
+            f"Stopped {why} after {self.agent.num_timesteps:,} environment steps; everything is saved. Go on:",
+            f"  {typed('resume')} {shlex.quote(str(self.folder.path))}{self.options.consent}",
+        ]
+        self.console.print("\n".join(words), soft_wrap=True)
+        if getattr(self.console.file, "is_lost", False):
+            with contextlib.suppress(OSError):
+                print("\n".join(words), file=sys.stderr)
 
     def _print_summary(self, final: Evaluation) -> None:
         show, folder = self.console.print, shlex.quote(str(self.folder.path))
