@@ -408,7 +408,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
     ) -> None:
         """Load the policy's parameters from a checkpoint of ours, or from {"policy": state_dict}."""
         if not isinstance(load_path_or_dict, dict):
-            _, tensors = checkpoint.read(load_path_or_dict)
+            _, tensors = checkpoint.read_agent(load_path_or_dict)
             load_path_or_dict = {"policy": named_as_in(self.policy, with_prefix(tensors, "policy."))}
         super().set_parameters(load_path_or_dict, exact_match, device)
         if self.env is not None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
+import math
 import os
 import platform
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -29,6 +31,44 @@ FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
 PACKAGES = ("geodesic-rl", "torch", "numpy", "gymnasium", "mujoco", "stable-baselines3")
+
+MANIFEST_BYTES = 2**24
+SLACK = 2**23
+"""Numbers that an agent may have beside its tensors, as a net_arch that its kind of policy does not use."""
+LAYER = 2**20
+"""What a layer counts, at least, of which the file has no tensor."""
+
+
+def _is_seed(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _are_episodes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(episode[name]) in (int, float) for episode in value for name in "rl")
+
+
+def _are_plain(value: Any) -> bool:
+    return isinstance(value, dict) and not any(isinstance(one, (dict, list)) for one in value.values())
+
+
+_TEXT = ("a text", lambda value: isinstance(value, str))
+_OBJECT = ("an object", lambda value: isinstance(value, dict))
+_COUNT = ("a whole number of at least 0", lambda value: _is_seed(value) and value < 2**63)
+FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("algorithm", "policy_class", "env_snapshot"), _TEXT),
+    **dict.fromkeys(("policy_kwargs", "config", "observation_space", "action_space", "env_kwargs"), _OBJECT),
+    **dict.fromkeys(("versions", "sha256"), _OBJECT),
+    **dict.fromkeys(("num_timesteps", "total_timesteps", "iteration", "counter", "episodes", "blowups"), _COUNT),
+    "env_id": ("a text, or null", lambda value: value is None or isinstance(value, str)),
+    "seed": ("a whole number of at least 0, or null", lambda value: value is None or _is_seed(value)),
+    "stream_seed": ("a whole number of at least 0", _is_seed),
+    "episode_infos": ("a list of episodes", _are_episodes),
+    "metrics": ("an object of numbers", _are_plain),
+}
+"""What the fields of a manifest must be, where it has them."""
+REQUIRED = FIELDS.keys() - {"counter", "blowups"}
+"""What an agent's manifest has; the first ones have no counter."""
+
 
 StrPath = str | os.PathLike[str]
 Source = StrPath | IO[bytes]
@@ -89,6 +129,23 @@ def read(source: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return manifest, tensors
 
 
+def read_agent(source: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the checkpoint of an agent, whose manifest has what it must, whose sizes are those of its tensors.
+
+    Raises:
+        CheckpointError: as `read`; or a field is missing or of another type, a value is not finite, or something is
+            described that is far larger than what the file holds.
+    """
+    manifest, tensors = read(source)
+    if missing := REQUIRED - manifest.keys():
+        raise CheckpointError(f"{source} holds no agent: its {MANIFEST} lacks {', '.join(sorted(missing)[:3])}.")
+    if odd := not_finite(tensors):
+        raise CheckpointError(f"{source} holds values that are not finite, in {odd}; use another checkpoint.")
+    with damage_named(source):
+        _check_sizes(source, manifest, tensors)
+    return manifest, tensors
+
+
 def read_manifest(source: Source) -> dict[str, Any]:
     """Return the manifest of a checkpoint without reading its tensors, whose digests stay unverified.
 
@@ -113,7 +170,7 @@ def _opened(source: Source) -> Iterator[tuple[dict[str, Any], zipfile.ZipFile]]:
     """Give the manifest of a checkpoint and its open archive; what is wrong with either is a CheckpointError."""
     file = find(source) if isinstance(source, (str, os.PathLike)) else source
     with damage_named(file), zipfile.ZipFile(file) as archive:
-        _check_members(file, archive.infolist())
+        _check_members(file, archive)
         manifest = json.loads(archive.read(MANIFEST))
         _check_manifest(file, manifest)
         yield manifest, archive
@@ -130,7 +187,8 @@ def damage_named(source: Any) -> Iterator[None]:
         if isinstance(error, OSError) and error.filename is not None:
             raise  # it could not be opened
         raise CheckpointError(
-            f"{source} is damaged or not a {FORMAT} ({type(error).__name__}: {error}); use another checkpoint."
+            f"{source} is damaged or not a {FORMAT} ({type(error).__name__}: {_first_line(error)}); use another "
+            "checkpoint."
         ) from error
 
 
@@ -154,6 +212,12 @@ def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
+def not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """Name the first tensors that hold values which are not finite; "" if there are none."""
+    odd = [name for name, x in tensors.items() if (x.is_floating_point() or x.is_complex()) and not x.isfinite().all()]
+    return ", ".join(odd[:3]) + (f" and {len(odd) - 3} more" if odd[3:] else "")
+
+
 def digest(tensor: Tensor) -> str:
     """Give the sha256 of a CPU tensor's dtype, shape and bytes, in hexadecimal."""
     sha = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -173,7 +237,12 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _check_members(source: Any, members: list[zipfile.ZipInfo]) -> None:
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200]
+
+
+def _check_members(source: Any, archive: zipfile.ZipFile) -> None:
+    members = archive.infolist()
     names = {member.filename for member in members}
     if "_stable_baselines3_version" in names:
         raise CheckpointError(
@@ -186,6 +255,15 @@ def _check_members(source: Any, members: list[zipfile.ZipInfo]) -> None:
         raise CheckpointError(
             f"{source} is not a {FORMAT}: one holds two members, neither of them compressed; use another checkpoint."
         )
+    assert archive.fp is not None
+    whole = archive.fp.seek(0, os.SEEK_END)
+    for member in members:  # before anything is allocated for them
+        most = min(whole - member.header_offset, MANIFEST_BYTES if member.filename == MANIFEST else whole)
+        if not member.compress_size == member.file_size <= most:
+            raise CheckpointError(
+                f"{source} is damaged: its {member.filename} says that it has {member.file_size:,} bytes, and can have "
+                f"{most:,}; use another checkpoint."
+            )
 
 
 def _check_manifest(source: Any, manifest: Any) -> None:
@@ -201,6 +279,12 @@ def _check_manifest(source: Any, manifest: Any) -> None:
         raise CheckpointError(
             f"{source} is damaged: its {MANIFEST} does not match its own sha256; use another checkpoint."
         )
+    for name, (words, holds) in FIELDS.items():
+        if name in manifest and not holds(manifest[name]):
+            raise CheckpointError(
+                f"{source} is damaged: {name} in its {MANIFEST} is {repr(manifest[name])[:60]}, not {words}; use "
+                "another checkpoint."
+            )
 
 
 def _digest_of_manifest(manifest: Mapping[str, Any]) -> str:
@@ -215,6 +299,43 @@ def _check_digests(source: Any, expected: dict[str, str], tensors: dict[str, Ten
             f"{source} is damaged: {', '.join(wrong[:3])} {'does' if len(wrong) == 1 else 'do'} not match the sha256 "
             "in its manifest; use another checkpoint."
         )
+
+
+def _check_sizes(source: Any, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError for spaces and networks far larger than the tensors, before they are made."""
+    held = sum(x.numel() for x in tensors.values())
+    spaces_of = {name: _size(manifest[name]) for name in ("observation_space", "action_space")}
+    inputs, outputs = spaces_of.values()
+    config = {**manifest["config"], **manifest["policy_kwargs"]}
+    arch = config.get("net_arch") or []
+    kinds = f"{manifest['policy_class']} {config.get('value_network')}".lower()
+    needed = spaces_of | {
+        "rbf_features": inputs * config.get("rbf_features", 0) if "rbf" in kinds else 0,
+        "value_network": inputs**2 // 2 if "quadratic" in kinds else 0,
+    }
+    for part, hidden in (arch if isinstance(arch, dict) else {"": arch}).items():
+        layers = [inputs, *hidden, outputs]
+        more = LAYER * max(0, len(hidden) - len(tensors))
+        needed[f"net_arch {part}".strip()] = sum(a * b for a, b in itertools.pairwise(layers)) + more
+    for name, size in needed.items():
+        if not 0 <= size <= held + SLACK:
+            raise CheckpointError(
+                f"{source} is damaged: its {name} is of {size:,} numbers, and all its tensors are {held:,}; use "
+                "another checkpoint."
+            )
+
+
+def _size(space: Mapping[str, Any]) -> int:
+    """Count the numbers that a stored space has as a policy's input or output."""
+    match space["kind"]:
+        case "Box":
+            return math.prod(space["shape"])
+        case "Discrete":
+            return int(space["n"])
+        case "MultiDiscrete":
+            return int(np.sum(space["nvec"]))
+        case _:
+            return int(np.prod(space.get("n", 0)))
 
 
 def _sync_folder(folder: Path) -> None:

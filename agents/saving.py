@@ -99,12 +99,19 @@ class Saved:
 
         Raises:
             OSError: the file cannot be written; an earlier one is untouched.
+            FloatingPointError: a value of the agent is not finite; an earlier file is untouched.
             ValueError: exclude or include names something.
         """
         if exclude or include:
             raise ValueError(f"{exclude or include} is not pickled, as nothing is; give neither exclude nor include.")
         target = with_suffix(path) if isinstance(path, (str, os.PathLike)) else path
-        checkpoint.write(target, *self._packed())
+        manifest, tensors = self._packed()
+        if odd := checkpoint.not_finite(tensors):
+            raise FloatingPointError(
+                f"{target} is not written: values of {odd} are not finite. Training has diverged: scale the rewards "
+                "(a few units per step), or lower the learning rates; what was saved before stays."
+            )
+        checkpoint.write(target, manifest, tensors)
 
     @classmethod
     def load(
@@ -136,7 +143,7 @@ class Saved:
         """
         if print_system_info:
             get_system_info()
-        return cls.unpacked(path, *checkpoint.read(path), env, device, custom_objects, force_reset, **changed)
+        return cls.unpacked(path, *checkpoint.read_agent(path), env, device, custom_objects, force_reset, **changed)
 
     @classmethod
     def unpacked(
@@ -260,7 +267,12 @@ class Saved:
         agent.ep_success_buffer = deque(manifest.get("episode_successes", ()), maxlen=agent._stats_window_size)
         agent.last_metrics = manifest["metrics"]
         agent._setup_model()
-        agent.policy.load_state_dict(named_as_in(agent.policy, with_prefix(tensors, "policy.")))
+        given, own = named_as_in(agent.policy, with_prefix(tensors, "policy.")), agent.policy.state_dict()
+        for name in own.keys() | given.keys():
+            if name not in given or name not in own or given[name].dtype != own[name].dtype:
+                found, wanted = (f"of {x[name].dtype}" if name in x else "missing" for x in (given, own))
+                raise CheckpointError(f"policy.{name} does not fit: in the file it is {found}, in the policy {wanted}.")
+        agent.policy.load_state_dict(given)
         agent.load_own_tensors(with_prefix(tensors, f"{agent.name}."))
 
     def _packed_environments(self: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:

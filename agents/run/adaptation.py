@@ -113,7 +113,7 @@ def adapt(asked: Adaptation, command: str) -> int:
     torch.set_num_threads(asked.threads)
     torch.manual_seed(asked.seed)  # sampled actions draw from it
     file = checkpoint_file(asked.target, asked.best)
-    manifest = checkpoint.read_manifest(file)
+    manifest, _ = checkpoint.read_agent(file)
     tasks, policies = compare(
         file,
         [checkpoint_file(name, asked.best) for name in asked.beside],
@@ -170,7 +170,7 @@ def compare(
     Raises:
         UsageError: the run is on no family, the family has no held-out tasks, or another run is on another family.
     """
-    manifest, _ = checkpoint.read(file)
+    manifest, _ = checkpoint.read_agent(file)
     env_id, config = manifest["env_id"], manifest["config"]
     kwargs = {name: value for name, value in manifest["env_kwargs"].items() if name not in KINDS_OF_TASKS}
     agent = load(file, device="cpu")
@@ -238,7 +238,7 @@ def adapted_returns(
 
 def _kind(file: Path, env_id: str) -> tuple[str, bool]:
     """Name a run that is shown beside one on env_id, and say whether its policy is adapted."""
-    manifest, _ = checkpoint.read(file)
+    manifest, _ = checkpoint.read_agent(file)
     if manifest["env_id"] != env_id:
         raise UsageError(f"--beside {file} was trained on {manifest['env_id']}, not on {env_id}.")
     oracle = manifest["env_kwargs"].get("observe_task", False)

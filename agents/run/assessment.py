@@ -22,7 +22,7 @@ from agents.run.comparison import Compare, check_outputs, chosen, curve_of, expa
 from agents.run.errors import RunError, UsageError
 from agents.run.evaluation import BLOCK, Evaluation, evaluate
 from agents.run.folder import RunFolder
-from agents.run.options import Flag, check_device, check_least, parsed_pairs
+from agents.run.options import Flag, check_device, check_import, check_least, parsed_pairs
 from agents.run.outputs import check_output
 from agents.run.runs import find
 from agents.run.statistics import Scored
@@ -67,6 +67,8 @@ class Assessment:
     """Where networks live: auto, cpu, cuda or cuda:1; auto takes the GPU if there is one."""
     threads: int = 1
     """Threads of PyTorch on the CPU; more compete with the threads of the physics."""
+    allow_import: Flag = False
+    """Import the module that the agent's own environment names (module:Id-v0); it runs code, so trust it first."""
     debug: Flag = False
     """Show the traceback of an error."""
 
@@ -168,12 +170,13 @@ def _task(asked: Assessment, file: Path, manifest: dict[str, Any]) -> tuple[str,
     env_id = asked.env or manifest["env_id"]
     if env_id is None:
         raise RunError(f"{file} does not name its environment, which had no id; give one with --env.")
+    check_import(file, "" if asked.env else env_id, own, asked.allow_import)  # what was typed is trusted
     return env_id, own | parsed_pairs(asked.env_kwargs)
 
 
 def _assess_one(asked: Assessment, file: Path) -> None:
     """Run whole episodes and show their returns."""
-    agent, (manifest, _) = load(file, device=asked.device), checkpoint.read(file)
+    agent, (manifest, _) = load(file, device=asked.device), checkpoint.read_agent(file)
     env_id, env_kwargs = _task(asked, file, manifest)
     with contextlib.ExitStack() as stack:
         film = asked.video and stack.enter_context(

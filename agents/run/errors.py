@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -41,7 +43,8 @@ def unless_nobody_reads(action: Callable[[], int]) -> int:
     """Return action's exit code, or that of a process whose reader went away, as in `train.py --help | head`."""
     try:
         code = action()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is where it was closed
+            sys.stdout.flush()
     except BrokenPipeError:
         # What is still to be written at the end has nobody to go to either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -61,7 +64,15 @@ def guarded(program: str, debug: bool, action: Callable[[], int]) -> int:
             raise
         _print(f"{program}: error: {error}", error)
         return error.exit_code if isinstance(error, RunError) else 1
+    except (MemoryError, RuntimeError) as error:
+        short = isinstance(error, MemoryError) or re.search(r"allocate memory|out of memory", str(error))
+        if debug or not short:
+            raise
+        less = "take fewer environments, fewer steps per iteration or smaller networks"
+        _print(f"{program}: error: There is not enough memory for this; {less}.", error)
+        return 1
 
 
 def _print(sentence: str, error: BaseException) -> None:
-    print("\n".join([sentence, *getattr(error, "__notes__", [])]), file=sys.stderr)
+    with contextlib.suppress(OSError):  # it may be a terminal that is gone
+        print("\n".join([sentence, *getattr(error, "__notes__", [])]), file=sys.stderr)

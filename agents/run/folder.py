@@ -13,6 +13,7 @@ import platform
 import re
 import subprocess
 import time
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,11 +21,13 @@ from typing import Any, TextIO
 import yaml
 
 from agents import checkpoint
+from agents.config import checked
 from agents.run.errors import RunError
 from agents.run.options import RunOptions
 from agents.run.process import typed
 from envs.cores import usable_cores
 
+CONFIG_BYTES, CONFIG_DEPTH = 2**18, 20
 EVALUATION_COLUMNS = ("steps", "mean", "iqm", "lower", "upper", "episodes", "seconds")
 
 
@@ -98,7 +101,7 @@ class RunFolder:
         except FileExistsError as error:
             raise RunError(
                 f"{path} exists and is not overwritten; choose another --run-dir, or go on with "
-                f"{typed('resume')} {path}"
+                f"{typed('resume')} {path}{config.run.consent}"
             ) from error
         except OSError as error:
             raise RunError(f"{path} cannot be written ({error.strerror}); choose another --runs.") from error
@@ -152,9 +155,11 @@ class RunFolder:
     def read_state(self) -> RunState | None:
         """Return where the run is; None before it says so, and of runs of the first versions."""
         try:
-            return RunState(**json.loads(self.state.read_text()))
-        except FileNotFoundError:
+            state = RunState(**json.loads(self.state.read_text()))
+        except (FileNotFoundError, ValueError, TypeError):  # it is not synced: a computer's end may leave half of it
             return None
+        numbers = (state.steps, state.seconds, state.share)
+        return state if all(isinstance(number, (int, float)) for number in numbers) else None
 
     def write_config(self, config: RunConfig) -> None:
         """Write config.yaml, over an earlier one only when the new one is complete."""
@@ -169,10 +174,23 @@ class RunFolder:
             RunError: config.yaml is not one that this version wrote.
         """
         try:
-            values = yaml.safe_load(self.config.read_text())
-            run = values.pop("run")
-            return RunConfig(run=RunOptions(**{**run, "env_kwargs": tuple(run["env_kwargs"])}), **values)
-        except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+            if self.config.stat().st_size > CONFIG_BYTES:
+                raise ValueError(f"it is longer than {CONFIG_BYTES:,} bytes")
+            text = self.config.read_text()
+            depth = 0
+            for event in yaml.parse(text, yaml.SafeLoader):
+                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                if depth > CONFIG_DEPTH or isinstance(event, yaml.AliasEvent):
+                    raise ValueError("it has aliases, or lists in lists, which may take more memory than there is")
+            values = yaml.safe_load(text)
+            kinds = typing.get_type_hints(RunOptions)
+            run = {name: checked(name, value, kinds[name]) for name, value in values.pop("run").items()}
+            config = RunConfig(run=RunOptions(**run), **values)
+            for name, kind in {"algorithm": str, "config": dict, "origins": dict}.items():
+                if not isinstance(getattr(config, name), kind):
+                    raise TypeError(f"{name} is {repr(getattr(config, name))[:60]}")
+            return config
+        except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise RunError(f"{self.config} cannot be read as a run's configuration ({error}).") from error
 
 

@@ -38,7 +38,7 @@ class Initial:
             CheckpointError, RunError: there is none.
         """
         file = checkpoint_file(name, best=False)
-        return cls(name, file, *checkpoint.read(file))
+        return cls(name, file, *checkpoint.read_agent(file))
 
     def policy(self, algorithm: type[Agent]) -> str | None:
         """Name its kind of policy, if the algorithm has one of that name."""

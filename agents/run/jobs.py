@@ -26,7 +26,7 @@ from agents.run.folder import RunFolder, RunState, made, new_path
 from agents.run.options import RunOptions, check_least
 from agents.run.process import typed
 from agents.run.progress import clock, figure
-from agents.run.signals import StopRequest
+from agents.run.signals import StopRequest, stdout_console
 from envs.cores import usable_cores
 
 POLL_SECONDS = 0.5
@@ -105,7 +105,8 @@ def work_off(jobs: list[Job], at_once: int | None, title: str, quiet: bool) -> i
     fails does not end the others, except that one which was refused as it was typed keeps those after it from
     beginning.
     """
-    console = Console(highlight=False, markup=False)
+    stop = StopRequest()
+    console = stdout_console(stop)
     slots = _slots(min(at_once or usable_cores(), len(jobs)))
     begun = time.monotonic()
     told = refused = False
@@ -115,7 +116,7 @@ def work_off(jobs: list[Job], at_once: int | None, title: str, quiet: bool) -> i
         return Group(_table(jobs, title), Text(_summary(jobs, time.monotonic() - begun) + asked, style="dim"))
 
     is_live = console.is_terminal and not quiet
-    with StopRequest() as stop:
+    with stop:
         live = Live(get_renderable=table, console=console, refresh_per_second=2, transient=True)
         if is_live:
             live.start()
@@ -173,7 +174,7 @@ def _begin(job: Job, cores: list[int]) -> None:
 def _end(job: Job, code: int) -> bool:
     """Note what became of a job; True if it was refused as it was typed."""
     where, words = job.where(), job.folder.output.read_text(errors="replace").strip().splitlines()
-    job.state = {0: "finished", 130: "stopped", 143: "stopped", -signal.SIGTERM: "stopped"}.get(code, "failed")
+    job.state = {0: "finished", **dict.fromkeys((129, 130, 143, -signal.SIGTERM), "stopped")}.get(code, "failed")
     if job.state == "failed":
         job.error = (where.error if where is not None else "") or (words[-1] if words else f"it ended with {code}")
     if not job.folder.config.exists() and (job.state == "stopped" or code == 2):
@@ -253,7 +254,8 @@ def _print_end(console: Console, jobs: Sequence[Job], title: str, elapsed: float
         if job.state == "failed":
             kept = f" (all that it said: {job.folder.output})" if job.folder.output.is_file() else ""
             show(f"{job.label} failed: {job.error}{kept}")
-    stopped = [shlex.quote(str(job.folder.path)) for job in jobs if job.state == "stopped"]
+    stopped = [job.folder for job in jobs if job.state == "stopped"]
     if stopped:
+        consent = max(folder.read_config().run.consent for folder in stopped)
         show("Stopped runs are saved. Go on:")
-        show(f"  {typed('resume')} {' '.join(stopped)}")
+        show(f"  {typed('resume')} {' '.join(shlex.quote(str(folder.path)) for folder in stopped)}{consent}")

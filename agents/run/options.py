@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,8 @@ from envs.cores import usable_cores
 
 Flag = FlagCreatePairsOff[bool]
 DEFAULT_STEPS = 1_000_000
+ALLOW_IMPORT = "allow-import"
+"""Option of the commands that open files."""
 EVALUATIONS = 20
 """Of a run, unless it is told how often."""
 
@@ -63,6 +65,11 @@ class RunOptions:
     debug: Flag = False
     """Show the traceback of an error."""
 
+    @property
+    def consent(self) -> str:
+        """Give what is typed, besides, to go on with this run or to evaluate it: the word that allows an import."""
+        return f" --{ALLOW_IMPORT}" if module_of(self.env, self.parsed_env_kwargs()) else ""
+
     def check(self) -> None:
         """Raise UsageError for a value that no run can have."""
         least = {"steps": 1, "seed": 0, "eval_every": 1, "eval_episodes": 1, "threads": 1, "checkpoint_every": 0}
@@ -104,6 +111,29 @@ def check_least(options: Any, bounds: Mapping[str, float]) -> None:
 def parsed_pairs(pairs: Iterable[str]) -> dict[str, Any]:
     """Read KEY=VALUE pairs, the values as YAML; UsageError for one that is none."""
     return dict(map(_parse_pair, pairs))
+
+
+def check_import(source: object, env_id: str, env_kwargs: Mapping[str, Any], allowed: bool) -> None:
+    """Raise UsageError if an environment that a file names, not a person, imports a module: that would run its code."""
+    module = module_of(env_id, env_kwargs)
+    if module and not allowed:
+        raise UsageError(
+            f"{source} names the environment {env_id!r}, for which the module {module!r} would be imported, and its "
+            f"code run; give --{ALLOW_IMPORT} if you trust it."
+        )
+
+
+def module_of(env_id: str, env_kwargs: Mapping[str, Any]) -> str | None:
+    """Name the module that an environment's id, such as module:Id-v0, or a text in its arguments has imported."""
+
+    def texts(value: Any) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, (Mapping, list, tuple, set)):
+            for item in [*value, *value.values()] if isinstance(value, Mapping) else value:
+                yield from texts(item)
+
+    return next((text.rpartition(":")[0] or text for text in texts([env_id, env_kwargs]) if ":" in text), None)
 
 
 def check_device(name: str) -> None:

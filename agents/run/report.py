@@ -26,7 +26,7 @@ EVALUATION_COLOR, TRAINING_COLOR = "#1f5fa8", "#9a9a9a"
 def hyperparameter_table(config: Mapping[str, Any], origins: Mapping[str, str], width: int) -> Table:
     """List every hyperparameter with its value and origin, side by side in two halves where the width has room."""
     headings = ("hyperparameter", "value", "from")
-    cells = [(name, _value(value), origins[name]) for name, value in config.items()]
+    cells = [(name, _value(value), origins.get(name, "default")) for name, value in config.items()]
     one = sum(max(map(len, column)) + 2 for column in zip(headings, *cells, strict=True))
     parts = 2 if 2 * one <= width else 1
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")

@@ -11,7 +11,7 @@ from agents.run import training
 from agents.run.errors import UsageError
 from agents.run.folder import RunFolder
 from agents.run.jobs import Job, work_off
-from agents.run.options import Flag, check_least
+from agents.run.options import ALLOW_IMPORT, Flag, check_least
 from agents.run.process import typed
 
 
@@ -31,6 +31,8 @@ class Resume:
     """Where networks live from now on: auto, cpu, cuda or cuda:1."""
     threads: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: as the run had)")] = None
     """Threads of PyTorch on the CPU from now on; another number than the run's may round otherwise."""
+    allow_import: Flag = False
+    """Import the module that the run's environment names (module:Id-v0); it runs code, so trust it first."""
     quiet: Flag = False
     """Print the final summary only."""
     debug: Flag = False
@@ -50,8 +52,9 @@ def resume(asked: Resume, command: str) -> int:
     changes = {name: getattr(asked, name) for name in ("steps", "minutes", "device", "threads")}
     changed = {name: value for name, value in changes.items() if value is not None}
     if len(asked.run) == 1:
-        return training.resume(asked.run[0], changed, asked.quiet, command)
-    options = [word for name, value in changed.items() for word in (f"--{name}", str(value))]
+        return training.resume(asked.run[0], changed, asked.quiet, command, asked.allow_import)
+    allowed = [f"--{ALLOW_IMPORT}"] if asked.allow_import else []
+    options = allowed + [word for name, value in changed.items() for word in (f"--{name}", str(value))]
     folders = [RunFolder.open(name) for name in dict.fromkeys(asked.run)]
     jobs = [Job(str(folder.path), ["resume", str(folder.path), *options], folder) for folder in folders]
     return work_off(jobs, asked.jobs, f"{len(jobs)} runs", asked.quiet)

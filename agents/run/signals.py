@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
+from typing import IO, Any, cast
+
+from rich.console import Console
 
 
 class StopRequest:
-    """While entered, notes the first SIGINT or SIGTERM; the second one raises KeyboardInterrupt.
+    """While entered, notes the first SIGINT, SIGTERM or SIGHUP; a second one raises KeyboardInterrupt.
+
+    A terminal that goes away sends SIGHUP more than once, so that one never does; where it is ignored, as under nohup,
+    it stays so.
 
     Signals come to a process's main thread alone: in others none is noted.
     """
@@ -18,11 +26,13 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """Return what a shell reports for a process that this signal ended: 130 or 143; 0 if none came."""
+        """Return what a shell reports for a process that this signal ended, such as 130 or 143; 0 if none came."""
         return 0 if self.signal is None else 128 + self.signal
 
     def __enter__(self) -> StopRequest:
-        numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        numbers = [signal.SIGINT, signal.SIGTERM] if threading.current_thread() is threading.main_thread() else []
+        if numbers and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
         self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
@@ -33,6 +43,45 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+        elif number != signal.SIGHUP:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
+
+
+class Outlet:
+    """Takes the place of stdout; once that cannot be written, it asks for a stop, as SIGPIPE, and drops the rest."""
+
+    def __init__(self, file: IO[str], stop: StopRequest) -> None:
+        self._file, self._stop, self.is_lost = file, stop, False
+
+    def write(self, text: str) -> int:
+        """Write, or lose it."""
+        try:
+            return self._file.write(text)
+        except OSError:
+            self._lose()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, or lose what is left."""
+        try:
+            self._file.flush()
+        except OSError:
+            self._lose()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def _lose(self) -> None:
+        self.is_lost = True
+        self._stop.signal = self._stop.signal or signal.SIGPIPE
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._file.fileno())  # what is in buffers goes nowhere, without another error
+        os.close(null)
+
+
+def stdout_console(stop: StopRequest) -> Console:
+    """Make a console on stdout that asks for a stop when nobody reads it any more."""
+    outlet = None if sys.stdout is None else cast("IO[str]", Outlet(sys.stdout, stop))
+    return Console(file=outlet, highlight=False, markup=False)

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import shlex
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -14,21 +15,20 @@ from typing import Any
 
 import torch
 from gymnasium.vector import AutoresetMode
-from rich.console import Console
 
 from agents import REGISTRY, checkpoint, load, noise
 from agents.base import Agent
 from agents.config import CommonConfig
 from agents.run import report
-from agents.run.errors import UsageError
+from agents.run.errors import RunError, UsageError
 from agents.run.evaluation import BLOCK, Evaluation, evaluate
 from agents.run.folder import EVALUATION_COLUMNS, RunConfig, RunFolder, RunState, append_row, keep_rows, read_rows
 from agents.run.initial import Initial
 from agents.run.log import STEPS, log_evaluation, record_hyperparameters, run_logger
-from agents.run.options import EVALUATIONS, RunOptions, check_device
+from agents.run.options import EVALUATIONS, RunOptions, check_device, check_import
 from agents.run.process import typed
 from agents.run.progress import Progress
-from agents.run.signals import StopRequest
+from agents.run.signals import StopRequest, stdout_console
 from agents.saving import NewEpisodes
 from envs import VectorEnv, make_vec
 
@@ -69,12 +69,13 @@ def start(algorithm: str, run: RunOptions, config: CommonConfig, origins: dict[s
         return _Training(agent, folder, settings, begins).run()
 
 
-def resume(path: str, changes: dict[str, Any], quiet: bool, command: str) -> int:
+def resume(path: str, changes: dict[str, Any], quiet: bool, command: str, allow_import: bool = False) -> int:
     """Go on with the run in the folder path, as it ran before; returns the exit code.
 
     Args:
         changes: options of the run, by name, in place of its own: steps or minutes (in total, counted from the run's
             beginning; one takes the other's place), device or threads. They become the run's own.
+        allow_import: import the module that its environment's id names.
 
     Raises:
         UsageError: a change is not possible, or the run's device is not here.
@@ -86,8 +87,14 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str) -> int
         length = {"steps": None, "minutes": None} if changes.keys() & {"steps", "minutes"} else {}
         run = dataclasses.replace(settings.run, **(length | changes), quiet=quiet)
         run.check()
+        check_import(folder.config, run.env, run.parsed_env_kwargs(), allow_import)
         check_device(run.device)
-        manifest = checkpoint.read_manifest(folder.last)
+        manifest, _ = checkpoint.read_agent(folder.last)
+        kind, num_envs = REGISTRY.get(settings.algorithm), settings.config.get("num_envs")
+        if kind is None or (kind.name, num_envs) != (manifest["algorithm"], manifest["config"].get("num_envs")):
+            raise RunError(
+                f"{folder.config} and {folder.last} are of different runs: their algorithm or num_envs differ."
+            )
         done = manifest["num_timesteps"]
         keep_rows(folder.evaluations, "steps", done)
         keep_rows(folder.progress, STEPS, done)
@@ -98,7 +105,7 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str) -> int
             print(f"{folder.path} is finished with {made}; --{option} with a larger number goes on.")
             return 0
         torch.set_num_threads(run.threads)
-        env = _make_env(run, settings.config["num_envs"], REGISTRY[settings.algorithm].autoreset)
+        env = _make_env(run, manifest["config"]["num_envs"], kind.autoreset)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", NewEpisodes)
             agent = load(folder.last, env=env, device=run.device)
@@ -122,7 +129,8 @@ class _Training:
     def __init__(self, agent: Agent, folder: RunFolder, settings: RunConfig, begins: str | None = None) -> None:
         self.begins = begins
         self.agent, self.folder, self.settings, self.options = agent, folder, settings, settings.run
-        self.console = Console(highlight=False, markup=False)
+        self.stop = StopRequest()
+        self.console = stdout_console(self.stop)
         self.title = f"{settings.algorithm} on {self.options.env}"
         rows = read_rows(folder.evaluations)
         self._evaluated = _due(self.options, int(rows[-1]["steps"]), float(rows[-1]["seconds"])) if rows else None
@@ -141,7 +149,7 @@ class _Training:
         final = None
         with (
             contextlib.closing(_make_env(run, BLOCK, AutoresetMode.DISABLED)) as env,
-            StopRequest() as stop,
+            self.stop as stop,
             Progress(
                 self.console,
                 self.title,
@@ -253,9 +261,16 @@ class _Training:
             show(f"one iteration is {one:,} environment steps, more than the {asked:,} asked for", soft_wrap=True)
 
     def _print_stop(self, number: signal.Signals) -> None:
-        steps = self.agent.num_timesteps
-        self.console.print(f"Stopped by {number.name} after {steps:,} environment steps; everything is saved. Go on:")
-        self.console.print(f"  {typed('resume')} {shlex.quote(str(self.folder.path))}", soft_wrap=True)
+        """Say how to go on: on stdout, or on stderr if nobody reads that any more."""
+        why = "since nobody reads what it prints" if number is signal.SIGPIPE else f"by {number.name}"
+        words = [
+            f"Stopped {why} after {self.agent.num_timesteps:,} environment steps; everything is saved. Go on:",
+            f"  {typed('resume')} {shlex.quote(str(self.folder.path))}{self.options.consent}",
+        ]
+        self.console.print("\n".join(words), soft_wrap=True)
+        if getattr(self.console.file, "is_lost", False):
+            with contextlib.suppress(OSError):
+                print("\n".join(words), file=sys.stderr)
 
     def _print_summary(self, final: Evaluation) -> None:
         show, folder = self.console.print, shlex.quote(str(self.folder.path))
@@ -265,7 +280,7 @@ class _Training:
             "policy": self.folder.last,
             "curve": self.folder.curve,
             "live curves": f"tensorboard --logdir {folder}",
-            "evaluate": f"{typed('evaluate')} {folder} --episodes 100",
+            "evaluate": f"{typed('evaluate')} {folder} --episodes 100{self.options.consent}",
         }
         for name, text in lines.items():
             show(f"{name:<12}{text}", soft_wrap=True)

@@ -1,15 +1,19 @@
 import io
 import json
 import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
+import agents
 from agents import checkpoint
 from agents.checkpoint import CheckpointError, read, write
+from agents.run import cli
 
 TENSORS = {
     "float64": torch.linspace(0, 1, 7, dtype=torch.float64),
@@ -267,7 +271,7 @@ def test_odd_manifests_are_refused(saved: Path, kind: str) -> None:
     odd = {key: value for key, value in (manifest | ODD[kind]).items() if value is not None}
     odd["manifest_sha256"] = checkpoint._digest_of_manifest(odd)
     rewrite(saved, manifest__json=json.dumps(odd).encode())
-    with pytest.raises(CheckpointError, match="damaged or not"):
+    with pytest.raises(CheckpointError, match="damaged"):
         read(saved)
 
 
@@ -280,11 +284,124 @@ def test_agents_of_odd_manifests_are_refused(tmp_path: Path) -> None:
     for name in manifest.keys() - {"format", "format_version", "versions", "sha256", "schedules", "counter"}:
         for odd in ({}, [[]], None):
             changed = {key: value for key, value in (manifest | {name: odd}).items() if value is not None}
-            write(path, changed, tensors)
+            with path.open("wb") as file:  # a path's file is read back
+                write(file, changed, tensors)
             try:
                 agents.load(path)
             except CheckpointError:
                 continue
     write(path, manifest, {})
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match="does not fit: in the file it is missing"):
         agents.load(path)
+
+
+LARGE = {
+    "a Discrete space": {"observation_space": {"kind": "Discrete", "n": 10**12, "start": 0}},
+    "a Box": {"observation_space": {"kind": "Box", "shape": [2**40], "dtype": "float32", "low": 0.0, "high": 1.0}},
+    "many choices": {"action_space": {"kind": "MultiDiscrete", "nvec": [10**9, 10**9], "start": [0, 0]}},
+    "bits": {"observation_space": {"kind": "MultiBinary", "n": [2**20, 2**20]}},
+    "wide layers": {"net_arch": [10**6, 10**6]},
+    "the critic's layers": {"policy_kwargs": {"net_arch": {"pi": [4], "vf": [10**6, 10**6]}}},
+    "many layers": {"net_arch": [1] * 100_000},
+    "features": {"policy_class": "RBFPolicy", "rbf_features": 10**9},
+    "products": {
+        "observation_space": {"kind": "Box", "shape": [2**22], "dtype": "float32", "low": 0.0, "high": 1.0},
+        "value_network": "quadratic",
+    },
+}
+
+
+@pytest.fixture
+def agent_file(tmp_path: Path) -> Path:
+    agents.NPG("MlpPolicy", "CartPole-v1", num_envs=1, net_arch=(4,), device="cpu").save(tmp_path / "npg.zip")
+    return tmp_path / "npg.zip"
+
+
+def altered(path: Path, tensors: dict[str, torch.Tensor] | None = None, **fields: object) -> Path:
+    """Write a checkpoint beside it, its digests right, with other fields and hyperparameters."""
+    manifest, own = read(path)
+    config = {**manifest["config"], **{name: fields.pop(name) for name in fields.keys() & manifest["config"].keys()}}
+    with path.with_name("odd.zip").open("wb") as file:
+        write(file, {**manifest, "config": config, **fields}, own | (tensors or {}))
+    return path.with_name("odd.zip")
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_what_is_larger_than_the_file_is_refused_before_it_is_made(agent_file: Path, kind: str) -> None:
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match=r"odd\.zip is damaged: its .* numbers, and all its tensors are"):
+        agents.load(altered(agent_file, **LARGE[kind]))
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("member", [0, 1])
+def test_a_member_that_says_it_is_larger_than_the_file_is_refused(agent_file: Path, member: int) -> None:
+    data, place = bytearray(agent_file.read_bytes()), -1
+    for _ in range(member + 1):
+        place = data.index(b"PK\x01\x02", place + 1)
+    data[place + 20 : place + 28] = (2**31).to_bytes(4, "little") * 2
+    agent_file.write_bytes(data)
+    with pytest.raises(CheckpointError, match="says that it has 2,147,483,648 bytes, and can have"):
+        agents.load(agent_file)
+
+
+@pytest.mark.parametrize(
+    ("name", "odd"),
+    [
+        ("num_timesteps", "100"), ("num_timesteps", -1), ("iteration", 2**70), ("stream_seed", 0.5), ("versions", []),
+        ("metrics", {"a": []}), ("episode_infos", [{"r": "1", "l": 1}]), ("env_id", []), ("env_kwargs", None),
+    ],
+)  # fmt: skip
+def test_a_field_of_another_type_is_named(agent_file: Path, name: str, odd: object) -> None:
+    path = agent_file
+    if name == "versions":  # which writing adds
+        manifest = read(path)[0] | {name: odd}
+        manifest["manifest_sha256"] = checkpoint._digest_of_manifest(manifest)
+        rewrite(path, manifest__json=json.dumps(manifest).encode())
+    else:
+        path = altered(path, **{name: odd})
+    with pytest.raises(CheckpointError, match=rf"{name} in its manifest\.json is .*, not "):
+        agents.load(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.int32])
+def test_a_tensor_of_another_type_is_not_cast(agent_file: Path, dtype: torch.dtype) -> None:
+    name, tensor = next((key, x) for key, x in read(agent_file)[1].items() if key.startswith("policy.actor"))
+    with pytest.raises(CheckpointError, match=rf"{name} does not fit: in the file it is of {dtype}"):
+        agents.load(altered(agent_file, {name: tensor.to(dtype)}))
+
+
+@pytest.mark.slow
+def test_no_odd_file_is_a_traceback(agent_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bytes changed anywhere, fields and tensors changed with right digests: one sentence each, or an agent."""
+    random, (manifest, tensors), whole = np.random.default_rng(0), read(agent_file), agent_file.read_bytes()
+    odd = agent_file.with_name("odd.zip")
+    values = [None, -1, 0, 1e999, 2**80, "", "x", [], [[]], {}, {"kind": "Box"}, [None], True]
+    codes = []
+
+    def evaluated() -> None:
+        codes.append(cli.evaluate([str(odd), "--episodes", "1"]))
+        err = capsys.readouterr().err
+        assert codes[-1] == 0 or err.startswith("evaluate.py: error: "), err
+        assert err.count("\n") <= 1, err
+
+    for _ in range(40):
+        data = bytearray(whole)
+        for place in random.integers(0, len(data), random.integers(1, 4)):
+            data[place] = random.integers(256)
+        odd.write_bytes(data[: random.integers(len(data))] if random.random() < 0.2 else data)
+        evaluated()
+    for name in manifest.keys() - {"format", "format_version", "versions", "sha256"}:
+        for value in random.choice(np.array(values, object), 2, replace=False):
+            altered(agent_file, **{name: value})
+            evaluated()
+    for name in manifest["config"]:
+        for value in random.choice(np.array(values, object), 1, replace=False):
+            altered(agent_file, **{name: value})
+            evaluated()
+    for name in tensors:
+        for value in (torch.zeros(0), torch.zeros(3, 3, 3), torch.zeros((), dtype=torch.int64)):
+            altered(agent_file, {name: value})
+            evaluated()
+    assert {0, 1} <= set(codes) <= {0, 1, 2}

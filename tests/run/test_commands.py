@@ -7,7 +7,9 @@ import io
 import itertools
 import json
 import os
+import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -155,6 +157,41 @@ def test_a_stopped_run_is_saved_and_says_how_to_go_on(
     assert int(rows(run / "progress.csv")[-1]["time/total_timesteps"]) == done
     assert f"after {done:,} environment steps" in result.stdout
     assert (run / "curve.png").exists()
+
+
+def test_a_run_that_nobody_reads_is_saved_and_says_so(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = command("train.py", *SMALL, "--steps", 10_000_000, "--run-dir", run)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(words, cwd=ROOT, env=environment(), **pipes)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=60) == 128 + signal.SIGPIPE
+    said, again = process.stderr.read().splitlines()
+    done = checkpoint.read(run / "checkpoints" / "last.zip")[0]["num_timesteps"]
+    assert said.startswith(f"Stopped since nobody reads what it prints after {done:,} environment steps")
+    assert again == f"  python train.py resume {run}"
+    assert RunFolder(run).read_state().state == "stopped"
+
+
+def test_a_run_whose_terminal_goes_away_is_saved(tmp_path: Path) -> None:
+    run, errors = tmp_path / "run", tmp_path / "errors.txt"
+    words = command("train.py", *SMALL, "--steps", 10_000_000, "--run-dir", run)
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(ROOT)
+        os.dup2(os.open(errors, os.O_CREAT | os.O_WRONLY), 2)
+        os.execve(words[0], words, environment())
+    deadline = time.monotonic() + 60
+    while not (run / "checkpoints" / "last.zip").exists() and time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 4096)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 128 + signal.SIGHUP
+    assert RunFolder(run).read_state().state == "stopped"
+    done = checkpoint.read(run / "checkpoints" / "last.zip")[0]["num_timesteps"]
+    said, _ = errors.read_text().splitlines()
+    assert said.startswith(f"Stopped by SIGHUP after {done:,} environment steps; everything is saved.")
 
 
 def test_a_killed_run_goes_on_as_if_nothing_happened(finished: Path, tmp_path: Path) -> None:

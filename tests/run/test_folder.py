@@ -154,3 +154,31 @@ def test_no_rows_need_no_file(tmp_path: Path) -> None:
     keep_rows(tmp_path / "none.csv", "steps", 5)
     assert read_rows(tmp_path / "none.csv") == []
     assert not (tmp_path / "none.csv").exists()
+
+
+ODD_LINES = {
+    "a text for steps": "run: {env: Ant-v5, env_kwargs: [], steps: many}",
+    "a number for the environment": "run: {env: 5, env_kwargs: []}",
+    "a number for threads that is none": "run: {env: Ant-v5, env_kwargs: [], threads: .nan}",
+    "a list for the config": "config: []",
+    "aliases": "config: {a: &a [1], b: *a}",
+    "much": "config: {a: " + "1" * 2**18 + "}",
+    "depth": "config: " + "[" * 20_000,
+}
+
+
+@pytest.mark.parametrize("kind", ODD_LINES)
+def test_an_odd_configuration_is_one_sentence(tmp_path: Path, kind: str) -> None:
+    folder = RunFolder.create(settings(tmp_path), "")
+    name = ODD_LINES[kind].partition(":")[0]
+    lines = [line for line in folder.config.read_text().splitlines() if name == "config" or not line.startswith("  ")]
+    folder.config.write_text("\n".join([line for line in lines if not line.startswith(name)] + [ODD_LINES[kind]]))
+    with pytest.raises(RunError, match=r"config\.yaml cannot be read as a run's configuration"):
+        folder.read_config()
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"state": "running"}', "[]", '{"state": 1, "steps": "a"}'])
+def test_half_a_state_is_none(tmp_path: Path, text: str) -> None:
+    folder = RunFolder.create(settings(tmp_path), "")
+    folder.state.write_text(text)
+    assert folder.read_state() is None

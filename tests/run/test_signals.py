@@ -6,7 +6,7 @@ import pytest
 from agents.run.signals import StopRequest
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_the_first_signal_asks_and_the_second_interrupts(number: signal.Signals, code: int) -> None:
     with StopRequest() as stop:
         assert stop.signal is None
@@ -34,3 +34,20 @@ def test_other_threads_get_no_signals_and_ask_for_none() -> None:
 
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(inside).result() is None
+
+
+def test_a_terminal_that_goes_away_says_so_twice() -> None:
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.signal == signal.SIGHUP
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.signal is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
