@@ -357,10 +357,10 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     joint = train("npg", "joint", "--env-kwargs", "redraw=true", "--num-envs", "4")
     oracle = train("npg", "oracle", "--env-kwargs", "observe_task=true", "--num-envs", "4")
     capsys.readouterr()
-    small = ["--tasks", "3", "--rollouts", "4", "--adapt", "2"]
+    small = ["--tasks", "3", "--rollouts", "4", "--updates", "2"]
     beside = ["--beside", joint, "--beside", oracle, "--beside", run, "--beside", joint]
     files = ["--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png")]
-    assert cli.evaluate([run, *small, *beside, *files]) == 0
+    assert cli.main(["adapt", run, *small, *beside, *files]) == 0
     shown = capsys.readouterr().out
     for words in (
         "3 held-out tasks",
@@ -376,24 +376,22 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     lengths = [len(entry["mean"]) for entry in record["policies"].values()]
     assert lengths == [3, 3, 1, 3, 3, 3]
     assert (tmp_path / "a.png").stat().st_size > 10_000
-    assert cli.evaluate([joint, *small]) == 0  # any policy can be adapted
+    assert cli.main(["adapt", joint, *small]) == 0  # any policy can be adapted
     capsys.readouterr()
-    assert cli.evaluate([run, "--adapt", "-1"]) == 2
-    assert "--adapt is -1" in capsys.readouterr().err
-    assert cli.evaluate([run, "--beside", joint]) == 2
-    assert "belongs to --adapt" in capsys.readouterr().err
+    assert cli.main(["adapt", run, "--updates", "-1"]) == 2
+    assert "--updates is -1" in capsys.readouterr().err
 
 
 def test_reports_without_held_out_tasks_or_a_family_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(FOMAML, "families/HalfCheetahDir-v0").learn(1).save(tmp_path / "two.zip")
-    assert cli.evaluate([str(tmp_path / "two.zip"), "--adapt", "1"]) == 2
+    assert cli.main(["adapt", str(tmp_path / "two.zip")]) == 2
     assert "trains on all of them" in capsys.readouterr().err
     small = ["--split", "train", "--tasks", "2", "--rollouts", "2"]
-    assert cli.evaluate([str(tmp_path / "two.zip"), "--adapt", "1", *small]) == 0
+    assert cli.main(["adapt", str(tmp_path / "two.zip"), *small]) == 0
     NPG("MlpPolicy", "CartPole-v1", n_steps=4, num_envs=2).learn(8).save(tmp_path / "cart.zip")
-    assert cli.evaluate([str(tmp_path / "cart.zip"), "--adapt", "1"]) == 2
+    assert cli.main(["adapt", str(tmp_path / "cart.zip")]) == 2
     assert "family of tasks" in capsys.readouterr().err
     assert agents.load(tmp_path / "two.zip").name == "fomaml"
 
