@@ -37,7 +37,7 @@ METHOD = "IQM over seeds; 95 % intervals: SciPy's bootstrap of seeds within envi
 class Comparison:
     """Compare runs by what they evaluated themselves: each one's last evaluation, and the way there."""
 
-    runs: Positional[Annotated[tuple[str, ...], arg(metavar="RUN")]] = ("runs",)
+    runs: Positional[Annotated[tuple[str, ...], arg(metavar="RUN_OR_FOLDER")]] = ("runs",)
     """Runs, folders of runs or patterns such as 'runs/*/npg'; NAME=RUN gives those a name of their own. Others are
     named by their algorithm, and by hyperparameters in which they differ."""
     compare: Compare = None
