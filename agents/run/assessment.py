@@ -125,7 +125,7 @@ def _saved(targets: Sequence[str], best: bool) -> list[Saved]:
     for group, paths in expanded(targets):
         folders = [run.folder for run in find([path for path in paths if Path(path).is_dir()])]
         saved = [Saved(group, folder.best if best else folder.last, folder) for folder in reversed(folders)]
-        saved += [Saved(group, Path(path)) for path in paths if not Path(path).is_dir()]
+        saved += [Saved(group, checkpoint_file(path, best)) for path in paths if not Path(path).is_dir()]
         found |= {one.file.resolve(): one for one in saved if one.file.is_file()}
     if not found:
         raise RunError(f"There is no checkpoint in {' or '.join(targets)}.")
