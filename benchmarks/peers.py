@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Protocol
 
 import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
 
@@ -133,7 +133,7 @@ class StableBaselines:
     ACTIVATIONS: ClassVar = {"relu": nn.ReLU}
 
     def __init__(
-        self, algorithm: type[OnPolicyAlgorithm], env_id: str, seed: int, total: int, settings: dict[str, Any]
+        self, algorithm: type[BaseAlgorithm], env_id: str, seed: int, total: int, settings: dict[str, Any]
     ) -> None:
         values = dict(settings)
         policy_kwargs = dict(values.pop("policy_kwargs", {}))
@@ -161,6 +161,12 @@ def sb3_ppo(*arguments: Any) -> Learner:
     from stable_baselines3 import PPO
 
     return StableBaselines(PPO, *arguments)
+
+
+def sb3_sac(*arguments: Any) -> Learner:
+    from stable_baselines3 import SAC
+
+    return StableBaselines(SAC, *arguments)
 
 
 def sb3_trpo(*arguments: Any) -> Learner:

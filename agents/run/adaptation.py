@@ -113,7 +113,6 @@ def adapt(asked: Adaptation, command: str) -> int:
     torch.set_num_threads(asked.threads)
     torch.manual_seed(asked.seed)  # sampled actions draw from it
     file = checkpoint_file(asked.target, asked.best)
-    manifest, _ = checkpoint.read_agent(file)
     tasks, policies = compare(
         file,
         [checkpoint_file(name, asked.best) for name in asked.beside],
@@ -123,6 +122,7 @@ def adapt(asked: Adaptation, command: str) -> int:
         split=asked.split,
         seed=asked.seed,
     )
+    manifest = checkpoint.read_manifest(file)
     rows = {one.name: one.returns for one in policies}
     console = Console(highlight=False, markup=False)
     where = "held-out tasks" if asked.split == "held_out" else "training tasks"
@@ -170,16 +170,15 @@ def compare(
     Raises:
         UsageError: the run is on no family, the family has no held-out tasks, or another run is on another family.
     """
-    manifest, _ = checkpoint.read_agent(file)
+    agent, manifest = load(file, device="cpu"), checkpoint.read_manifest(file)
     env_id, config = manifest["env_id"], manifest["config"]
     kwargs = {name: value for name, value in manifest["env_kwargs"].items() if name not in KINDS_OF_TASKS}
-    agent = load(file, device="cpu")
     policies = [AdaptingPolicy(f"{manifest['algorithm']}, {manifest['num_timesteps']:,} steps", agent, updates, file)]
     for other in others:
-        name, adapts = _kind(other, env_id)
+        beside, (name, adapts) = load(other, device="cpu"), _kind(other, env_id)
         same = sum(one.name.startswith(name) for one in policies)
         name = f"{name} ({same + 1})" if same else name
-        policies.append(AdaptingPolicy(name, load(other, device="cpu"), updates if adapts else 0, other))
+        policies.append(AdaptingPolicy(name, beside, updates if adapts else 0, other))
     policies.append(AdaptingPolicy("random initialization", _untrained(agent, seed), updates))
 
     with contextlib.closing(_family(env_id, tasks * rollouts, split, kwargs)) as env:
@@ -238,7 +237,7 @@ def adapted_returns(
 
 def _kind(file: Path, env_id: str) -> tuple[str, bool]:
     """Name a run that is shown beside one on env_id, and say whether its policy is adapted."""
-    manifest, _ = checkpoint.read_agent(file)
+    manifest = checkpoint.read_manifest(file)
     if manifest["env_id"] != env_id:
         raise UsageError(f"--beside {file} was trained on {manifest['env_id']}, not on {env_id}.")
     oracle = manifest["env_kwargs"].get("observe_task", False)

@@ -138,9 +138,8 @@ def _evaluated(asked: Assessment, saved: Sequence[Saved]) -> list[Scored]:
     with Console().status("") as status:
         for number, one in enumerate(saved, 1):
             status.update(f"evaluating {number} of {len(saved)}: {one.file}")
-            manifest = checkpoint.read_manifest(one.file)
+            agent, manifest = load(one.file, device=asked.device), checkpoint.read_manifest(one.file)
             env_id, env_kwargs = _task(asked, one.file, manifest)
-            agent = load(one.file, device=asked.device)
             with contextlib.closing(_environments(asked, env_id, env_kwargs, agent)) as env:
                 evaluation = evaluate(agent, env, asked.episodes, asked.seed, deterministic=not asked.stochastic)
             curve = {} if one.folder is None else curve_of(one.folder)
@@ -176,7 +175,7 @@ def _task(asked: Assessment, file: Path, manifest: dict[str, Any]) -> tuple[str,
 
 def _assess_one(asked: Assessment, file: Path) -> None:
     """Run whole episodes and show their returns."""
-    agent, (manifest, _) = load(file, device=asked.device), checkpoint.read_agent(file)
+    agent, manifest = load(file, device=asked.device), checkpoint.read_manifest(file)
     env_id, env_kwargs = _task(asked, file, manifest)
     with contextlib.ExitStack() as stack:
         film = asked.video and stack.enter_context(

@@ -8,7 +8,6 @@ import fcntl
 import io
 import itertools
 import json
-import os
 import platform
 import re
 import subprocess
@@ -24,6 +23,7 @@ from agents import checkpoint
 from agents.config import checked
 from agents.run.errors import RunError
 from agents.run.options import RunOptions
+from agents.run.outputs import complete
 from agents.run.process import typed
 from envs.cores import usable_cores
 
@@ -148,9 +148,8 @@ class RunFolder:
 
     def write_state(self, state: RunState) -> None:
         """Write state.json; unlike a checkpoint it is not worth waiting for the disk."""
-        unfinished = self.state.with_name(f".{self.state.name}.{os.getpid()}")
-        unfinished.write_text(json.dumps(dataclasses.asdict(state)) + "\n")
-        unfinished.replace(self.state)
+        with complete(self.state) as file:
+            file.write_text(json.dumps(dataclasses.asdict(state)) + "\n")
 
     def read_state(self) -> RunState | None:
         """Return where the run is; None before it says so, and of runs of the first versions."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from gymnasium.vector import AutoresetMode
 
-from agents import REGISTRY, checkpoint, load, noise
+from agents import REGISTRY, checkpoint, noise
 from agents.base import Agent
 from agents.config import CommonConfig
 from agents.run import report
@@ -89,7 +89,7 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str, allow_
         run.check()
         check_import(folder.config, run.env, run.parsed_env_kwargs(), allow_import)
         check_device(run.device)
-        manifest, _ = checkpoint.read_agent(folder.last)
+        manifest, tensors = checkpoint.read_agent(folder.last)
         kind, num_envs = REGISTRY.get(settings.algorithm), settings.config.get("num_envs")
         if kind is None or (kind.name, num_envs) != (manifest["algorithm"], manifest["config"].get("num_envs")):
             raise RunError(
@@ -108,7 +108,7 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str, allow_
         env = _make_env(run, manifest["config"]["num_envs"], kind.autoreset)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", NewEpisodes)
-            agent = load(folder.last, env=env, device=run.device)
+            agent = kind.unpacked(folder.last, manifest, tensors, env, run.device)
         run = dataclasses.replace(run, device=str(agent.device))
         for name in sorted(changes.keys() - {"steps", "minutes"}):
             before, now = getattr(settings.run, name), getattr(run, name)

@@ -25,7 +25,7 @@ import torch
 from agents import NPG
 from agents.run.evaluation import evaluate
 from benchmarks.common import as_json, context, keep, missing, panels, read, save
-from benchmarks.peers import ENDLESS, ZOO_PPO, Learner, Ours, StableBaselines, sb3_ppo
+from benchmarks.peers import ENDLESS, ZOO_PPO, Learner, Ours, sb3_ppo, sb3_sac
 from envs import make_vec
 
 NAME = "natural/wallclock"
@@ -43,12 +43,6 @@ FIRST_SECONDS, GROWTH = 2.0, 1.15
 # https://stable-baselines3.readthedocs.io/en/master/modules/sac.html: the defaults, which are Haarnoja et al. 2018's.
 SAC: dict[str, Any] = {"learning_starts": 10_000, "gamma": 0.99, "n_envs": 1}
 PPO_DEFAULTS: dict[str, Any] = {"n_envs": 1, "n_steps": 2048, "batch_size": 64, "gamma": 0.99, "learning_rate": 3e-4}
-
-
-def sb3_sac(*arguments: Any) -> Learner:
-    import stable_baselines3
-
-    return StableBaselines(stable_baselines3.SAC, *arguments)  # type: ignore[arg-type]  # an off-policy one learns likewise
 
 
 SIDES: dict[str, tuple[Callable[[str, int, int, dict[str, Any]], Learner], Callable[[str], dict[str, Any]], str]] = {
