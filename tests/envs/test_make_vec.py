@@ -43,7 +43,7 @@ def test_arguments_reach_the_environments() -> None:
 def test_a_callable_may_flatten_observations() -> None:
     assert make_vec(lambda: FlattenObservation(gymnasium.make("FrozenLake-v1")), 2).reset()[0].shape == (2, 16)
     with pytest.raises(ValueError, match="FlattenObservation"):
-        make_vec("FrozenLake-v1", 2)
+        make_vec("Blackjack-v1", 2)  # a Tuple; FrozenLake's Discrete is one that policies take
 
 
 def test_seed_fixes_the_first_reset() -> None:
