@@ -14,11 +14,11 @@ DEVELOPS = $(VENV)/develops
 PIP = $(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt
 RUN = $(VENV)/bin/python
 
-.PHONY: help .venv train test lint docs bench clean
+.PHONY: help .venv train test test-slow lint docs bench clean
 
 help:
 	@echo "make train   train $(ALGORITHM) on $(ENV); ALGORITHM=, ENV=, STEPS= and SEED= change it"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests, but for the few that start many processes: make test-slow runs those"
 	@echo "make lint    check style, format and types"
 	@echo "make docs    build the documents and the API's pages into build/site"
 	@echo "make bench   run every benchmark; takes long. BUDGET= are the minutes of those that train, which go on next time"
@@ -43,7 +43,10 @@ train: $(INSTALLED)
 	$(RUN) train.py $(ALGORITHM) --env $(ENV) --steps $(STEPS) --seed $(SEED)
 
 test: $(DEVELOPS)
-	$(RUN) -m pytest -q -n auto --maxprocesses 4
+	$(RUN) -m pytest -q -n auto --maxprocesses 4 -m "not slow"
+
+test-slow: $(DEVELOPS)
+	$(RUN) -m pytest -q -m slow
 
 lint: $(DEVELOPS)
 	$(RUN) -m ruff check .

@@ -25,8 +25,9 @@ from agents.policy.networks import parameter_vector
 from agents.rollout.buffer import Rollout
 from agents.rollout.collector import action_noise, buffer_fields, collect
 from agents.run import report
-from agents.run.assessment import checkpoint_file, versions
+from agents.run.assessment import versions
 from agents.run.errors import UsageError
+from agents.run.folder import checkpoint_file
 from agents.run.options import Flag, check_least
 from agents.run.outputs import PLOTS, check_output
 from envs import make_vec

@@ -21,7 +21,7 @@ from agents.run import report
 from agents.run.comparison import Compare, check_outputs, chosen, curve_of, expanded, show
 from agents.run.errors import RunError, UsageError
 from agents.run.evaluation import BLOCK, Evaluation, evaluate
-from agents.run.folder import RunFolder
+from agents.run.folder import RunFolder, checkpoint_file
 from agents.run.options import Flag, check_device, check_import, check_least, parsed_pairs
 from agents.run.outputs import check_output
 from agents.run.runs import find
@@ -210,17 +210,6 @@ def _environments(asked: Assessment, env_id: str, env_kwargs: dict[str, Any], ag
         if own != theirs:
             raise UsageError(f"--env is {env_id!r}, whose {name} is {theirs}; the agent's is {own}.")
     return env
-
-
-def checkpoint_file(name: str, best: bool) -> Path:
-    """Find the checkpoint that a run's folder or a file's name means."""
-    target = Path(name)
-    if not target.is_dir():
-        if best:
-            raise UsageError(f"--best needs a run's folder; {target} is none.")
-        return checkpoint.find(target)
-    folder = RunFolder.open(target)
-    return folder.best if best else folder.last
 
 
 def _record(asked: Assessment, file: Path, manifest: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:

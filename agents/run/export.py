@@ -23,8 +23,8 @@ from agents.exported import ABOUT, load_policy
 from agents.policy.base import Policy
 from agents.policy.features import FourierFeatures
 from agents.policy.networks import ACTIVATIONS, Actor, Tanh
-from agents.run.assessment import checkpoint_file
 from agents.run.errors import RunError
+from agents.run.folder import checkpoint_file
 from agents.run.options import Flag
 from agents.run.outputs import check_output, complete
 

@@ -21,7 +21,7 @@ import yaml
 
 from agents import checkpoint
 from agents.config import checked
-from agents.run.errors import RunError
+from agents.run.errors import RunError, UsageError
 from agents.run.options import RunOptions
 from agents.run.outputs import complete
 from agents.run.process import typed
@@ -191,6 +191,17 @@ class RunFolder:
             return config
         except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise RunError(f"{self.config} cannot be read as a run's configuration ({error}).") from error
+
+
+def checkpoint_file(name: str, best: bool) -> Path:
+    """Find the checkpoint that a run's folder or a file's name means."""
+    target = Path(name)
+    if not target.is_dir():
+        if best:
+            raise UsageError(f"--best needs a run's folder; {target} is none.")
+        return checkpoint.find(target)
+    folder = RunFolder.open(target)
+    return folder.best if best else folder.last
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:

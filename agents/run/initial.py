@@ -11,8 +11,8 @@ from torch import Tensor
 from agents import Agent, checkpoint
 from agents.checkpoint import decode_space, with_prefix
 from agents.policy.choice import options_of
-from agents.run.assessment import checkpoint_file
 from agents.run.errors import UsageError
+from agents.run.folder import checkpoint_file
 
 ONLY_AT_THE_BEGINNING = ("log_std_init",)
 """Hyperparameters of a policy whose effect its parameters hold."""

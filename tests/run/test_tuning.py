@@ -58,6 +58,7 @@ def test_a_preset_of_a_file_is_trained_with(tmp_path: Path, capsys: pytest.Captu
         assert "holds no preset of npg for InvertedPendulum-v5" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_study(tmp_path: Path) -> None:
     command = [sys.executable, "train.py", *SMALL, "--trials", "6", "--study", str(tmp_path)]
     both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
@@ -70,7 +71,7 @@ def test_two_processes_share_a_study(tmp_path: Path) -> None:
 
 
 def test_trials_that_lag_are_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    sweep = Sweep(Tune("npg", "InvertedPendulum-v5", steps=600))
+    sweep = Sweep(Tune("npg", "InvertedPendulum-v5", steps=600, search=("target_kl=0.001..0.1",)))
     study = optuna.create_study(direction="maximize", pruner=optuna.pruners.ThresholdPruner(lower=1e9))
     trial = study.ask()
     with pytest.raises(optuna.TrialPruned):
