@@ -1,6 +1,7 @@
 """The wheel holds the packages agents and envs with their presets, nothing else, and works where it is installed."""
 
 import importlib
+import importlib.metadata
 import os
 import re
 import shutil
@@ -133,6 +134,46 @@ def test_the_package_says_its_version() -> None:
 
 def test_the_license_travels_along(wheel_members: set[str]) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in wheel_members)
+
+
+WHERE_IT_IS = {"tqdm"}
+"""What a dependency imports where it is installed, and does without where it is not."""
+LOADED = """
+import sys
+from agents import NPG
+from agents.run import cli
+assert cli.train(["npg", "--env", "Hopper-v5", "--steps", "8", "--num-envs", "2", "--n-steps", "4", "--quiet"]) == 0
+print(*{name.partition(".")[0] for name in sys.modules})
+"""
+
+
+def test_training_imports_nothing_but_dependencies(tmp_path: Path) -> None:
+    """An environment that has no extra, as `make train` makes one, trains on a task of MuJoCo's."""
+    found = {canonical(one) for one in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]}
+    waiting = list(found)
+    while waiting:
+        for one in importlib.metadata.requires(waiting.pop()) or ():
+            name = canonical(one)
+            if "extra ==" not in one and name not in found and installed(name):
+                found.add(name)
+                waiting.append(name)
+    command = [sys.executable, "-c", LOADED]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    shown = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120)
+    assert shown.returncode == 0, shown.stderr
+    owners = importlib.metadata.packages_distributions()
+    loaded = {name for name in shown.stdout.splitlines()[-1].split() if name in owners}
+    odd = {name for name in loaded if not {canonical(owner) for owner in owners[name]} & {*found, "geodesic-rl"}}
+    assert odd <= WHERE_IT_IS
+
+
+def canonical(requirement: str) -> str:
+    """The name of a distribution as its index has it."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[\s<>=!~;\[(]", requirement, maxsplit=1)[0]).lower()
+
+
+def installed(name: str) -> bool:
+    return bool(list(importlib.metadata.distributions(name=name)))
 
 
 def test_every_dependency_is_pinned() -> None:
