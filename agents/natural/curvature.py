@@ -32,6 +32,9 @@ GRAM_SAMPLES = 200
 """The most samples at which auto takes the Gram matrix where p is larger; measured likewise; hardly depends on p."""
 CURVATURE_MEMORY = 25_600.0
 """Samples that factors are remembered over unless told otherwise."""
+REMEMBERED_RESIDUALS = 64
+"""The first residuals of conjugate gradients, which those after them are made orthogonal to: beside them, those after
+are seldom wanted."""
 MATRIX_BYTES = 2 * 2**30
 """The largest matrix that a solver may make; its factor is as large again."""
 
@@ -303,7 +306,9 @@ def conjugate_gradient(
     Raises:
         ValueError: max_iterations is below 1 or tolerance negative.
 
-    Source: Nocedal & Wright 2006, Numerical Optimization, algorithms 5.2 and 5.3.
+    Source: Nocedal & Wright 2006, Numerical Optimization, algorithms 5.2 and 5.3. Differs from them: residuals are made
+    orthogonal to all before them, twice, since in float32 the recurrence alone loses that within some iterations
+    (Golub & Van Loan 2013, Matrix Computations, section 10.3); that takes REMEMBERED_RESIDUALS p numbers at most.
     """
     if max_iterations < 1:
         raise ValueError(f"max_iterations is {max_iterations}; give at least 1.")
@@ -319,13 +324,23 @@ def conjugate_gradient(
         return Solution(x, 0, math.nan, "non_finite")
     if size == 0:
         return Solution(torch.zeros_like(b), 0, 0.0, "zero_rhs")
+    kept = min(max_iterations - 1, REMEMBERED_RESIDUALS)
+    residuals = b.new_empty(kept, len(b))
+    duals = residuals if preconditioner is None else torch.empty_like(residuals)
     for iteration in range(max_iterations):
         if rest <= tolerance**2 * size:
             return Solution(x, iteration, math.sqrt(rest / size), "converged")
+        if iteration < kept:  # rows of length 1 in the inner product of M⁻¹
+            torch.div(r, inner.sqrt(), out=residuals[iteration])
+            torch.div(z, inner.sqrt(), out=duals[iteration])
         product = matvec(d)
         curvature = d @ product
         step = inner / curvature
         r.addcmul_(product, -step)
+        if 0 < iteration < max_iterations - 1:  # the second still is, and no direction comes after the last
+            seen = min(iteration + 1, kept)
+            for _ in range(2):
+                r.addmv_(residuals[:seen].T, duals[:seen] @ r, alpha=-1)
         z = r if preconditioner is None else preconditioner(r)
         following = r @ z
         # The only numbers that the host waits for, once per iteration.
