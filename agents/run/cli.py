@@ -143,13 +143,16 @@ def _start(run: RunOptions, several: Several, values: dict[str, Any], arguments:
 
 
 def preset_of(algorithm: str, env_id: str, file: str | None) -> dict[str, Any]:
-    """Give the values that the package's presets have for an environment, or those that a file of presets has.
+    """Give the values that the package's presets have for an environment, or those that a file of presets has; "none"
+    has none.
 
     Raises:
         UsageError: the file has none for it, or they are no hyperparameters of the algorithm.
     """
     if file is None:
         return preset_values(algorithm, env_id)
+    if file == "none":
+        return {}
     try:
         values = dict(yaml.safe_load(Path(file).read_text())[env_id])
         REGISTRY[algorithm].Config.of(values)

@@ -37,7 +37,8 @@ class RunOptions:
     policy: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the algorithm's first)")] = None
     """Kind of policy: MlpPolicy, LinearPolicy or RBFPolicy; pes has LinearPolicy first, and no RBFPolicy."""
     preset: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="(default: the package's own)")] = None
-    """File of presets, as tune writes it: environment -> hyperparameters that differ from the defaults."""
+    """File of presets, as tune writes it: environment -> hyperparameters that differ from the defaults. none: the
+    defaults alone."""
     init_from: Annotated[str | None, arg(metavar="RUN_OR_FILE", help_behavior_hint="")] = None
     """Begin from the policy of this saved agent, of the same spaces; what shapes it is taken from there too."""
     device: str = "auto"

@@ -1,8 +1,9 @@
 """Returns of train.py as a user runs it: final deterministic policies over seeds, with seconds and memory.
 
-Each run is `python train.py npg --env ID --steps N --seed S`; its final evaluation (32 episodes) is what counts.
-Finished runs are kept in results/natural/returns.json by task, settings, steps, seed and versions, and are not
-repeated, so that a table grows over several calls; the figure is drawn from all that are kept.
+Each run is `python train.py npg --env ID --steps N --seed S`, with --defaults also `--preset none`; its final
+evaluation (32 episodes) is what counts. Finished runs are kept in results/natural/returns.json by task, settings,
+steps, seed and versions, and are not repeated, so that a table grows over several calls; the figure is drawn from all
+that are kept.
 """
 
 from __future__ import annotations
@@ -34,17 +35,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=10, help="seeds below 10 chose the presets")
+    parser.add_argument("--defaults", action="store_true", help="without presets")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
     parser.add_argument("--budget-minutes", type=float, default=30.0)
     arguments = parser.parse_args()
     kept = read(NAME) or {"runs": []}
     deadline = time.monotonic() + 60 * arguments.budget_minutes
+    kind = REGISTRY[arguments.algorithm]
     keys = [
         {
             "algorithm": arguments.algorithm,
             "env": env,
             "steps": arguments.steps,
-            "settings": as_json(dataclasses.asdict(REGISTRY[arguments.algorithm].preset(env))),
+            "settings": as_json(dataclasses.asdict(kind.Config() if arguments.defaults else kind.preset(env))),
             "seed": arguments.first_seed + k,
         }
         for k in range(arguments.seeds)
@@ -81,6 +84,8 @@ def train(key: dict[str, Any], threads: int) -> dict[str, Any]:
         run = Path(folder) / "run"
         options = ["--env", key["env"], "--steps", str(key["steps"]), "--seed", str(key["seed"])]
         options += ["--env-kwargs", f"num_threads={threads}", "--run-dir", str(run), "--quiet"]
+        if key["settings"] == as_json(dataclasses.asdict(REGISTRY[key["algorithm"]].Config())):
+            options += ["--preset", "none"]
         command = [sys.executable, "train.py", key["algorithm"], *options]
         begin = time.monotonic()
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)

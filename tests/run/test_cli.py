@@ -62,6 +62,12 @@ def test_another_environment_has_no_preset(started: list[tuple]) -> None:
     assert set(started[0][3].values()) == {"default"}
 
 
+def test_no_preset_is_the_defaults(started: list[tuple]) -> None:
+    train("--env=Hopper-v5", "--preset=none", "--n-steps=8")
+    assert started[0][2] == NPG.Config(n_steps=8)
+    assert started[0][3]["gamma"] == "default"
+
+
 @pytest.mark.parametrize("spelling", [["--env=Hopper-v5"], ["--env", "Hopper-v5"]])
 def test_the_preset_is_found_however_env_is_spelled(started: list[tuple], spelling: list[str]) -> None:
     train("--steps", "1_000", *spelling)
