@@ -58,7 +58,8 @@ class _AppendingTensorBoard(TensorBoardOutputFormat):
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Write values, the details among them to groups of their own."""
-        super().write(*({tag_of(name): x for name, x in given.items()} for given in (key_values, key_excluded)), step)
+        excluded = {tag_of(name): formats for name, formats in key_excluded.items()}
+        super().write({tag_of(name): value for name, value in key_values.items()}, excluded, step)
 
 
 def tag_of(name: str) -> str:
