@@ -26,7 +26,7 @@ FIRST = {
         *("loss", "value_loss", "policy_gradient_loss", "entropy_loss"),
     ),
 }
-"""What TensorBoard shows first of these groups; the rest of each is a group of its own, such as train_details."""
+"""What TensorBoard shows first of these groups; the rest of each is a group at the end, such as verbose_train."""
 
 
 class _Columns(list[str]):
@@ -65,7 +65,7 @@ class _AppendingTensorBoard(TensorBoardOutputFormat):
 def tag_of(name: str) -> str:
     """Say under which tag TensorBoard shows what an agent logs by a name."""
     group, _, rest = name.partition("/")
-    return name if rest in FIRST.get(group, (rest,)) else f"{group}_details/{rest}"
+    return name if rest in FIRST.get(group, (rest,)) else f"verbose_{group}/{rest}"
 
 
 def run_logger(folder: RunFolder, steps: int, dashboard: dict[str, dict[str, list[str]]] | None = None) -> Logger:

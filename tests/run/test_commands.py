@@ -131,7 +131,7 @@ def test_tensorboard_shows_training_and_evaluation(finished: Path) -> None:
 
     events = EventAccumulator(str(finished)).Reload()
     assert {"train/kl", "eval/mean_reward"} <= set(events.Tags()["scalars"])
-    tags = "eval/mean_reward", "eval_details/best_mean_reward"
+    tags = "eval/mean_reward", "verbose_eval/best_mean_reward"
     means, best = ([x.value for x in events.Scalars(tag)] for tag in tags)
     assert best == np.maximum.accumulate(means).tolist()
     assert events.Scalars("eval/mean_reward")[-1].step == 3072
@@ -600,7 +600,7 @@ def test_tensorboard_groups_the_curves_that_a_run_writes(tmp_path):
     grouped = {tag for tag in events.Tags()["scalars"] if tag.startswith(("eval/", "train/"))}
     few = {"train/kl", "train/entropy", "train/std", "train/explained_variance"}
     assert grouped == {"eval/mean_reward", "eval/mean_ep_length"} | few
-    assert {"eval_details/lower", "train_details/kl_quadratic"} <= set(events.Tags()["scalars"])
+    assert {"verbose_eval/lower", "verbose_train/kl_quadratic"} <= set(events.Tags()["scalars"])
 
 
 def test_minutes_end_a_run_and_are_kept(
