@@ -169,8 +169,16 @@ def test_each_rule_is_held(importer: str, imported: str) -> None:
 
 def test_importing_agents_and_training_leave_out_what_only_some_runs_use(tmp_path: Path) -> None:
     names = {"mujoco", "matplotlib", "pandas", "scipy", "tyro", "imageio"}
-    sizes = {"steps": 8, "num-envs": 2, "n-steps": 4, "net-arch": 4, "eval-episodes": 2, "run-dir": str(tmp_path / "run")}
-    words = ["npg", "--env", "Hopper-v5", "--quiet", *(f"--{name}={size}" for name, size in sizes.items())]
+    sizes = {"steps": 8, "num-envs": 2, "n-steps": 4, "net-arch": 4, "eval-episodes": 2}
+    words = [
+        "npg",
+        "--env",
+        "Hopper-v5",
+        "--quiet",
+        "--run-dir",
+        str(tmp_path / "run"),
+        *(f"--{name}={size}" for name, size in sizes.items()),
+    ]
     script = f"""
 import sys
 from agents import REGISTRY
