@@ -383,11 +383,9 @@ def capture(module: nn.Module, forward: Callable[[], Tensor]) -> FactoredScores:
         inputs.append(read.detach() if isinstance(read, Tensor) else output.new_empty((read, 0)))
         returned.append(output)
     with torch.enable_grad():
-        outputs = [values] if values.ndim == 1 else list(values)
-    passes = [
-        torch.autograd.grad(output, returned, torch.ones_like(output), retain_graph=True, allow_unused=True)
-        for output in outputs
-    ]
+        # Of sums: gradients that are given to autograd have it import SymPy, for half a second of every start.
+        sums = [output.sum() for output in (values[None] if values.ndim == 1 else values)]
+    passes = [torch.autograd.grad(total, returned, retain_graph=True, allow_unused=True) for total in sums]
     deltas: list[Tensor] = []
     for layer, output, parts in zip(layers, returned, zip(*passes, strict=True), strict=True):
         if all(part is None for part in parts):

@@ -26,7 +26,7 @@ from agents.run.errors import UsageError, guarded, unless_nobody_reads
 from agents.run.help import filled, flat, grouped, parse, parse_one
 from agents.run.jobs import Several, train_seeds
 from agents.run.options import RunOptions
-from agents.run.process import program, typed
+from agents.run.process import program, renderer_fault, typed
 
 WHOLE = re.compile(r"\d+(\.\d*)?[eE]\+?\d{1,2}")
 
@@ -48,6 +48,9 @@ def evaluate(arguments: Sequence[str]) -> int:
 
 def _main(arguments: Sequence[str]) -> int:
     name, *rest = arguments or ["--help"]
+    if name in COMMANDS and (fault := renderer_fault()) is not None:
+        print(f"{program(name)}: error: {fault}", file=sys.stderr)
+        return 2
     if name == "train":
         return _train(rest)
     if name in COMMANDS:
@@ -57,7 +60,7 @@ def _main(arguments: Sequence[str]) -> int:
         return 0
     if name.startswith("-"):
         summaries = {name: command.summary for name, command in COMMANDS.items()}
-        _list(program(), f"{agents.__doc__.splitlines()[0]} See {program()} COMMAND --help.", summaries, arguments)
+        _list(program(), f"{agents.__doc__.splitlines()[0]}\n\nSee {program()} COMMAND --help.", summaries, arguments)
     hint = f"; type {typed('train')} {name}." if name in REGISTRY else near(name, COMMANDS)
     print(f"{program()}: error: There is no command {name!r}{hint}", file=sys.stderr)
     return 2
@@ -91,7 +94,7 @@ def _train(arguments: Sequence[str]) -> int:
         options, many = RunOptions(**run), Several(**several)
         return guarded(program("train"), options.debug, lambda: _start(options, many, values, arguments))
     if first.startswith("-"):
-        description = f"{COMMANDS['train'].summary} See {program('train')} ALGORITHM --help for its options."
+        description = f"{COMMANDS['train'].summary}\n\nSee {program('train')} ALGORITHM --help for its options."
         if program("train") == "train.py":
             description += f" It takes the other commands too: {', '.join(sorted(COMMANDS.keys() - {'train'}))}."
         _list(program("train"), description, {name: _summary(name) for name in REGISTRY}, arguments)

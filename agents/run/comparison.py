@@ -60,7 +60,10 @@ def compare(asked: Comparison, command: str) -> int:
         RunError: no run was evaluated.
     """
     check_outputs(asked)
-    targets = () if asked.compare and asked.runs == ("runs",) and not Path("runs").is_dir() else asked.runs
+    are_runs = asked.compare is not None and all(map(glob.glob, asked.compare))  # and no groups: then those alone
+    targets = (
+        () if asked.compare and asked.runs == ("runs",) and (are_runs or not Path("runs").is_dir()) else asked.runs
+    )
     scored = chosen(read_runs(targets), asked.compare, lambda pattern: read_runs((f"{pattern}={pattern}",)))
     show(scored, asked, command)
     return 0

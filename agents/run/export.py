@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tyro.conf import Positional, arg
 
-from agents import Agent, checkpoint, load
+from agents import Agent, checkpoint, exported, load
 from agents.exported import ABOUT, load_policy
 from agents.policy.base import Policy
 from agents.policy.features import FourierFeatures
@@ -60,6 +60,8 @@ def export(asked: Export, command: str) -> int:
     difference = export_policy(agent, file)
     print(f"policy      {file} ({file.stat().st_size:,} bytes), deterministic")
     print(f"checked     {ROWS} actions differ from the agent's by at most {difference:.0e}")
+    print(f"to act      copy {exported.__file__} beside it:")
+    print(f"            load_policy({file.name!r}).predict(observation)[0]")
     return 0
 
 

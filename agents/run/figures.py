@@ -59,6 +59,7 @@ def _intervals(
 ) -> None:
     """Draw each group's IQM, its interval as a bar, and every run as a tick."""
     groups = list(scores)
+    axis.use_sticky_edges = False  # bars may end at the best score, which is not the figure's edge
     for row, group in enumerate(reversed(groups)):
         strata = list(scores[group].values())
         values = np.concatenate(strata)

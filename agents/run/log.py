@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from stable_baselines3.common.logger import CSVOutputFormat, HParam, Logger, TensorBoardOutputFormat
 from torch.utils.tensorboard.writer import SummaryWriter
@@ -18,6 +19,14 @@ NOT_TENSORBOARD = "tensorboard"
 FINAL, BEST = "eval/mean_reward", "eval/best_mean_reward"
 """What HPARAMS compares runs by: the last evaluation, which at the end is the final policy's, and the best one."""
 ONLY_TENSORBOARD = ("stdout", "log", "json", "csv")
+FIRST = {
+    "eval": ("mean_reward", "mean_ep_length"),
+    "train": (
+        *("kl", "approx_kl", "entropy", "std", "sigma", "learning_rate", "explained_variance", "clip_fraction"),
+        *("loss", "value_loss", "policy_gradient_loss", "entropy_loss"),
+    ),
+}
+"""What TensorBoard shows first of these groups; the rest of each is a group at the end, such as verbose_train."""
 
 
 class _Columns(list[str]):
@@ -47,6 +56,17 @@ class _AppendingTensorBoard(TensorBoardOutputFormat):
         self.writer = SummaryWriter(log_dir=folder, purge_step=purge_step)
         self._is_closed = False
 
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Write values, the details among them to groups of their own."""
+        excluded = {tag_of(name): formats for name, formats in key_excluded.items()}
+        super().write({tag_of(name): value for name, value in key_values.items()}, excluded, step)
+
+
+def tag_of(name: str) -> str:
+    """Say under which tag TensorBoard shows what an agent logs by a name."""
+    group, _, rest = name.partition("/")
+    return name if rest in FIRST.get(group, (rest,)) else f"verbose_{group}/{rest}"
+
 
 def run_logger(folder: RunFolder, steps: int, dashboard: dict[str, dict[str, list[str]]] | None = None) -> Logger:
     """Open a logger into progress.csv and TensorBoard events for a run that has made steps environment steps.
@@ -59,7 +79,9 @@ def run_logger(folder: RunFolder, steps: int, dashboard: dict[str, dict[str, lis
     if dashboard:
         # TensorBoard reads tags as the beginnings of regular expressions: "train/kl" would show "train/kl_reverse" too.
         layout = {
-            group: {chart: ["Multiline", [f"{re.escape(tag)}$" for tag in tags]] for chart, tags in charts.items()}
+            group: {
+                chart: ["Multiline", [f"{re.escape(tag_of(tag))}$" for tag in tags]] for chart, tags in charts.items()
+            }
             for group, charts in dashboard.items()
         }
         tensorboard.writer.add_custom_scalars(layout)
@@ -73,11 +95,15 @@ def record_hyperparameters(logger: Logger, settings: RunConfig, folder: RunFolde
     all_values = {"algorithm": settings.algorithm, **run, **settings.config}
     # TensorBoard shows few columns, in the order of the alphabet: of hyperparameters those that someone chose.
     chosen = {name: x for name, x in all_values.items() if settings.origins.get(name) != "default"}
-    values = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in chosen.items()}
-    logger.record("hparams", HParam(values, dict.fromkeys((FINAL, BEST), 0.0)), exclude=ONLY_TENSORBOARD)
+    numbers = {name for name, x in chosen.items() if isinstance(x, (bool, int, float)) and name != "seed"}  # as 0.0000
+    values = {name: x if name in numbers else str(x) for name, x in chosen.items()}
+    logger.record("hparams", HParam(values, dict.fromkeys(map(tag_of, (FINAL, BEST)), 0.0)), exclude=ONLY_TENSORBOARD)
     rows = [f"| {name} | {value} | {settings.origins.get(name, '')} |" for name, value in all_values.items()]
     logger.record("settings", "\n".join(["| name | value | from |", "|---|---|---|", *rows]), exclude=ONLY_TENSORBOARD)
-    texts = {"command": f"    {folder.command.read_text()}", "versions": f"```\n{folder.versions.read_text()}\n```"}
+    texts = {
+        "command": f"`` {folder.command.read_text().strip()} ``",
+        "versions": f"```\n{folder.versions.read_text()}\n```",
+    }
     for name, text in texts.items():
         logger.record(name, text, exclude=ONLY_TENSORBOARD)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import multiprocessing
@@ -11,6 +12,11 @@ import sys
 import threading
 import warnings
 from pathlib import Path
+
+RENDERERS = {"egl": ("EGL", "libegl1 libgl1"), "osmesa": ("OSMesa", "libosmesa6")}
+"""What draws without a screen on Linux, by its name in MUJOCO_GL: its library, and the packages that bring it."""
+SCREEN_RENDERERS = ("enable", "enabled", "on", "true", "1", "glfw", "glx")
+NO_RENDERER = ("disable", "disabled", "off", "false", "0")
 
 
 def prepare() -> None:
@@ -64,6 +70,28 @@ def _end_with_the_other() -> None:
     assert other is not None
     other.join()
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def renderer_fault() -> str | None:
+    """Say what is wrong with MUJOCO_GL, with which MuJoCo cannot be imported; None if nothing is."""
+    asked = os.environ.get("MUJOCO_GL", "").strip().lower()
+    if sys.platform != "linux" or asked in ("", *NO_RENDERER, *SCREEN_RENDERERS):
+        return None
+    if asked not in RENDERERS:
+        return f"MUJOCO_GL is {asked}; set it to {', '.join(RENDERERS)} or glfw, or leave it unset."
+    library, package = RENDERERS[asked]
+    if has_library(library):
+        return None
+    return f"MUJOCO_GL is {asked}, whose library is not installed; apt-get install {package}, or leave it unset."
+
+
+def has_library(name: str) -> bool:
+    """Say whether a library can be loaded, by the names that PyOpenGL looks for."""
+    for ending in ("", *(f".{version}" for version in range(10))):
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(f"lib{name}.so{ending}")
+            return True
+    return False
 
 
 def program(command: str = "") -> str:

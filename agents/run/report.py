@@ -90,7 +90,11 @@ def plot_curve(folder: RunFolder, title: str) -> None:
 def plot_returns(evaluation: Evaluation, file: Path, title: str) -> None:
     """Draw the histogram of episode returns, every episode as a tick, with the mean and its interval."""
     figure, axes = _axes(title)
-    axes.hist(evaluation.returns, bins="auto", color=EVALUATION_COLOR, alpha=0.35, linewidth=0)
+    alike = evaluation.returns.min() == evaluation.returns.max()
+    around = (evaluation.mean - (width := max(1.0, 0.05 * abs(evaluation.mean))), evaluation.mean + width)
+    bins = {"bins": 21, "range": around} if alike else {"bins": "auto"}
+    axes.hist(evaluation.returns, **bins, color=EVALUATION_COLOR, alpha=0.35, linewidth=0)
+    axes.ticklabel_format(axis="x", useOffset=False)
     ticks = [0.03] * evaluation.episodes
     axes.plot(
         evaluation.returns, ticks, "|", color=EVALUATION_COLOR, markersize=10, transform=axes.get_xaxis_transform()

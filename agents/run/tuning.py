@@ -122,19 +122,33 @@ def tune(asked: Tune, command: str) -> int:
         sweep.stop = stop
 
         def watched(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-            console.print(_line(study, trial), soft_wrap=True)
+            cut = stop.signal is not None and trial.state is optuna.trial.TrialState.FAIL
+            console.print(_line(trial, "stopped" if cut else ""), soft_wrap=True)
             if stop.signal is not None:
-                study.enqueue_trial(trial.params)
                 study.stop()
 
         if len(study.get_trials(deepcopy=False, states=kept)) < asked.trials:
             limit = optuna.study.MaxTrialsCallback(asked.trials, states=kept)
-            study.optimize(
-                sweep.objective, callbacks=[watched, limit], catch=(StopAsked, ValueError, FloatingPointError)
-            )
-    _write(sweep, study, folder, command, console)
+            try:
+                study.optimize(
+                    sweep.objective, callbacks=[watched, limit], catch=(StopAsked, ValueError, FloatingPointError)
+                )
+            except KeyboardInterrupt as error:
+                error.add_note(f"The study is saved{_tried_again(study, sweep)}. Go on:\n  {command}")
+                raise
+    again = _tried_again(study, sweep)
+    if stop.signal is None or study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
+        _write(sweep, study, folder, command, console)
+    if running := study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        numbers = ", ".join(str(trial.number) for trial in running)
+        console.print(
+            f"still running in another process: trial {numbers}; if that was killed, this command tries it again a "
+            "minute later",
+            soft_wrap=True,
+        )
     if stop.signal is not None:
-        console.print(f"Stopped; the study is saved. Go on:\n  {command}", soft_wrap=True)
+        said = f"Stopped by {stop.signal.name}; the study is saved{again}. Go on:"
+        console.print(f"{said}\n  {command}", soft_wrap=True)
     return stop.exit_code
 
 
@@ -144,6 +158,8 @@ class Sweep:
     def __init__(self, asked: Tune) -> None:
         self.asked, self.kind = asked, REGISTRY[asked.algorithm]
         self.stop: StopRequest | None = None
+        self.trial: optuna.Trial | None = None
+        """The one that runs, or was stopped."""
         self.start = self.kind.Config.of(preset_values(asked.algorithm, asked.env))
         given = dict(map(self._range, asked.search))
         names = set(self.start.names()) - set(NOT_OF.get(asked.algorithm, ()))
@@ -205,6 +221,7 @@ class Sweep:
 
     def objective(self, trial: optuna.Trial) -> float:
         """Train with the proposed values; gives the mean return of the final policies."""
+        self.trial = trial
         config = self.kind.Config.of(self.proposed(trial), self.start)
         seeds = range(self.asked.seed, self.asked.seed + self.asked.seeds)
         found = [self._trained(config, seed, trial if seed == self.asked.seed else None) for seed in seeds]
@@ -271,9 +288,22 @@ def _opened(sweep: Sweep, folder: Path) -> optuna.Study:
     return study
 
 
-def _line(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> str:
+def _tried_again(study: optuna.Study, sweep: Sweep) -> str:
+    """Have the trial that was stopped tried again, as the study's next one, and say so."""
+    import optuna
+
+    last = sweep.trial
+    if last is None or not (sweep.stop and sweep.stop.signal):
+        return ""
+    if study.trials[last.number].state is not optuna.trial.TrialState.FAIL:
+        return ""
+    study.enqueue_trial(last.params)
+    return f", and trial {last.number}, which was running, comes again first"
+
+
+def _line(trial: optuna.trial.FrozenTrial, stopped: str = "") -> str:
     """Say how a trial ended."""
-    state = trial.state.name.lower()
+    state = stopped or trial.state.name.lower()
     value = f"{trial.value:,.1f}" if state == "complete" and trial.value is not None else state
     values = "  ".join(f"{name} {_shown(x)}" for name, x in trial.params.items())
     return f"trial {trial.number:>3}  {value:>10}  {values}"

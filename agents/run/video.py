@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes.util
 import math
 import os
 import sys
@@ -18,15 +17,19 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from agents.run import process
 from agents.run.errors import RunError
 from agents.run.evaluation import Acts
 from agents.run.outputs import complete
+from agents.run.process import NO_RENDERER, RENDERERS
 
-FILMS = (".mp4", ".gif")
 FRAMES_PER_SECOND = 30
 """Of an environment that says none."""
-GIF_FRAMES_PER_SECOND, GIF_WIDTH = 20, 320
-"""At most, and pixels of one episode: such files are large."""
+FASTEST = {".mp4": 70, ".gif": 20}
+"""Frames per second, at most; of quicker environments every second or later one is drawn."""
+GIF_WIDTH = 320
+"""Pixels of one episode: such files are large."""
+FILMS = tuple(FASTEST)
 
 
 class Film:
@@ -59,7 +62,9 @@ class Film:
             self._envs = [_following(env_id, env_kwargs) for _ in range(episodes)]
             self._observations = [env.reset(seed=seed + k)[0] for k, env in enumerate(self._envs)]
             self._frames: list[Any] = [env.render() for env in self._envs]
-            self._fps = float(self._envs[0].metadata.get("render_fps") or FRAMES_PER_SECOND)
+            fps = float(self._envs[0].metadata.get("render_fps") or FRAMES_PER_SECOND)
+            self._every = math.ceil(fps / FASTEST[file.suffix.lower()])
+            self._fps = fps / self._every
             _joined(self._frames, [0.0] * episodes, [False] * episodes)
         except Exception as error:  # an environment without pictures raises whatever it likes
             raise RunError(
@@ -72,15 +77,20 @@ class Film:
         Raises:
             RunError: the encoder wrote nothing.
         """
-        totals, ended = [0.0] * len(self._envs), [False] * len(self._envs)
+        totals, ended, steps = [0.0] * len(self._envs), [False] * len(self._envs), 0
         with complete(self._file) as unfinished:
             with _writer(unfinished, self._fps) as write:
                 write(_joined(self._frames, totals, ended))
                 while not all(ended):
+                    steps += 1
+                    is_drawn = steps % self._every == 0
                     for k, env in enumerate(self._envs):
                         if not ended[k]:
                             totals[k], ended[k] = self._step(agent, deterministic, k, env, totals[k])
-                    write(_joined(self._frames, totals, ended))
+                            if is_drawn or ended[k]:
+                                self._frames[k] = env.render()
+                    if is_drawn or all(ended):
+                        write(_joined(self._frames, totals, ended))
             if not unfinished.is_file() or not unfinished.stat().st_size:
                 raise RunError(f"the encoder wrote no film to {self._file}; look at what moviepy's ffmpeg says.")
         return totals
@@ -88,7 +98,6 @@ class Film:
     def _step(self, agent: Acts, deterministic: bool, k: int, env: gymnasium.Env, total: float) -> tuple[float, bool]:
         action = agent.act(torch.as_tensor(self._observations[k])[None], deterministic=deterministic)[0]
         self._observations[k], reward, terminated, truncated, _ = env.step(action.cpu().numpy())
-        self._frames[k] = env.render()
         return total + float(reward), terminated or truncated
 
     def __enter__(self) -> Self:
@@ -105,15 +114,20 @@ def choose_renderer() -> None:
     """Have MuJoCo draw without a screen where there is none, by EGL or OSMesa; MUJOCO_GL, if it is set, is kept.
 
     Raises:
-        RunError: neither is installed.
+        RunError: neither is installed, or MUJOCO_GL is one that cannot draw here.
     """
-    if sys.platform != "linux" or os.environ.get("MUJOCO_GL") or os.environ.get("DISPLAY"):
+    asked, screen = os.environ.get("MUJOCO_GL", "").strip().lower(), bool(os.environ.get("DISPLAY"))
+    if sys.platform != "linux" or asked in RENDERERS or (screen and asked not in NO_RENDERER):
         return
-    for name, library in {"egl": "EGL", "osmesa": "OSMesa"}.items():
-        if ctypes.util.find_library(library):
+    if asked:
+        why = "draws nothing" if asked in NO_RENDERER else "needs a screen, and there is none"
+        raise RunError(f"MUJOCO_GL is {asked}, which {why}; leave it unset, and egl or osmesa draw where they can.")
+    for name, (library, _) in RENDERERS.items():
+        if process.has_library(library):
             os.environ["MUJOCO_GL"] = name
             return
-    raise RunError("Nothing can draw without a screen here; apt-get install libegl1 libgl1, or libosmesa6, brings it.")
+    packages = ", or ".join(packages for _, packages in RENDERERS.values())
+    raise RunError(f"Nothing can draw without a screen here; apt-get install {packages}, brings it.")
 
 
 def _joined(frames: Sequence[Any], totals: Sequence[float], ended: Sequence[bool]) -> np.ndarray:
@@ -140,22 +154,16 @@ def _joined(frames: Sequence[Any], totals: Sequence[float], ended: Sequence[bool
 def _writer(file: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
     """Give what takes the film's frames [H, W, 3]."""
     if file.suffix.lower() == ".gif":
-        every = max(1, math.ceil(fps / GIF_FRAMES_PER_SECOND))
         pictures: list[Image.Image] = []
-        count = 0
 
         def keep(frame: np.ndarray) -> None:
-            nonlocal count
-            if count % every == 0:
-                picture = Image.fromarray(frame)
-                picture.thumbnail((max(GIF_WIDTH, frame.shape[1] // 2), frame.shape[0]))
-                pictures.append(picture.quantize(128))
-            count += 1
+            picture = Image.fromarray(frame)
+            picture.thumbnail((max(GIF_WIDTH, frame.shape[1] // 2), frame.shape[0]))
+            pictures.append(picture.quantize(128))
 
         yield keep
         first, *others = pictures
-        milliseconds = 1000 * every / fps
-        first.save(file, save_all=True, append_images=others, duration=milliseconds, loop=0, optimize=True)
+        first.save(file, save_all=True, append_images=others, duration=1000 / fps, loop=0, optimize=True)
         return
     from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
 

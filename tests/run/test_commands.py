@@ -28,9 +28,10 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents import NPG, checkpoint, load
-from agents.run import cli, training
+from agents.run import cli, process, training
 from agents.run.errors import RunError
 from agents.run.folder import RunFolder
+from agents.run.log import tag_of
 from agents.run.report import hyperparameter_table
 from agents.run.video import Film
 from envs import make_vec
@@ -130,7 +131,8 @@ def test_tensorboard_shows_training_and_evaluation(finished: Path) -> None:
 
     events = EventAccumulator(str(finished)).Reload()
     assert {"train/kl", "eval/mean_reward"} <= set(events.Tags()["scalars"])
-    means, best = ([x.value for x in events.Scalars(f"eval/{name}mean_reward")] for name in ("", "best_"))
+    tags = "eval/mean_reward", "verbose_eval/best_mean_reward"
+    means, best = ([x.value for x in events.Scalars(tag)] for tag in tags)
     assert best == np.maximum.accumulate(means).tolist()
     assert events.Scalars("eval/mean_reward")[-1].step == 3072
 
@@ -374,7 +376,7 @@ def test_a_film_has_the_environments_own_speed_and_follows_the_body(
     from moviepy import VideoFileClip
 
     with VideoFileClip(str(tmp_path / "a.mp4")) as clip:
-        assert clip.fps == 125
+        assert clip.fps == 62.5  # of 125, every second one: as fast as it is
     assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
     with filmed(tmp_path, camera_id=0) as film:
         assert film._envs[0].unwrapped.camera_name is None
@@ -393,7 +395,7 @@ def test_episodes_are_filmed_side_by_side_with_their_returns(tmp_path: Path, mon
         returns = film.shoot(Standing(), True)
     assert len(set(returns)) == 2
     with Image.open(file) as picture:
-        assert (picture.size, picture.n_frames) == ((128, 64), 3)  # of 125 frames a second every seventh
+        assert (picture.size, picture.n_frames) == ((128, 64), 4)  # of 125 frames a second every seventh, and the last
         left, right = (np.asarray(picture.convert("RGB").crop((64 * k, 0, 64 * k + 64, 20)), int) for k in (0, 1))
         assert (left > 240).any()  # what is written in
         assert (left != right).any()
@@ -404,13 +406,32 @@ def test_where_nothing_can_draw_the_package_to_install_is_named(monkeypatch: pyt
 
     for name in ("MUJOCO_GL", "DISPLAY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
+    monkeypatch.setattr(process, "has_library", lambda name: False)
     with pytest.raises(RunError, match="apt-get install libegl1"):
         choose_renderer()
-    monkeypatch.setattr("ctypes.util.find_library", lambda name: name if name == "OSMesa" else None)
+    monkeypatch.setattr(process, "has_library", lambda name: name == "OSMesa")
     choose_renderer()
     assert os.environ["MUJOCO_GL"] == "osmesa"
-    monkeypatch.delenv("MUJOCO_GL")
+    for name, why in {"off": "draws nothing", "glfw": "needs a screen, and there is none"}.items():
+        monkeypatch.setenv("MUJOCO_GL", name)
+        with pytest.raises(RunError, match=f"MUJOCO_GL is {name}, which {why}; leave it unset"):
+            choose_renderer()
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("elg", "MUJOCO_GL is elg; set it to egl, osmesa or glfw, or leave it unset."),
+        ("EGL", "MUJOCO_GL is egl, whose library is not installed; apt-get install libegl1 libgl1, or leave it unset."),
+    ],
+)
+def test_a_renderer_that_mujoco_cannot_be_imported_with_is_one_sentence(
+    name: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(process, "has_library", lambda name: False)
+    monkeypatch.setenv("MUJOCO_GL", name)
+    assert cli.train(["npg", "--env", "Hopper-v5"]) == 2
+    assert capsys.readouterr().err == f"train.py: error: {sentence}\n"
 
 
 def test_a_film_that_is_broken_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -572,9 +593,14 @@ def test_tensorboard_groups_the_curves_that_a_run_writes(tmp_path):
     # As TensorBoard looks for a curve's tags.
     matches = {pattern: [tag for tag in events.Tags()["scalars"] if re.match(pattern, tag)] for pattern in charted}
     assert {tag for tags in matches.values() for tag in tags} == {
-        tag for charts in NPG.dashboard.values() for tags in charts.values() for tag in tags
+        tag_of(tag) for charts in NPG.dashboard.values() for tags in charts.values() for tag in tags
     }
     assert all(len(tags) == 1 for tags in matches.values())
+    # What a person looks at first, and the details apart.
+    grouped = {tag for tag in events.Tags()["scalars"] if tag.startswith(("eval/", "train/"))}
+    few = {"train/kl", "train/entropy", "train/std", "train/explained_variance"}
+    assert grouped == {"eval/mean_reward", "eval/mean_ep_length"} | few
+    assert {"verbose_eval/lower", "verbose_train/kl_quadratic"} <= set(events.Tags()["scalars"])
 
 
 def test_minutes_end_a_run_and_are_kept(

@@ -27,6 +27,16 @@ def test_the_numbers_are_rliables() -> None:
     assert statistics.improvement(list(A.T), list(B.T))[0] == pytest.approx(0.7916666666666666, abs=1e-12)
 
 
+@pytest.mark.parametrize("n", [2, 5, 32])
+def test_the_interval_of_a_mean_and_the_interquartile_mean_are_scipys(n: int) -> None:
+    from scipy.stats import bootstrap, trim_mean
+
+    values = np.random.default_rng(n).normal(1000, 300, n)
+    wanted = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    assert statistics.bootstrap_interval(values) == pytest.approx((wanted.low, wanted.high), rel=1e-14)
+    assert statistics.iqm(values) == trim_mean(values, 0.25)
+
+
 def test_an_interval_of_strata_draws_seeds_within_them() -> None:
     # Between the strata lie 100; a bootstrap across them would see that, one within them sees 0.1.
     rng = np.random.default_rng(0)

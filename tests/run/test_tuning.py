@@ -1,14 +1,17 @@
 """Studies of hyperparameters."""
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from agents.run import cli
+from agents.run import cli, tuning
 from agents.run.tuning import Sweep, Tune
 
 optuna = pytest.importorskip("optuna", reason="the extra tune is not installed")
@@ -56,6 +59,51 @@ def test_a_preset_of_a_file_is_trained_with(tmp_path: Path, capsys: pytest.Captu
         preset.write_text(text)
         assert cli.main([*typed, "--run-dir", str(tmp_path / "other")]) == 2
         assert "holds no preset of npg for InvertedPendulum-v5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "times", "code"), [(signal.SIGTERM, 1, 143), (signal.SIGINT, 2, 130)])
+def test_a_trial_that_is_stopped_comes_again(
+    number: signal.Signals,
+    times: int,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stopping(*args: Any) -> Any:
+        for _ in range(times):
+            signal.raise_signal(number)
+        return SimpleNamespace(mean=1.0)
+
+    words = [*SMALL, "--trials", "2", "--study", str(tmp_path)]
+    with monkeypatch.context() as amid:
+        amid.setattr(tuning, "evaluate", stopping)  # of the first trial, after 512 of its 600 steps
+        assert cli.main(words) == code
+    out, err = capsys.readouterr()
+    how = f"Stopped by {number.name}; the" if times == 1 else "train.py tune: stopped at once.\nThe"
+    said = f"{how} study is saved, and trial 0, which was running, comes again first. Go on:\n  python train.py tune"
+    assert said in (out if times == 1 else err)
+    trials = study_of(tmp_path).trials
+    assert [trial.state.name for trial in trials] == ["FAIL", "WAITING"]
+    assert cli.main(words) == 0
+    trials = study_of(tmp_path).trials
+    assert [trial.state.name for trial in trials] == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert trials[0].params == trials[1].params
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_a_study_that_runs(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    words = [sys.executable, "train.py", *SMALL, "--steps", "1e7", "--study", str(tmp_path)]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    time.sleep(2.0)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (code, "")
+    assert "trial   0     stopped" in out
+    assert f"Stopped by {number.name}; the study is saved, and trial 0" in out
+    assert [trial.state.name for trial in study_of(tmp_path).trials] == ["FAIL", "WAITING"]
 
 
 @pytest.mark.slow
