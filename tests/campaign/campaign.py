@@ -1,0 +1,98 @@
+"""What the campaign's command does with its options."""
+
+from __future__ import annotations
+
+import json
+import platform
+import random
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from tyro.conf import arg
+
+from agents import checkpoint
+from tests.campaign import files, kills, watch
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """Kill runs, damage files, mistype words, fill disks, and say what did not stand it."""
+
+    kills: int = 0
+    """SIGKILLs, over all algorithms."""
+    files: int = 0
+    """Checkpoints that are damaged or made to harm."""
+    seed: int = 0
+    """Decides all that is random, but for what the clock does to kills."""
+    result: Annotated[str, arg(metavar="FILE")] = "tests/campaign/results.json"
+    """Where the figures go; those of parts that did not run stay."""
+
+
+def kill_runs(most: int, chance: random.Random, scratch: Path) -> dict[str, Any]:
+    """Kill runs of all cases in turn."""
+    loops = []
+    kills.warm_up([], scratch)
+    for name in kills.CASES:
+        folder = scratch / kills.file_name(name)
+        folder.mkdir()
+        loops.append(kills.Loop(name, folder, chance))
+        print(f"{name}: {loops[-1].seconds:.1f} s undisturbed, {loops[-1].writes} checkpoints", flush=True)
+    begun, total = time.monotonic(), Counter[str]()
+    while total["kills"] < most:
+        for loop in loops:
+            loop.trial()
+        total = sum((loop.counts for loop in loops), Counter[str]())
+        print(f"{time.monotonic() - begun:.0f} s", dict(total), flush=True)
+        for loop in loops:
+            for fault in loop.faults[loop.said :]:
+                print(fault, flush=True)
+            loop.said = len(loop.faults)
+    cases = {loop.name: dict(loop.counts) for loop in loops}
+    return {"all": dict(total), "cases": cases, "faults": [fault for loop in loops for fault in loop.faults]}
+
+
+RUNS = {
+    "npg": "npg --env CartPole-v1 --num-envs 2 --n-steps 8 --steps 32",
+    "ppo": "ppo --env Hopper-v5 --num-envs 2 --n-steps 8 --batch-size 8 --steps 32",
+    "pes": "pes --env InvertedPendulum-v5 --num-envs 4 --estimator pes --n-steps 8 --steps 32",
+    "fomaml": "fomaml --env families/Point-v0 --env-kwargs horizon=5 --num-envs 4 --meta-batch-size 2 --n-steps 5 "
+    "--steps 40",
+}
+"""Whose checkpoints are damaged."""
+
+
+def damage_files(count: int, chance: random.Random, scratch: Path) -> dict[str, Any]:
+    """Open damaged checkpoints."""
+    runs = {}
+    for name, words in RUNS.items():
+        runs[name] = scratch / name
+        typed = f"train {words} --net-arch 4 --eval-episodes 1 --threads 1 --device cpu --seed 3 --run-dir {runs[name]}"
+        kills.warm_up([typed.split()], scratch)
+    tally = watch.run_all(files.cases(count, chance, runs, scratch / "here"), scratch, print)
+    for name, times in tally.accepted.most_common(40):
+        print("accepted", times, name)
+    return tally.record()
+
+
+def main() -> None:
+    asked = tyro.cli(Campaign, description=Campaign.__doc__)
+    torch.set_num_threads(1)
+    chance, parts = random.Random(asked.seed), {}
+    scratch = Path(tempfile.mkdtemp(prefix="campaign-"))
+    print(f"what fails stays in {scratch}")
+    if asked.kills:
+        parts["kills"] = kill_runs(asked.kills, chance, scratch)
+    if asked.files:
+        parts["files"] = damage_files(asked.files, chance, scratch)
+    file = Path(asked.result)
+    kept = json.loads(file.read_text()) if file.is_file() else {}
+    about = {"date": time.strftime("%Y-%m-%d"), "versions": checkpoint.versions(), "platform": platform.platform()}
+    file.write_text(json.dumps(kept | {name: about | part for name, part in parts.items()}, indent=1) + "\n")
+    for name, part in parts.items():
+        print(name, json.dumps(part, indent=1))
