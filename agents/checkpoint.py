@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -35,6 +36,7 @@ PACKAGES = ("geodesic-rl", "torch", "numpy", "gymnasium", "mujoco", "stable-base
 MANIFEST_BYTES = 2**24
 SLACK = 2**23
 """Numbers that an agent may have beside its tensors, as a net_arch that its kind of policy does not use."""
+UNFINISHED = re.compile(r"\..+\.([1-9]\d*)\.tmp(\.\w+)?")
 LAYER = 2**20
 """What a layer counts, at least, of which the file has no tensor."""
 
@@ -105,6 +107,7 @@ def write(target: Source, manifest: Mapping[str, Any], tensors: Mapping[str, Ten
         return
     path = Path(target)
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
     with replaced(path) as file:
         _write_archive(file, content)
         file.flush()
@@ -196,8 +199,9 @@ def damage_named(source: Any) -> Iterator[None]:
 def replaced(path: Path) -> Iterator[BinaryIO]:
     """Give a new file beside path, which takes path's place, synced, on leaving; after an error path is as it was."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:  # never through a link that lies there
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -205,6 +209,24 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the unfinished files that killed processes left in a folder: .NAME.PID.tmp, with an ending or without."""
+    for file in folder.glob(".*.tmp*"):
+        named = UNFINISHED.fullmatch(file.name)
+        if named and not _is_process(int(named[1])):
+            file.unlink(missing_ok=True)
+
+
+def _is_process(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

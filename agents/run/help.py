@@ -34,7 +34,8 @@ GROUP_OF_OPTION = {
     **dict.fromkeys(("policy", "log_std_min"), "policy"),
     **dict.fromkeys(("gamma", "gae_lambda", "value_network", "rbf_features"), "critic"),
     **dict.fromkeys(
-        ("eval_every", "eval_episodes", "checkpoint_every", "runs", "name", "run_dir", "quiet", "debug"), "logging"
+        ("eval_every", "eval_episodes", "checkpoint_every", "disk_full", "runs", "name", "run_dir", "quiet", "debug"),
+        "logging",
     ),
 }
 """Options that belong elsewhere than what else is declared with them."""

@@ -52,6 +52,8 @@ class RunOptions:
     """Episodes of one evaluation, with deterministic actions."""
     checkpoint_every: float = 30.0
     """Seconds between checkpoints."""
+    disk_full: Literal["wait", "stop"] = "wait"
+    """What the run does on a full disk: wait until there is room again, or stop."""
     runs: Annotated[str, arg(metavar="FOLDER")] = "runs"
     """Folder of all runs; this one goes to <env>/<algorithm>/<time>-s<seed> in it."""
     name: Annotated[str | None, arg(metavar="WORD", help_behavior_hint="")] = None

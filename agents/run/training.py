@@ -16,16 +16,17 @@ from typing import Any
 import torch
 from gymnasium.vector import AutoresetMode
 
-from agents import REGISTRY, checkpoint, noise
+from agents import REGISTRY, noise
 from agents.base import Agent
 from agents.config import CommonConfig
 from agents.run import report
 from agents.run.errors import RunError, UsageError
 from agents.run.evaluation import BLOCK, Evaluation, evaluate
-from agents.run.folder import EVALUATION_COLUMNS, RunConfig, RunFolder, RunState, append_row, keep_rows, read_rows
+from agents.run.folder import EVALUATION_COLUMNS, RunConfig, RunFolder, RunState, append_row, read_rows
 from agents.run.initial import Initial
-from agents.run.log import STEPS, log_evaluation, record_hyperparameters, run_logger
+from agents.run.log import log_evaluation, record_hyperparameters, run_logger
 from agents.run.options import EVALUATIONS, RunOptions, check_device, check_import
+from agents.run.outputs import Room
 from agents.run.process import typed
 from agents.run.progress import Progress
 from agents.run.signals import StopRequest, stdout_console
@@ -89,21 +90,24 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str, allow_
         run.check()
         check_import(folder.config, run.env, run.parsed_env_kwargs(), allow_import)
         check_device(run.device)
-        manifest, tensors = checkpoint.read_agent(folder.last)
+        manifest, tensors, fallen_back = folder.read_last()
+        if fallen_back:
+            print(fallen_back)
         kind, num_envs = REGISTRY.get(settings.algorithm), settings.config.get("num_envs")
         if kind is None or (kind.name, num_envs) != (manifest["algorithm"], manifest["config"].get("num_envs")):
             raise RunError(
                 f"{folder.config} and {folder.last} are of different runs: their algorithm or num_envs differ."
             )
         done = manifest["num_timesteps"]
-        keep_rows(folder.evaluations, "steps", done)
-        keep_rows(folder.progress, STEPS, done)
         seconds = _seconds_used(folder)
-        if run.share(done, seconds) >= 1 and _evaluated_steps(folder) == done:
+        over = run.share(done, seconds) >= 1
+        if over and folder.is_finished(done):
             made = f"{done:,} steps" if run.minutes is None else f"{done:,} steps in {seconds / 60:.1f} minutes"
             option = "steps" if run.minutes is None else "minutes"
             print(f"{folder.path} is finished with {made}; --{option} with a larger number goes on.")
             return 0
+        for lost in folder.drop_rows(done, over):
+            print(lost)
         torch.set_num_threads(run.threads)
         env = _make_env(run, manifest["config"]["num_envs"], kind.autoreset)
         with warnings.catch_warnings(record=True) as said:
@@ -132,6 +136,7 @@ class _Training:
         self.stop = StopRequest()
         self.console = stdout_console(self.stop)
         self.title = f"{settings.algorithm} on {self.options.env}"
+        self._with_room = Room(folder.path, self.options.disk_full == "wait", self.stop, self._say)
         rows = read_rows(folder.evaluations)
         self._evaluated = _due(self.options, int(rows[-1]["steps"]), float(rows[-1]["seconds"])) if rows else None
         self._best = max((float(row["mean"]) for row in rows), default=-math.inf)
@@ -143,7 +148,7 @@ class _Training:
     def run(self) -> int:
         agent, run = self.agent, self.options
         self._print_start()
-        agent.set_logger(run_logger(self.folder, agent.num_timesteps, agent.dashboard))
+        agent.set_logger(run_logger(self.folder, agent.num_timesteps, agent.dashboard, self._with_room))
         if agent.num_timesteps == 0:
             record_hyperparameters(agent.logger, self.settings, self.folder)
         final = None
@@ -164,14 +169,15 @@ class _Training:
             self._noting_the_last_state(),
         ):
             self._train(env, stop, progress)
-            agent.save(self.folder.last)
+            self._save()
             self._write_state("stopped")
             if stop.signal is None:
-                used = self._seconds()
+                used = self._seconds()  # of its time, too, the last evaluation takes nothing
                 final = self._evaluate(env, progress, FINAL_EPISODES, noise.seed_of(run.seed, "final evaluation"))
-                self._write_state("finished", used=used)  # of its time, too, the last evaluation takes nothing
-        agent.logger.close()
-        report.plot_curve(self.folder, f"{self.title}, seed {run.seed}")
+            agent.logger.close()
+            self._with_room(lambda: report.plot_curve(self.folder, f"{self.title}, seed {run.seed}"))
+            if final is not None:
+                self._write_state("finished", used=used)
         if final is not None:
             self._print_summary(final)
             return 0
@@ -196,7 +202,7 @@ class _Training:
                 return
             self._evaluate_if_due(env, progress)
             if time.monotonic() - saved >= run.checkpoint_every:
-                agent.save(self.folder.last)
+                self._save()
                 saved = time.monotonic()
             if time.monotonic() - self._state_at >= STATE_SECONDS:
                 self._write_state("running")
@@ -214,17 +220,45 @@ class _Training:
         """Evaluate, log it, and keep the agent as best.zip if it is the best one so far."""
         agent, steps = self.agent, self.agent.num_timesteps
         evaluation = evaluate(agent, env, episodes, seed)
-        log_evaluation(agent.logger, steps, evaluation, max(self._best, evaluation.mean))
+        if evaluation.mean > self._best:
+            self._best = evaluation.mean
+            self._with_room(lambda: agent.save(self.folder.best))
+        log_evaluation(agent.logger, steps, evaluation, self._best)
         lower, upper = evaluation.interval
         seconds = self._seconds()
         row = (steps, evaluation.mean, evaluation.iqm, lower, upper, episodes, round(seconds, 3))
-        append_row(self.folder.evaluations, dict(zip(EVALUATION_COLUMNS, row, strict=True)))
+        # Last: what a kill before it leaves undone is done again.
+        named = dict(zip(EVALUATION_COLUMNS, row, strict=True))
+        self._with_room(lambda: append_row(self.folder.evaluations, named))
         progress.evaluation(evaluation.mean)
         self._mean, self._evaluated = evaluation.mean, _due(self.options, steps, seconds)
-        if evaluation.mean > self._best:
-            self._best = evaluation.mean
-            agent.save(self.folder.best)
         return evaluation
+
+    def _save(self) -> None:
+        """Save the agent as the last checkpoint, once there is room.
+
+        Raises:
+            RunError: the run's folder is gone; the agent is saved where it was.
+        """
+        if moved := self._is_moved():
+            self.folder.last.parent.mkdir(parents=True, exist_ok=True)
+            self._with_room(lambda: self.folder.write_config(self.settings))
+        self._with_room(lambda: self.folder.keep(self.agent))
+        if moved:
+            raise RunError(
+                f"{self.folder.path} was moved or removed while the run was going on, and the run has stopped; it is "
+                f"saved anew there, without its earlier logs. Go on: {self._resume()}"
+            )
+
+    def _is_moved(self) -> bool:
+        return not self.folder.config.is_file()
+
+    def _say(self, sentence: str) -> None:
+        self.console.print(sentence, soft_wrap=True)
+
+    def _resume(self) -> str:
+        """Say how to go on."""
+        return f"{typed('resume')} {shlex.quote(str(self.folder.path))}{self.options.consent}"
 
     def _seconds(self) -> float:
         """Count the seconds that the run has taken, in earlier processes too."""
@@ -238,7 +272,8 @@ class _Training:
         steps, training = self.agent.num_timesteps, self.agent.last_metrics.get("rollout/ep_rew_mean")
         seconds = self._seconds() if used is None else used
         share = min(self.options.share(steps, seconds), 1.0)
-        self.folder.write_state(RunState(state, steps, seconds, share, training, self._mean, error))
+        with contextlib.suppress(OSError):  # for others to read: a full disk, or none, is noticed where it matters
+            self.folder.write_state(RunState(state, steps, seconds, share, training, self._mean, error))
         self._state_at = time.monotonic()
 
     def _print_start(self) -> None:
@@ -265,7 +300,7 @@ class _Training:
         why = "since nobody reads what it prints" if number is signal.SIGPIPE else f"by {number.name}"
         words = [
             f"Stopped {why} after {self.agent.num_timesteps:,} environment steps; everything is saved. Go on:",
-            f"  {typed('resume')} {shlex.quote(str(self.folder.path))}{self.options.consent}",
+            f"  {self._resume()}",
         ]
         self.console.print("\n".join(words), soft_wrap=True)
         if getattr(self.console.file, "is_lost", False):
@@ -292,7 +327,9 @@ class _Training:
             yield
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, FloatingPointError) and self.agent.stop_reason is not None:
-                self.agent.save(self.folder.last)
+                self._save()
+            if isinstance(error, FileNotFoundError) and self._is_moved():
+                self._save()  # which says so
             self._write_state("stopped" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
             if self.folder.last.is_file():
                 error.add_note(f"The last saved state of this run is in {self.folder.last}.")
@@ -313,12 +350,6 @@ def _seconds_used(folder: RunFolder) -> float:
     """Return the seconds that a run has taken so far."""
     state, rows = folder.read_state(), read_rows(folder.evaluations)
     return state.seconds if state is not None else float(rows[-1]["seconds"]) if rows else 0.0
-
-
-def _evaluated_steps(folder: RunFolder) -> int | None:
-    """Return the training steps before the last evaluation, or None."""
-    rows = read_rows(folder.evaluations)
-    return int(rows[-1]["steps"]) if rows else None
 
 
 @contextlib.contextmanager
