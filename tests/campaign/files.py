@@ -14,6 +14,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from agents import checkpoint
 from agents.checkpoint import MANIFEST, TENSORS
 from tests.campaign.watch import CANARY, Case
 
-GIB = 2**30
+BOMB = 512
+"""MiB, inflated."""
 ODD: tuple[Callable[[], Any], ...] = (
     lambda: None, lambda: True, lambda: -1, lambda: 2**63, lambda: 10**12, lambda: 10**30, lambda: 0.5, lambda: -1e308,
     lambda: float("nan"), lambda: float("inf"), lambda: "", lambda: "x" * 100_000, lambda: "\0", lambda: "ÿ\ud800é",
@@ -146,18 +148,19 @@ def of_odd_members(parts: Parts, chance: random.Random) -> bytes:
     )))  # fmt: skip
 
 
-BOMBS: dict[int, bytes] = {}
+@cache
+def packed_zeros(mebibytes: int) -> bytes:
+    """Deflate so many zeros."""
+    packer, block = zlib.compressobj(1, zlib.DEFLATED, -15), bytes(2**20)
+    return b"".join([*(packer.compress(block) for _ in range(mebibytes)), packer.flush()])
 
 
 def bomb(parts: Parts, chance: random.Random) -> bytes:
-    """Deflate: members of gigabytes in megabytes of file; some say a small size."""
-    if not BOMBS:
-        packer, block = zlib.compressobj(9, zlib.DEFLATED, -15), bytes(2**24)
-        BOMBS[0] = b"".join([*(packer.compress(block) for _ in range(64)), packer.flush()])  # 1 GiB
-    name, packed = chance.choice((MANIFEST, TENSORS)), BOMBS[0]
+    """Deflate: a member of hundreds of MiB in little file; some say a small size."""
+    name, packed = chance.choice((MANIFEST, TENSORS)), packed_zeros(BOMB)
     other = (TENSORS, parts.tensors) if name == MANIFEST else (MANIFEST, parts.text())
     data = bytearray(zipped(other, (name, packed)))
-    size = chance.choice((GIB, len(packed), 100))
+    size = chance.choice((BOMB * 2**20, len(packed), 100))
     method = chance.choice((8, 8, 8, 12, 14, 93))
     for mark, at_method, at_size in ((b"PK\3\4", 8, 22), (b"PK\1\2", 10, 24)):
         where = data.rindex(mark)
@@ -335,6 +338,7 @@ DOORS: dict[str, tuple[list[str], float]] = {
 
 def cases(count: int, chance: random.Random, runs: dict[str, Path], scratch: Path) -> list[Case]:
     """Plan so many openings: each is made when its turn comes."""
+    packed_zeros(BOMB)  # once, before processes are forked
     parts = {name: (Parts(run / "checkpoints" / "last.zip"), run) for name, run in runs.items()}
     planned = []
     for _ in range(count):
@@ -356,7 +360,7 @@ def prepare(case: Case, parts: dict[str, tuple[Parts, Path]], scratch: Path) -> 
     place = scratch / "run"
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(run, place)
-    for name in ("last.zip", "best.zip"):
+    for name in ("last.zip", "previous.zip", "best.zip"):
         (place / "checkpoints" / name).write_bytes(data)
     file = place / "checkpoints" / "last.zip"
     filled = {"file": file, "run": place, "scratch": scratch, "env": good.manifest["env_id"]}

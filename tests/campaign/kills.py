@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
 from agents import checkpoint
 from agents.run import cli
 from agents.run.folder import RunFolder, file_name
@@ -45,7 +47,7 @@ CASES: dict[str, str] = {
 """What is typed after `train`; every registered algorithm, on batched MuJoCo and on environments of Gymnasium's."""
 IN_A_WRITE = 0.4
 """Share of the kills that wait for a checkpoint that is being written."""
-KILLS_OF_A_RUN = 5
+KILLS_OF_A_RUN = 6
 """At most; then the run is left to finish."""
 PATIENCE = 120.0
 """Seconds after which a process that does not end is a fault."""
@@ -62,6 +64,8 @@ class Outcome:
     counters: dict[str, Any]
     progress: list[dict[str, str]]
     evaluations: list[dict[str, str]]
+    events: dict[str, list[tuple[int, float]]]
+    """TensorBoard's curves."""
 
     @classmethod
     def of(cls, path: Path) -> Outcome:
@@ -72,7 +76,7 @@ class Outcome:
         counters = {name: x for name, x in manifest.items() if name not in timed}
         counters["episode_infos"] = [{name: episode[name] for name in "rl"} for episode in counters["episode_infos"]]
         rows = (timeless(folder.progress), timeless(folder.evaluations))
-        return cls(digest_of(folder.last), digest_of(folder.best), counters, *rows)
+        return cls(digest_of(folder.last), digest_of(folder.best), counters, *rows, curves(path))
 
     def differences(self, other: Outcome) -> list[str]:
         """Name what is not the same."""
@@ -91,6 +95,13 @@ def timeless(file: Path) -> list[dict[str, str]]:
         rows = list(csv.DictReader(stream))
     timed = [name for name in (rows or [{}])[0] if "seconds" in name or name in ("time/fps", "time/time_elapsed")]
     return [{name: value for name, value in row.items() if name not in timed} for row in rows]
+
+
+def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Read TensorBoard's curves as it shows them, without those of wall-clock times."""
+    shown = EventAccumulator(str(path), {SCALARS: 0}).Reload()
+    tags = [tag for tag in shown.Tags()[SCALARS] if not tag.startswith("time/")]
+    return {tag: [(event.step, event.value) for event in shown.Scalars(tag)] for tag in tags}
 
 
 def warm_up(words: Iterable[list[str]], scratch: Path) -> None:
@@ -217,7 +228,9 @@ class Loop:
                     kill(pid)
                 return self._fault(folder, f"exit {code} after {time.monotonic() - begun:.1f} s")
         self.counts["finished"] += 1
-        differences = Outcome.of(folder).differences(self.expected)
+        found = Outcome.of(folder)
+        self.counts["ended with the same tensors"] += found.digest == self.expected.digest
+        differences = found.differences(self.expected)
         state = RunFolder(folder).read_state()
         if state is None or state.state != "finished":
             differences.append("state.json")
@@ -225,7 +238,7 @@ class Loop:
             differences.append("curve.png")
         if differences:
             return self._fault(folder, f"{', '.join(differences)} differ after {kills} kills")
-        self.counts["equal"] += 1
+        self.counts["ended with the same files"] += 1
         shutil.rmtree(folder)
         folder.with_suffix(".txt").unlink()
 
