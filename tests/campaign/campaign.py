@@ -42,7 +42,7 @@ def kill_runs(most: int, chance: random.Random, scratch: Path) -> dict[str, Any]
         folder = scratch / kills.file_name(name)
         folder.mkdir()
         loops.append(kills.Loop(name, folder, chance))
-        print(f"{name}: {loops[-1].seconds:.1f} s undisturbed, {loops[-1].writes} checkpoints", flush=True)
+        print(f"{name}: {loops[-1].seconds:.1f} s of processor time undisturbed, {loops[-1].writes} checkpoints", flush=True)
     begun, total = time.monotonic(), Counter[str]()
     while total["kills"] < most:
         for loop in loops:

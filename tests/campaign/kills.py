@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -47,7 +49,7 @@ CASES: dict[str, str] = {
 """What is typed after `train`; every registered algorithm, on batched MuJoCo and on environments of Gymnasium's."""
 IN_A_WRITE = 0.4
 """Share of the kills that wait for a checkpoint that is being written."""
-KILLS_OF_A_RUN = 6
+KILLS_OF_A_RUN = 8
 """At most; then the run is left to finish."""
 PATIENCE = 120.0
 """Seconds after which a process that does not end is a fault."""
@@ -64,7 +66,7 @@ class Outcome:
     counters: dict[str, Any]
     progress: list[dict[str, str]]
     evaluations: list[dict[str, str]]
-    events: dict[str, list[tuple[int, float]]]
+    events: dict[str, list[str]]
     """TensorBoard's curves."""
 
     @classmethod
@@ -97,11 +99,12 @@ def timeless(file: Path) -> list[dict[str, str]]:
     return [{name: value for name, value in row.items() if name not in timed} for row in rows]
 
 
-def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
+def curves(path: Path) -> dict[str, list[str]]:
     """Read TensorBoard's curves as it shows them, without those of wall-clock times."""
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it says what it does not show, as it should not
     shown = EventAccumulator(str(path), {SCALARS: 0}).Reload()
     tags = [tag for tag in shown.Tags()[SCALARS] if not tag.startswith("time/")]
-    return {tag: [(event.step, event.value) for event in shown.Scalars(tag)] for tag in tags}
+    return {tag: [f"{event.step}: {event.value}" for event in shown.Scalars(tag)] for tag in tags}
 
 
 def warm_up(words: Iterable[list[str]], scratch: Path) -> None:
@@ -146,9 +149,9 @@ def forked(words: list[str], output: Path, at_end: Callable[[], object] = lambda
         os._exit(code)
 
 
-def ended(pid: int, seconds: float, until: Callable[[], bool] = lambda: False) -> int | None:
+def ended(pid: int, seconds: float, until: Callable[[], bool] = lambda: False, pause: float = 0.0002) -> int | None:
     """Wait so long for a process, or until something is so; returns its exit code, None if it still runs."""
-    most, pause = time.monotonic() + seconds, 0.0002
+    most = time.monotonic() + seconds
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
@@ -157,6 +160,11 @@ def ended(pid: int, seconds: float, until: Callable[[], bool] = lambda: False) -
         if left <= 0 or until():
             return None
         time.sleep(min(pause, left))
+
+
+def cpu_seconds(pid: int) -> float:
+    """Give the processor time that a process has had, whose own clock goes on however busy the machine is."""
+    return time.clock_gettime((~pid << 3) | 2)  # <linux/posix-timers.h>: CPUCLOCK_SCHED
 
 
 def kill(pid: int) -> int | None:
@@ -184,7 +192,7 @@ class Loop:
         self.faults: list[str] = []
         self.said = 0
         self.seconds = 0.0
-        """That an undisturbed run takes."""
+        """Of processor time that an undisturbed run takes."""
         self.writes = 0
         self.number = 0
         warm_up([[*self.words, "--run-dir", str(scratch / "warm")]], scratch)
@@ -194,11 +202,11 @@ class Loop:
         return forked(words, folder.with_suffix(".txt"))
 
     def _undisturbed(self) -> Outcome:
-        folder, begun = self.scratch / "undisturbed", time.monotonic()
+        folder, before = self.scratch / "undisturbed", _children()
         pid, writing = self._start([*self.words, "--run-dir", str(folder)], folder), Writing(folder)
         code = ended(pid, PATIENCE, lambda: writing.number() < 0)
         assert code == 0, f"{self.name}: {code}\n{folder.with_suffix('.txt').read_text()[-2000:]}"
-        self.seconds, self.writes = time.monotonic() - begun, max(writing.count, 1)
+        self.seconds, self.writes = _children() - before, max(writing.count, 1)
         return Outcome.of(folder)
 
     def trial(self) -> None:
@@ -208,9 +216,10 @@ class Loop:
         anew = [*self.words, "--run-dir", str(folder)]
         words, kills = anew, 0
         while True:
-            begun, before = time.monotonic(), unfinished(folder / "checkpoints")
+            before = unfinished(folder / "checkpoints")
             pid = self._start(words, folder)
-            code = self._killed(pid, folder) if kills < KILLS_OF_A_RUN else ended(pid, PATIENCE)
+            share = 1.0 if words is anew else 0.5  # of a run, for what remains of it
+            code = self._killed(pid, folder, share) if kills < KILLS_OF_A_RUN else ended(pid, PATIENCE)
             if code is None and kills < KILLS_OF_A_RUN:
                 kills += 1
                 self.counts["kills"] += 1
@@ -226,7 +235,7 @@ class Loop:
             else:
                 if code is None:
                     kill(pid)
-                return self._fault(folder, f"exit {code} after {time.monotonic() - begun:.1f} s")
+                return self._fault(folder, f"exit {code}")
         self.counts["finished"] += 1
         found = Outcome.of(folder)
         self.counts["ended with the same tensors"] += found.digest == self.expected.digest
@@ -242,12 +251,13 @@ class Loop:
         shutil.rmtree(folder)
         folder.with_suffix(".txt").unlink()
 
-    def _killed(self, pid: int, folder: Path) -> int | None:
+    def _killed(self, pid: int, folder: Path, share: float) -> int | None:
         """Kill a run's process; returns its exit code if it ended before that."""
         if self.chance.random() >= IN_A_WRITE:
-            code = ended(pid, self.chance.uniform(0, self.seconds))
+            instant = self.chance.uniform(0, share * self.seconds)
+            code = ended(pid, PATIENCE, lambda: cpu_seconds(pid) >= instant, 0.001)
             return kill(pid) if code is None else code
-        which, writing = self.chance.randint(1, self.writes), Writing(folder)
+        which, writing = self.chance.randint(1, max(int(share * self.writes), 1)), Writing(folder)
         code = ended(pid, PATIENCE, lambda: writing.number() == which)
         if code is None:
             code = ended(pid, self.chance.uniform(0, 0.004))
@@ -257,6 +267,12 @@ class Loop:
         output = folder.with_suffix(".txt")
         said = output.read_text().splitlines()[-1:] if output.is_file() else []
         self.faults.append(f"{self.name}: {folder.name}: {words}; {' '.join(said)}")
+
+
+def _children() -> float:
+    """Give the processor time of the processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 class Writing:
