@@ -268,7 +268,8 @@ def _check_members(source: Any, archive: zipfile.ZipFile) -> None:
     names = {member.filename for member in members}
     if "_stable_baselines3_version" in names:
         raise CheckpointError(
-            f"{source} was saved by Stable-Baselines3, which pickles; load it there, with the class that saved it."
+            f"{source} was saved by Stable-Baselines3, which pickles. To begin from its policy give --init-from, or "
+            "agents.load_sb3_policy; all of it only Stable-Baselines3 loads."
         )
     missing = {MANIFEST, TENSORS} - names
     if missing:

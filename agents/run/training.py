@@ -62,7 +62,7 @@ def start(algorithm: str, run: RunOptions, config: CommonConfig, origins: dict[s
         policy = run.policy or next(iter(kind.policy_aliases))
         env = _make_env(run, config.num_envs, kind.autoreset)
         agent = kind(policy, env, seed=run.seed, device=run.device, **values)
-    begins = None if run.init_from is None else Initial.of(run.init_from).give(agent)
+        begins = None if run.init_from is None else Initial.of(run.init_from).give(agent)
     run = dataclasses.replace(run, device=str(agent.device))
     settings = RunConfig(algorithm, run, values, origins)
     folder = RunFolder.create(settings, command)

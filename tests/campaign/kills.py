@@ -49,7 +49,7 @@ CASES: dict[str, str] = {
 """What is typed after `train`; every registered algorithm, on batched MuJoCo and on environments of Gymnasium's."""
 IN_A_WRITE = 0.4
 """Share of the kills that wait for a checkpoint that is being written."""
-KILLS_OF_A_RUN = 8
+KILLS_OF_A_RUN = 16
 """At most; then the run is left to finish."""
 PATIENCE = 120.0
 """Seconds after which a process that does not end is a fault."""
@@ -218,8 +218,7 @@ class Loop:
         while True:
             before = unfinished(folder / "checkpoints")
             pid = self._start(words, folder)
-            share = 1.0 if words is anew else 0.5  # of a run, for what remains of it
-            code = self._killed(pid, folder, share) if kills < KILLS_OF_A_RUN else ended(pid, PATIENCE)
+            code = self._killed(pid, folder, self._remaining(folder)) if kills < KILLS_OF_A_RUN else ended(pid, PATIENCE)
             if code is None and kills < KILLS_OF_A_RUN:
                 kills += 1
                 self.counts["kills"] += 1
@@ -250,6 +249,12 @@ class Loop:
         self.counts["ended with the same files"] += 1
         shutil.rmtree(folder)
         folder.with_suffix(".txt").unlink()
+
+    def _remaining(self, folder: Path) -> float:
+        """Give the share of a run that a process has before it, of which its start and its end are a part."""
+        last = RunFolder(folder).last
+        done = checkpoint.read_manifest(last)["num_timesteps"] if last.is_file() else 0
+        return 1 - 0.7 * done / self.expected.counters["num_timesteps"]
 
     def _killed(self, pid: int, folder: Path, share: float) -> int | None:
         """Kill a run's process; returns its exit code if it ended before that."""
