@@ -89,7 +89,9 @@ class SB3Policy:
             )
         fits = {name: x for name, x in given.items() if name in own and not (odd and name.startswith("critic."))}
         if self.obs_rms is not None:
-            mean, var = (torch.as_tensor(np.ravel(x), dtype=torch.float64) for x in (self.obs_rms.mean, self.obs_rms.var))
+            mean, var = (
+                torch.as_tensor(np.ravel(x), dtype=torch.float64) for x in (self.obs_rms.mean, self.obs_rms.var)
+            )
             count = torch.as_tensor(self.obs_rms.count, dtype=torch.float64)
             fits |= {"normalizer.count": count, "normalizer.mean": mean, "normalizer.m2": var * count}
         agent.set_parameters({"policy": own | fits})

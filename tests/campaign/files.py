@@ -343,7 +343,9 @@ def cases(count: int, chance: random.Random, runs: dict[str, Path], scratch: Pat
     planned = []
     for _ in range(count):
         way, door, source = drawn(WAYS, chance), drawn(DOORS, chance), chance.choice(list(parts))
-        planned.append(Case(f"{source}, {way}, {door}", chance.getrandbits(64), lambda case: prepare(case, parts, scratch)))
+        planned.append(
+            Case(f"{source}, {way}, {door}", chance.getrandbits(64), lambda case: prepare(case, parts, scratch))
+        )
     return planned
 
 

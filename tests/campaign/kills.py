@@ -7,7 +7,6 @@ does. So one kill costs a fraction of a second, where a new Python takes seconds
 from __future__ import annotations
 
 import csv
-import hashlib
 import logging
 import os
 import random
@@ -27,6 +26,7 @@ from tensorboard.backend.event_processing.event_accumulator import SCALARS, Even
 from agents import checkpoint
 from agents.run import cli
 from agents.run.folder import RunFolder, file_name
+from agents.run.selftest import digest_of
 
 COMMON = (
     "--net-arch 8 --checkpoint-every 0 --eval-episodes 2 --eval-every 100 --threads 1 --device cpu --seed 3 --quiet"
@@ -83,12 +83,6 @@ class Outcome:
     def differences(self, other: Outcome) -> list[str]:
         """Name what is not the same."""
         return [name for name in self.__dataclass_fields__ if getattr(self, name) != getattr(other, name)]
-
-
-def digest_of(file: Path) -> str:
-    """Give the SHA-256 over the digests of all tensors of a checkpoint, which reading it has verified."""
-    manifest, _ = checkpoint.read(file)
-    return hashlib.sha256(repr(sorted(manifest["sha256"].items())).encode()).hexdigest()
 
 
 def timeless(file: Path) -> list[dict[str, str]]:
@@ -218,7 +212,9 @@ class Loop:
         while True:
             before = unfinished(folder / "checkpoints")
             pid = self._start(words, folder)
-            code = self._killed(pid, folder, self._remaining(folder)) if kills < KILLS_OF_A_RUN else ended(pid, PATIENCE)
+            code = (
+                self._killed(pid, folder, self._remaining(folder)) if kills < KILLS_OF_A_RUN else ended(pid, PATIENCE)
+            )
             if code is None and kills < KILLS_OF_A_RUN:
                 kills += 1
                 self.counts["kills"] += 1

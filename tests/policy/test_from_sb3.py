@@ -23,6 +23,7 @@ from agents import NPG, PES, PPO, REGISTRY, CheckpointError, load_sb3_policy
 from agents.run import cli
 from agents.run.folder import RunFolder
 
+
 class Grid(gymnasium.Env):
     """Observations and choices of several dimensions."""
 
@@ -66,7 +67,9 @@ def test_its_actions_and_values_are_those_of_sb3(kind: str, tmp_path: Path) -> N
     np.testing.assert_allclose(agent.predict(seen, deterministic=True)[0], theirs.predict(seen, deterministic=True)[0],
                                atol=1e-6)  # fmt: skip
     given = torch.as_tensor(seen)
-    torch.testing.assert_close(agent.policy.predict_values(given), theirs.policy.predict_values(given), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        agent.policy.predict_values(given), theirs.policy.predict_values(given), atol=1e-5, rtol=1e-5
+    )
     ours, old = (policy.get_distribution(given) for policy in (agent.policy, theirs.policy))
     torch.testing.assert_close(ours.entropy().reshape(-1), old.entropy().reshape(-1), atol=1e-5, rtol=1e-5)
 
@@ -98,7 +101,10 @@ def test_a_run_begins_from_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     agent = agents.load(RunFolder(tmp_path / "run").last)
     ours, weight = agent.policy.actor.net[4].weight, theirs.policy.action_net.weight
     torch.testing.assert_close(ours, weight, rtol=0, atol=1e-3)  # one update with a KL of 1e-9
-    assert cli.train([*asked[:-2], str(tmp_path / "other"), "--init-from", str(tmp_path / "sb3.zip"), "--net-arch", "9"]) == 2
+    assert (
+        cli.train([*asked[:-2], str(tmp_path / "other"), "--init-from", str(tmp_path / "sb3.zip"), "--net-arch", "9"])
+        == 2
+    )
     assert "is of another shape than the agent's" in capsys.readouterr().err
 
 
