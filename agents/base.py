@@ -32,7 +32,7 @@ from agents.policy.choice import OFF_IN_SB3, checked_kwargs, known_policy, optio
 from agents.policy.distributions import Head
 from agents.rollout.buffer import FieldSpec
 from agents.rollout.collector import Collector, buffer_fields
-from agents.saving import Saved
+from agents.saving import Begun, Saved
 from envs import make_vec
 from envs.sb3 import SB3View, as_vector
 from envs.vector import VectorEnv, check_spaces
@@ -136,8 +136,10 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         """Of this training; learn() begins at 0 again."""
         self.counter = 0
         """Iterations of the agent's whole life, which key everything that it draws: no call of learn() resets it."""
-        self.amid_iteration = False
-        """Whether a rollout has begun that nothing was learned from yet."""
+        self.begun: Begun | None = None
+        """Where the iteration began that is collecting now, or that an error ended while it was."""
+        self.amid_update = False
+        """Whether an update has begun, and was not ended, by an error for one."""
         self.stop_reason: str | None = None
         self.share_used: Callable[[], float] | None = None
         """Says which share of training is over where not steps decide that but a clock; asked before each update."""
@@ -243,7 +245,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
     ) -> tuple[int, BaseCallback]:
         if self.env is None:
             raise ValueError(f"This {type(self).__name__} has no environment to learn in; call set_env first.")
-        self.stop_reason = None
+        self.stop_reason, self.begun, self.amid_update = None, None, False
         if reset_num_timesteps:
             self.iteration = 0
         if self.collector.observations is None:
@@ -270,7 +272,10 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without the logger, whose files stay the original's; `learn` makes a new one."""
-        return {name: value for name, value in self.__dict__.items() if name != "_logger"} | {"_custom_logger": False}
+        return {name: value for name, value in self.__dict__.items() if name != "_logger"} | {
+            "_custom_logger": False,
+            "begun": None,
+        }
 
     # Learning --------------------------------------------------------------------------------------------------------
 
@@ -309,15 +314,17 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             while self.num_timesteps < total:
                 started = time.perf_counter()
                 listener.on_rollout_start()
-                self.amid_iteration = True
+                self.begun = Begun.of(self)
                 try:
                     batch = self.collect()
                 except BaseException as error:
                     self.collector.leave(error)
                     raise
                 if batch is None:
+                    self.begun = None
                     break
                 listener.on_rollout_end()
+                self.begun, self.amid_update = None, True
                 collected = time.perf_counter()
                 if self.share_used is not None:
                     self._total_timesteps = math.ceil(self.num_timesteps / max(self.share_used(), 1e-6))
@@ -332,7 +339,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                     self.collector.follow(self.policy)
                 self.iteration += 1
                 self.counter += 1
-                self.amid_iteration = False
+                self.amid_update = False
                 self._record(collect=collected - started, train=time.perf_counter() - collected)
                 if log_interval is not None and self.iteration % log_interval == 0:
                     self.logger.dump(self.num_timesteps)
@@ -340,7 +347,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                 if self.stop_reason is not None:
                     raise FloatingPointError(self.stop_reason)
         finally:
-            self.collector.listener, self.amid_iteration = None, False
+            self.collector.listener = None
             listener.on_training_end()
 
     def _refuse_frozen(self) -> NoReturn:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -112,24 +112,29 @@ class GymVectorEnv(SeededVectorEnv):
         return (*tensors, {**self._batch_infos(infos), **batched})  # type: ignore[return-value]
 
     def snapshot(self, ids: Ids = None) -> dict[str, Tensor]:
-        rows = self._rows(ids)
-        elapsed = self._elapsed[rows]
-        longest = int(elapsed.max(initial=0))
-        actions = np.zeros((len(rows), longest, *self._action_shape), self.single_action_space.dtype)
-        for k, i in enumerate(rows.tolist()):
-            record = self._actions[i]
-            if record is None:
-                raise SnapshotError(f"environment {i} of {self} cannot be snapshot: {self._why_not_recorded(i)}.")
-            if record:
-                actions[k, : len(record)] = record
-        arrays = {
-            "seed": self._seed[rows],
-            "episode": self._episode[rows],
-            "elapsed": elapsed,
-            "actions": actions,
-            "observation": self._observation[rows],
-        }
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return self._mark(self._rows(ids))()
+
+    def mark(self) -> Callable[[], dict[str, Tensor]]:
+        return self._mark(np.arange(self.num_envs))
+
+    def _mark(self, rows: np.ndarray) -> Callable[[], dict[str, Tensor]]:
+        """Note where the environments rows are: records of actions only grow, and a new episode begins a new one."""
+        elapsed, records = self._elapsed[rows], [self._actions[i] for i in rows]
+        arrays = {"seed": self._seed[rows], "episode": self._episode[rows], "observation": self._observation[rows]}
+        why = {i: self._why_not_recorded(i) for i, record in zip(rows.tolist(), records, strict=True) if record is None}
+
+        def taken() -> dict[str, Tensor]:
+            for i, reason in why.items():
+                raise SnapshotError(f"environment {i} of {self} cannot be snapshot: {reason}.")
+            shape = len(rows), int(elapsed.max(initial=0)), *self._action_shape
+            actions = np.zeros(shape, self.single_action_space.dtype)
+            for k, record in enumerate(records):
+                if record and elapsed[k]:
+                    actions[k, : elapsed[k]] = record[: elapsed[k]]
+            found = {**arrays, "elapsed": elapsed, "actions": actions}
+            return {name: torch.from_numpy(array) for name, array in found.items()}
+
+        return taken
 
     def restore(self, snapshot: dict[str, Tensor], ids: Ids = None) -> Tensor:
         rows = self._rows(ids)

@@ -7,8 +7,9 @@ arrays, plus what policy search needs: stepping and resetting a subset, and exac
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NoReturn
 
 import gymnasium
 import numpy as np
@@ -114,6 +115,14 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             SnapshotError: this environment cannot be put back exactly; the message says why.
         """
         raise NotImplementedError
+
+    def mark(self) -> Callable[[], dict[str, Tensor]]:
+        """Give a function that later gives the `snapshot` of now, of all environments, and raises as it does."""
+        try:
+            snapshot = self.snapshot()
+        except SnapshotError as error:
+            return partial(_raise, error)
+        return lambda: snapshot
 
     def restore(self, snapshot: dict[str, Tensor], ids: Ids = None) -> Tensor:
         """Put the environments ids into the snapshot's rows; what follows repeats bit for bit.
@@ -280,6 +289,10 @@ class TaskVectorEnv(VectorEnv):
 
 class SnapshotError(RuntimeError):
     """An environment cannot be snapshot or put back exactly."""
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 class EpisodeStatistics:
