@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium
 import numpy as np
@@ -13,7 +13,7 @@ from gymnasium.utils import EzPickle
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from envs.vector import Ids, SeededVectorEnv, SnapshotError, TaskVectorEnv, check_num_envs, each_value
+from envs.vector import Ids, SeededVectorEnv, SnapshotError, TaskVectorEnv, blame, check_num_envs, each_value
 
 MAX_RECORDED_STEPS = 100_000
 """An episode longer than this many environment steps is not recorded on, and can no longer be snapshot."""
@@ -60,6 +60,8 @@ class GymVectorEnv(SeededVectorEnv):
         self._action_shape = self.single_action_space.shape or ()
         self._discrete = isinstance(self.single_action_space, spaces.Discrete)
         self._actions: list[list[np.ndarray] | None] = [None] * num_envs
+        self._at: int | None = None
+        """The environment whose own code runs now."""
 
     def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         rows = self._rows(ids)
@@ -75,7 +77,11 @@ class GymVectorEnv(SeededVectorEnv):
         infos: list[dict[str, Any]] = []
         shape = self._observation.shape[1:]
         for k, (i, action) in enumerate(zip(rows.tolist(), self._environment_actions(taken), strict=True)):
-            outcome = self.envs[i].step(action)
+            self._at = i
+            try:
+                outcome = self.envs[i].step(action)
+            except (Exception, SystemExit) as error:
+                self._blame(error)
             if len(outcome) != 5:
                 raise ValueError(
                     f"environment {i} of {self} gave {len(outcome)} values from step; Gymnasium's five are "
@@ -94,6 +100,7 @@ class GymVectorEnv(SeededVectorEnv):
                 record.append(taken[k])
                 if len(record) > MAX_RECORDED_STEPS:
                     self._actions[i] = None
+        self._at = None
         self._elapsed[rows] += 1
         self._check_finite("observation", observation, rows)
         self._check_finite("reward", reward, rows)
@@ -204,7 +211,12 @@ class GymVectorEnv(SeededVectorEnv):
         self._episode[i] += 1
         seed = np.random.SeedSequence((int(self._seed[i]), int(self._episode[i]))).generate_state(1)[0]
         # Environments without options need not name them.
-        began = self.envs[i].reset(seed=int(seed), **({"options": options} if options else {}))
+        self._at, self._elapsed[i] = i, -1
+        try:
+            began = self.envs[i].reset(seed=int(seed), **({"options": options} if options else {}))
+        except (Exception, SystemExit) as error:
+            self._blame(error)
+        self._at = None
         if not isinstance(began, tuple) or len(began) != 2:
             raise ValueError(
                 f"environment {i} of {self} gave {type(began).__name__} from reset; Gymnasium's reset gives a tuple of "
@@ -241,6 +253,18 @@ class GymVectorEnv(SeededVectorEnv):
             if info:
                 self._add_info(batched, info, k)
         return batched if len(infos) == self.num_envs else _first_rows(batched, len(infos))
+
+    def doing(self) -> str | None:
+        if self._at is None:
+            return None
+        named = self.spec.id if self.spec is not None else type(self.envs[self._at].unwrapped).__name__
+        step = int(self._elapsed[self._at]) + 1
+        where = f"step {step} of episode" if step else "the reset of episode"
+        return f"environment {self._at} of {named}, in {where} {self._episode[self._at]}"
+
+    def _blame(self, error: Exception | SystemExit) -> NoReturn:
+        where, self._at = self.doing(), None
+        blame(error, str(where))
 
     def _wrong_shape(self, i: int, observation: Any) -> ValueError:
         return ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import multiprocessing
@@ -10,7 +11,9 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 
 def prepare() -> None:
@@ -36,6 +39,21 @@ def prepare() -> None:
     # first product.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     _keep_freed_memory()
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """Let Ctrl-C end the process in a word while it still imports, where it would show a page of import errors."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        os.write(2, f"{program()}: stopped at once.\n".encode())
+        os._exit(128 + signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def work(words: list[str], output: str, cores: list[int]) -> None:
