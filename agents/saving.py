@@ -18,7 +18,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import get_system_info
 from torch import Tensor
 
-from agents import checkpoint
+from agents import checkpoint, noise
 from agents.checkpoint import CheckpointError, Source, decode_space, encode_space, with_prefix
 from agents.config import CommonConfig
 from agents.policy.base import named_as_in, uncompiled
@@ -327,6 +327,8 @@ class Saved:
         if normalize is not None and (held := with_prefix(tensors, "rewards.")):
             rms = normalize.ret_rms
             rms.mean, rms.var, rms.count = held["mean"].numpy(), held["var"].numpy(), held["count"].item()
+        if manifest["env_snapshot"] == UNBEGUN[1] and self.seed is not None:
+            self.env.seed(noise.seed_of(self.seed, "environments"))  # as they were for the agent that was saved
         if manifest["env_snapshot"] != EXACT:
             return self._begin_anew(manifest["env_snapshot"])
         if vector.num_envs != (n := len(tensors["episode.returns"])):

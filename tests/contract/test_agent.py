@@ -281,6 +281,13 @@ def test_what_a_callback_saved_within_an_iteration_goes_on_exactly(
         assert agent.episode_returns == whole.episode_returns
 
 
+def test_what_is_saved_before_it_learned_learns_the_same(algorithm: type[Agent], tmp_path: Path) -> None:
+    agent = make(algorithm, "InvertedPendulum-v5", num_envs=4)
+    agent.save(tmp_path / "new")
+    loaded = algorithm.load(tmp_path / "new", vector(algorithm, "InvertedPendulum-v5", 4), device="cpu")
+    assert torch.equal(parameters(agent.learn(128)), parameters(loaded.learn(128)))
+
+
 def test_what_an_error_ended_is_saved_as_the_iteration_began(algorithm: type[Agent], tmp_path: Path) -> None:
     agent = make(algorithm, "InvertedPendulum-v5", num_envs=4)
     iterations = agent.iterations(10_000)
