@@ -137,9 +137,9 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         self.counter = 0
         """Iterations of the agent's whole life, which key everything that it draws: no call of learn() resets it."""
         self.begun: Begun | None = None
-        """Where the iteration began that is collecting now, or that an error ended while it was."""
-        self.amid_update = False
-        """Whether an update has begun, and was not ended, by an error for one."""
+        """Where the iteration began that is collecting now, or was when an error came; see keeps_beginnings."""
+        self.keeps_beginnings = self.amid_iteration = False
+        """Whether iterations without callbacks note it too; whether one has begun and, as by an error, not ended."""
         self.stop_reason: str | None = None
         self.share_used: Callable[[], float] | None = None
         """Says which share of training is over where not steps decide that but a clock; asked before each update."""
@@ -245,7 +245,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
     ) -> tuple[int, BaseCallback]:
         if self.env is None:
             raise ValueError(f"This {type(self).__name__} has no environment to learn in; call set_env first.")
-        self.stop_reason, self.begun, self.amid_update = None, None, False
+        self.stop_reason, self.begun, self.amid_iteration = None, None, False
         if reset_num_timesteps:
             self.iteration = 0
         if self.collector.observations is None:
@@ -314,17 +314,19 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             while self.num_timesteps < total:
                 started = time.perf_counter()
                 listener.on_rollout_start()
-                self.begun = Begun.of(self)
+                blowups, steps, self.amid_iteration = self.collector.vector.blowups, self.num_timesteps, True
+                if self.keeps_beginnings or self.collector.listener is not None:
+                    self.begun = Begun.of(self)
                 try:
                     batch = self.collect()
                 except BaseException as error:
                     self.collector.leave(error)
                     raise
                 if batch is None:
-                    self.begun = None
+                    self.begun, self.amid_iteration = None, False
                     break
                 listener.on_rollout_end()
-                self.begun, self.amid_update = None, True
+                self.begun = None
                 collected = time.perf_counter()
                 if self.share_used is not None:
                     self._total_timesteps = math.ceil(self.num_timesteps / max(self.share_used(), 1e-6))
@@ -339,10 +341,13 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                     self.collector.follow(self.policy)
                 self.iteration += 1
                 self.counter += 1
-                self.amid_update = False
+                self.amid_iteration = False
                 self._record(collect=collected - started, train=time.perf_counter() - collected)
                 if log_interval is not None and self.iteration % log_interval == 0:
                     self.logger.dump(self.num_timesteps)
+                if self.collector.diverging or self.collector.vector.blowups > blowups:
+                    share = (self.collector.vector.blowups - blowups) / (self.num_timesteps - steps)
+                    self.stop_reason = self.collector.count_diverged(share) or self.stop_reason
                 yield self.iteration
                 if self.stop_reason is not None:
                     raise FloatingPointError(self.stop_reason)

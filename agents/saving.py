@@ -308,10 +308,10 @@ class Saved:
         vector, rewards = self.env.vector, _scale_of_rewards(self.env.normalize)
         origin = _origin(vector)
         begun = self.begun
+        if begun is None and self.amid_iteration:
+            return {**origin, "env_snapshot": "the agent was saved within an iteration that had not ended."}, rewards
         if begun is None and self.collector.observations is None:
             return {**origin, "env_snapshot": UNBEGUN[1]}, rewards
-        if begun is None and self.amid_update:
-            return {**origin, "env_snapshot": "the agent was saved within an update that had not ended."}, rewards
         try:
             snapshot = vector.snapshot() if begun is None else begun.snapshot()
         except SnapshotError as error:

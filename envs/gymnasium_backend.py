@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -17,6 +18,9 @@ from envs.vector import Ids, SeededVectorEnv, SnapshotError, TaskVectorEnv, blam
 
 MAX_RECORDED_STEPS = 100_000
 """An episode longer than this many environment steps is not recorded on, and can no longer be snapshot."""
+
+FEW_STEPS = 5
+"""Of an episode, that are played twice to see whether it repeats."""
 
 _SNAPSHOT = {"seed", "episode", "elapsed", "actions", "observation"}
 
@@ -62,6 +66,8 @@ class GymVectorEnv(SeededVectorEnv):
         self._actions: list[list[np.ndarray] | None] = [None] * num_envs
         self._at: int | None = None
         """The environment whose own code runs now."""
+        self.unrepeatable = ""
+        """Why its episodes cannot be played again, where that is known; see `find_unrepeatable`."""
 
     def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         rows = self._rows(ids)
@@ -124,6 +130,23 @@ class GymVectorEnv(SeededVectorEnv):
     def mark(self) -> Callable[[], dict[str, Tensor]]:
         return self._mark(np.arange(self.num_envs))
 
+    def find_unrepeatable(self) -> str:
+        """Play the begin of one episode twice in environment 0, under DISABLED autoreset: say why it differs, or ""."""
+        space, began = copy.deepcopy(self.single_action_space), []
+        for _ in range(2):
+            space.seed(0)
+            self.reset(seed=[0], ids=[0])
+            began.append([self._observation[0].copy()])
+            while len(began[-1]) < FEW_STEPS and not self._ended[0]:
+                self.step(np.asarray(space.sample())[None], ids=[0])
+                began[-1].append(self._observation[0].copy())
+        if len(began[0]) == len(began[1]) and all(map(np.array_equal, *began)):
+            return ""
+        return (
+            f"{self} gives other observations after the same reset(seed) and actions; have it draw all randomness from "
+            "self.np_random, which super().reset(seed=seed) sets."
+        )
+
     def _mark(self, rows: np.ndarray) -> Callable[[], dict[str, Tensor]]:
         """Note where the environments rows are: records of actions only grow, and a new episode begins a new one."""
         elapsed, records = self._elapsed[rows], [self._actions[i] for i in rows]
@@ -131,6 +154,8 @@ class GymVectorEnv(SeededVectorEnv):
         why = {i: self._why_not_recorded(i) for i, record in zip(rows.tolist(), records, strict=True) if record is None}
 
         def taken() -> dict[str, Tensor]:
+            if self.unrepeatable:
+                raise SnapshotError(self.unrepeatable)
             for i, reason in why.items():
                 raise SnapshotError(f"environment {i} of {self} cannot be snapshot: {reason}.")
             shape = len(rows), int(elapsed.max(initial=0)), *self._action_shape

@@ -46,7 +46,7 @@ def starting() -> Iterator[None]:
     """Let Ctrl-C end the process in a word while it still imports, where it would show a page of import errors."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        os.write(2, f"{program()}: stopped at once.\n".encode())
+        os.write(2, f"{program().strip()}: stopped at once.\n".encode())
         os._exit(128 + signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, stop)

@@ -31,7 +31,7 @@ from agents.run.process import typed
 from agents.run.progress import Progress
 from agents.run.signals import StopRequest, Watchdog, stdout_console
 from agents.saving import NewEpisodes
-from envs import VectorEnv, make_vec
+from envs import GymVectorEnv, VectorEnv, make_vec
 
 FINAL_EPISODES = 32
 PATIENCE = 30.0
@@ -178,6 +178,7 @@ class _Training:
             ) as progress,
             self._noting_the_last_state(),
         ):
+            self._check_that_it_repeats(env)
             self._train(env, stop, progress)
             self._save()
             self._write_state("stopped")
@@ -195,6 +196,14 @@ class _Training:
         self._print_stop(stop.signal)
         return stop.exit_code
 
+    def _check_that_it_repeats(self, env: VectorEnv) -> None:
+        """Say at the start where a run that stops will not go on exactly."""
+        vector = self.agent.collector.vector
+        if isinstance(vector, GymVectorEnv) and isinstance(env, GymVectorEnv):
+            vector.unrepeatable = env.find_unrepeatable()
+            if vector.unrepeatable:
+                self._say(f"Whoever resumes this run begins new episodes, and not exactly: {vector.unrepeatable}")
+
     def _train(self, env: VectorEnv, stop: StopRequest, progress: Progress) -> None:
         """Iterate until the asked steps or minutes are over or a stop is asked for."""
         agent, run = self.agent, self.options
@@ -205,6 +214,7 @@ class _Training:
             return
         if run.steps is None:
             agent.share_used = self._share
+        agent.keeps_beginnings = True
         remaining = UNLIMITED if run.steps is None else run.steps - agent.num_timesteps
         for _ in agent.iterations(remaining, reset_num_timesteps=agent.num_timesteps == 0):
             progress.iteration(agent.num_timesteps, agent.last_metrics)
@@ -371,7 +381,7 @@ class _Training:
             if isinstance(error, FileNotFoundError) and self._is_moved():
                 self._save()  # which says so
             # A full disk had its time; an update that was broken off is no state to go on from.
-            if not isinstance(error, RunError) and not self.agent.amid_update:
+            if not isinstance(error, RunError) and (self.agent.begun is not None or not self.agent.amid_iteration):
                 with contextlib.suppress(OSError, FloatingPointError, RunError):
                     self._save()
             self._write_state("stopped" if isinstance(error, KeyboardInterrupt) else "failed", str(error))

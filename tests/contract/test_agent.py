@@ -290,6 +290,7 @@ def test_what_is_saved_before_it_learned_learns_the_same(algorithm: type[Agent],
 
 def test_what_an_error_ended_is_saved_as_the_iteration_began(algorithm: type[Agent], tmp_path: Path) -> None:
     agent = make(algorithm, "InvertedPendulum-v5", num_envs=4)
+    agent.keeps_beginnings = True
     iterations = agent.iterations(10_000)
     next(iterations)
     agent.save(tmp_path / "before")
@@ -316,12 +317,12 @@ def test_what_an_error_ended_within_an_update_is_not_called_exact(algorithm: typ
     def breaks(_: Any) -> None:
         raise RuntimeError("broken")
 
-    agent.train = breaks  # type: ignore[method-assign]
+    agent.train, agent.keeps_beginnings = breaks, True  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="broken"):
         agent.learn(64)
-    with pytest.warns(UserWarning, match="is not exact: .*within an update"):
+    with pytest.warns(UserWarning, match="is not exact: .*within an iteration"):
         agent.save(tmp_path / "agent")
-    with pytest.warns(UserWarning, match="New episodes begin: .*within an update"):
+    with pytest.warns(UserWarning, match="New episodes begin: .*within an iteration"):
         algorithm.load(tmp_path / "agent", vector(algorithm, "InvertedPendulum-v5", 4))
 
 
@@ -333,6 +334,24 @@ def test_environments_that_cannot_be_put_back_are_saved_without(algorithm: type[
     manifest, _ = checkpoint.read(tmp_path / "agent.zip")
     assert manifest["env_snapshot"] == "its state is out of reach"
     algorithm.load(tmp_path / "agent.zip", env).learn(32, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize("kind", ["DummyVecEnv", "gymnasium.make_vec"])
+def test_environments_out_of_reach_are_said_to_be_inexact(algorithm: type[Agent], kind: str, tmp_path: Path) -> None:
+    if algorithm.name == "pes":
+        pytest.skip("steps the single environments, whose states are in reach")
+    same_step = {"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP}
+    env: Any = (
+        DummyVecEnv([lambda: gymnasium.make("CartPole-v1")] * 2)
+        if kind == "DummyVecEnv"
+        else gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="sync", vector_kwargs=same_step)
+    )
+    agent = make(algorithm, env).learn(32)
+    with pytest.warns(UserWarning, match=r"What goes on from .*agent\.zip is not exact: .*cannot be snapshot"):
+        agent.save(tmp_path / "agent")
+    assert "out of reach" in checkpoint.read_manifest(tmp_path / "agent.zip")["env_snapshot"]
+    with pytest.warns(UserWarning, match="New episodes begin: .*cannot be snapshot"):
+        algorithm.load(tmp_path / "agent", env)
 
 
 class Unrestorable(GymVectorEnv):

@@ -465,3 +465,17 @@ def test_an_evaluation_in_which_nothing_ends_is_said_and_cut(
     assert out.count("no episode of an evaluation has ended in 0 seconds; Ctrl-C stops the run") == 1
     assert out.count("max_episode_steps=1000") == 1
     assert {row["episodes"] for row in read_rows(RunFolder(tmp_path / "run").evaluations)} == {"2", "32"}
+
+
+def test_an_environment_that_does_not_repeat_is_said_at_the_start_in_the_manifest_and_at_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    monkeypatch.setattr(Short, "act", lambda env: env.np_random.bit_generator.advance(int(random.integers(9, 99))))
+    path = tmp_path / "run"
+    assert train(path, steps=32) == 0
+    assert capsys.readouterr().out.count("Whoever resumes this run begins new episodes, and not exactly: GymVec") == 1
+    said = checkpoint.read_manifest(path / "checkpoints" / "last.zip")["env_snapshot"]
+    assert "other observations after the same reset(seed) and actions" in said
+    assert resume(path, "--steps", 64) == 0
+    assert "New episodes begin: GymVectorEnv" in capsys.readouterr().out
