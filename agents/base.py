@@ -31,7 +31,7 @@ from agents.policy.base import named_as_in, warn_of_units
 from agents.policy.choice import OFF_IN_SB3, checked_kwargs, known_policy, options_of
 from agents.policy.distributions import Head
 from agents.rollout.buffer import FieldSpec
-from agents.rollout.collector import Collector, buffer_fields
+from agents.rollout.collector import Collector, buffer_fields, single_thread
 from agents.saving import Begun, Saved
 from envs import make_vec
 from envs.sb3 import SB3View, as_vector
@@ -207,7 +207,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         """Make a policy as before training, drawn from PyTorch's global stream; the agent keeps its own."""
         policy_class: Any = self.policy_class
         settings = {name: getattr(self.config, name) for name in options_of(self.config, policy_class)}
-        return policy_class(self.observation_space, self.action_space, **(settings | self.policy_kwargs))
+        with single_thread():  # the bits of orthogonal weights depend on how many there are
+            return policy_class(self.observation_space, self.action_space, **(settings | self.policy_kwargs))
 
     def _buffer_fields(self) -> dict[str, FieldSpec]:
         """Declare what the algorithm keeps of each step."""
