@@ -31,8 +31,8 @@ from agents.policy.base import named_as_in, warn_of_units
 from agents.policy.choice import OFF_IN_SB3, checked_kwargs, known_policy, options_of
 from agents.policy.distributions import Head
 from agents.rollout.buffer import FieldSpec
-from agents.rollout.collector import Collector, buffer_fields
-from agents.saving import Saved
+from agents.rollout.collector import Collector, buffer_fields, single_thread
+from agents.saving import Begun, Saved
 from envs import make_vec
 from envs.sb3 import SB3View, as_vector
 from envs.vector import VectorEnv, check_spaces
@@ -136,8 +136,10 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         """Of this training; learn() begins at 0 again."""
         self.counter = 0
         """Iterations of the agent's whole life, which key everything that it draws: no call of learn() resets it."""
-        self.amid_iteration = False
-        """Whether a rollout has begun that nothing was learned from yet."""
+        self.begun: Begun | None = None
+        """Where the iteration began that is collecting now, or was when an error came; see keeps_beginnings."""
+        self.keeps_beginnings = self.amid_iteration = False
+        """Whether iterations without callbacks note it too; whether one has begun and, as by an error, not ended."""
         self.stop_reason: str | None = None
         self.share_used: Callable[[], float] | None = None
         """Says which share of training is over where not steps decide that but a clock; asked before each update."""
@@ -205,7 +207,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         """Make a policy as before training, drawn from PyTorch's global stream; the agent keeps its own."""
         policy_class: Any = self.policy_class
         settings = {name: getattr(self.config, name) for name in options_of(self.config, policy_class)}
-        return policy_class(self.observation_space, self.action_space, **(settings | self.policy_kwargs))
+        with single_thread():  # the bits of orthogonal weights depend on how many there are
+            return policy_class(self.observation_space, self.action_space, **(settings | self.policy_kwargs))
 
     def _buffer_fields(self) -> dict[str, FieldSpec]:
         """Declare what the algorithm keeps of each step."""
@@ -243,7 +246,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
     ) -> tuple[int, BaseCallback]:
         if self.env is None:
             raise ValueError(f"This {type(self).__name__} has no environment to learn in; call set_env first.")
-        self.stop_reason = None
+        self.stop_reason, self.begun, self.amid_iteration = None, None, False
         if reset_num_timesteps:
             self.iteration = 0
         if self.collector.observations is None:
@@ -270,7 +273,10 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without the logger, whose files stay the original's; `learn` makes a new one."""
-        return {name: value for name, value in self.__dict__.items() if name != "_logger"} | {"_custom_logger": False}
+        return {name: value for name, value in self.__dict__.items() if name != "_logger"} | {
+            "_custom_logger": False,
+            "begun": None,
+        }
 
     # Learning --------------------------------------------------------------------------------------------------------
 
@@ -309,15 +315,19 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             while self.num_timesteps < total:
                 started = time.perf_counter()
                 listener.on_rollout_start()
-                self.amid_iteration = True
+                blowups, steps, self.amid_iteration = self.collector.vector.blowups, self.num_timesteps, True
+                if self.keeps_beginnings or self.collector.listener is not None:
+                    self.begun = Begun.of(self)
                 try:
                     batch = self.collect()
                 except BaseException as error:
                     self.collector.leave(error)
                     raise
                 if batch is None:
+                    self.begun, self.amid_iteration = None, False
                     break
                 listener.on_rollout_end()
+                self.begun = None
                 collected = time.perf_counter()
                 if self.share_used is not None:
                     self._total_timesteps = math.ceil(self.num_timesteps / max(self.share_used(), 1e-6))
@@ -336,11 +346,14 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                 self._record(collect=collected - started, train=time.perf_counter() - collected)
                 if log_interval is not None and self.iteration % log_interval == 0:
                     self.logger.dump(self.num_timesteps)
+                if self.collector.diverging or self.collector.vector.blowups > blowups:
+                    share = (self.collector.vector.blowups - blowups) / (self.num_timesteps - steps)
+                    self.stop_reason = self.collector.count_diverged(share) or self.stop_reason
                 yield self.iteration
                 if self.stop_reason is not None:
                     raise FloatingPointError(self.stop_reason)
         finally:
-            self.collector.listener, self.amid_iteration = None, False
+            self.collector.listener = None
             listener.on_training_end()
 
     def _refuse_frozen(self) -> NoReturn:

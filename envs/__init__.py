@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 
 from envs.gymnasium_backend import GymVectorEnv, gym_vector
 from envs.names import near
-from envs.vector import SnapshotError, VectorEnv, check_num_envs
+from envs.vector import SnapshotError, VectorEnv, blame, check_num_envs
 
 __all__ = ["GymVectorEnv", "SnapshotError", "VectorEnv", "make_vec"]
 
@@ -90,6 +90,10 @@ def _make_env(env_id: str | Callable[..., gymnasium.Env], kwargs: dict[str, Any]
         if not kwargs:
             raise
         raise ValueError(f"{env_id} was not made with the arguments {sorted(kwargs)}: {error}") from error
+    except gymnasium.error.Error:
+        raise
+    except (Exception, SystemExit) as error:
+        blame(error, f"{env_id}, when it was made")
     if not isinstance(env, gymnasium.Env):
         raise TypeError(f"{env_id} returned a {type(env).__name__}; give a callable that returns a gymnasium.Env.")
     return env

@@ -6,9 +6,11 @@ arrays, plus what policy search needs: stepping and resetting a subset, and exac
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NoReturn
 
 import gymnasium
 import numpy as np
@@ -115,6 +117,14 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """
         raise NotImplementedError
 
+    def mark(self) -> Callable[[], dict[str, Tensor]]:
+        """Give a function that later gives the `snapshot` of now, of all environments, and raises as it does."""
+        try:
+            snapshot = self.snapshot()
+        except SnapshotError as error:
+            return partial(_raise, error)
+        return lambda: snapshot
+
     def restore(self, snapshot: dict[str, Tensor], ids: Ids = None) -> Tensor:
         """Put the environments ids into the snapshot's rows; what follows repeats bit for bit.
 
@@ -122,6 +132,10 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             The observations [n, *O] that were current when the snapshot was taken.
         """
         raise NotImplementedError
+
+    def doing(self) -> str | None:
+        """Say which environment and step somebody else's code is busy with; None where it is with none."""
+        return None
 
     def get_attr(self, name: str, ids: Ids = None) -> tuple[Any, ...]:
         """Give an attribute of each of the environments ids; where all are one object, they share it."""
@@ -280,6 +294,25 @@ class TaskVectorEnv(VectorEnv):
 
 class SnapshotError(RuntimeError):
     """An environment cannot be snapshot or put back exactly."""
+
+
+def blame(error: Exception | SystemExit, where: str) -> NoReturn:
+    """Raise an error of somebody's environment again, with where it was in a note, and as its `raised_in`.
+
+    sys.exit, which would end the process without a word, becomes a RuntimeError.
+    """
+    if isinstance(error, SystemExit):
+        error, cause = RuntimeError(f"it called sys.exit({error.code!r}), which would have ended the process"), error
+        error.__cause__ = cause
+    if not hasattr(error, "raised_in"):
+        error.add_note(f"Raised in {where}.")
+        with contextlib.suppress(AttributeError):  # some have no room for it
+            error.raised_in = where  # type: ignore[attr-defined]
+    raise error
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 class EpisodeStatistics:

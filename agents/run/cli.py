@@ -26,13 +26,14 @@ from agents.run.errors import UsageError, guarded, unless_nobody_reads
 from agents.run.help import filled, flat, grouped, parse, parse_one
 from agents.run.jobs import Several, train_seeds
 from agents.run.options import RunOptions
-from agents.run.process import program, typed
+from agents.run.process import program, show_plainly, typed
 
 WHOLE = re.compile(r"\d+(\.\d*)?[eE]\+?\d{1,2}")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run geodesic-rl with its arguments; returns the exit code. Unknown options exit with 2."""
+    show_plainly()
     return unless_nobody_reads(lambda: _main(arguments))
 
 

@@ -16,6 +16,7 @@ import stat
 import subprocess
 import time
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from agents.run.errors import RunError, UsageError
 from agents.run.options import RunOptions
 from agents.run.outputs import append, complete
 from agents.run.process import typed
-from agents.saving import Saved
+from agents.saving import NewEpisodes, Saved
 from envs.cores import usable_cores
 
 CONFIG_BYTES, CONFIG_DEPTH = 2**18, 20
@@ -179,7 +180,9 @@ class RunFolder:
                     os.link(self.last, beside)
                 except OSError:  # there are file systems without such links
                     shutil.copyfile(self.last, beside)
-        agent.save(self.last)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NewEpisodes)  # said at the start
+            agent.save(self.last)
 
     def read_last(self) -> tuple[dict[str, Any], dict[str, Tensor], str]:
         """Return the last checkpoint's manifest and tensors, and a sentence if it is the previous one's, since the last

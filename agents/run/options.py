@@ -52,6 +52,8 @@ class RunOptions:
     """Episodes of one evaluation, with deterministic actions."""
     checkpoint_every: float = 30.0
     """Seconds between checkpoints."""
+    step_timeout: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: none)")] = None
+    """Seconds that a step of an environment of somebody else's may take before the run saves itself and stops."""
     disk_full: Literal["wait", "stop"] = "wait"
     """What the run does on a full disk: wait until there is room again, or stop."""
     runs: Annotated[str, arg(metavar="FOLDER")] = "runs"
@@ -76,8 +78,10 @@ class RunOptions:
         """Raise UsageError for a value that no run can have."""
         least = {"steps": 1, "seed": 0, "eval_every": 1, "eval_episodes": 1, "threads": 1, "checkpoint_every": 0}
         check_least(self, least)
-        if self.minutes is not None and not 0 < self.minutes < math.inf:
-            raise UsageError(f"--minutes is {self.minutes}; give a number above 0.")
+        for name in ("minutes", "step_timeout"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"--{name.replace('_', '-')} is {value}; give a number above 0.")
         if self.minutes is not None and self.steps is not None:
             raise UsageError(
                 f"--steps is {self.steps} and --minutes {self.minutes}; give one: schedules follow its share."

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from agents.base import Agent
 from agents.config import CommonConfig
 from agents.run import report
 from agents.run.errors import RunError, UsageError
-from agents.run.evaluation import BLOCK, Evaluation, evaluate
+from agents.run.evaluation import BLOCK, LONGEST, Evaluation, evaluate
 from agents.run.folder import EVALUATION_COLUMNS, RunConfig, RunFolder, RunState, append_row, read_rows
 from agents.run.initial import Initial
 from agents.run.log import log_evaluation, record_hyperparameters, run_logger
@@ -29,11 +29,13 @@ from agents.run.options import EVALUATIONS, RunOptions, check_device, check_impo
 from agents.run.outputs import Room
 from agents.run.process import typed
 from agents.run.progress import Progress
-from agents.run.signals import StopRequest, stdout_console
+from agents.run.signals import StopRequest, Watchdog, stdout_console
 from agents.saving import NewEpisodes
-from envs import VectorEnv, make_vec
+from envs import GymVectorEnv, VectorEnv, make_vec
 
 FINAL_EPISODES = 32
+PATIENCE = 30.0
+"""Seconds in which an episode of an evaluation should have ended."""
 STATE_SECONDS = 1.0
 """Between two writings of state.json, at least."""
 UNLIMITED = 10**15
@@ -127,6 +129,10 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str, allow_
         return _Training(agent, folder, settings).run()
 
 
+class _Left(Exception):  # noqa: N818 - it is no error
+    """An evaluation was left, since a stop is asked for."""
+
+
 class _Training:
     """One process's part of a run."""
 
@@ -135,6 +141,8 @@ class _Training:
         self.agent, self.folder, self.settings, self.options = agent, folder, settings, settings.run
         self.stop = StopRequest()
         self.console = stdout_console(self.stop)
+        if not self.console.is_terminal or self.options.quiet:
+            self.stop.say = "Stopping after this iteration; a second Ctrl-C stops at once."
         self.title = f"{settings.algorithm} on {self.options.env}"
         self._with_room = Room(folder.path, self.options.disk_full == "wait", self.stop, self._say)
         rows = read_rows(folder.evaluations)
@@ -144,6 +152,7 @@ class _Training:
         self._seconds_before = _seconds_used(folder)
         self._begun = time.monotonic()
         self._state_at = -math.inf
+        self._has_said = False
 
     def run(self) -> int:
         agent, run = self.agent, self.options
@@ -155,6 +164,7 @@ class _Training:
         with (
             contextlib.closing(_make_env(run, BLOCK, AutoresetMode.DISABLED)) as env,
             self.stop as stop,
+            Watchdog(run.step_timeout, lambda: agent.collector.vector.doing() or env.doing(), self._save),
             Progress(
                 self.console,
                 self.title,
@@ -168,6 +178,7 @@ class _Training:
             ) as progress,
             self._noting_the_last_state(),
         ):
+            self._check_that_it_repeats(env)
             self._train(env, stop, progress)
             self._save()
             self._write_state("stopped")
@@ -185,16 +196,25 @@ class _Training:
         self._print_stop(stop.signal)
         return stop.exit_code
 
+    def _check_that_it_repeats(self, env: VectorEnv) -> None:
+        """Say at the start where a run that stops will not go on exactly."""
+        vector = self.agent.collector.vector
+        if isinstance(vector, GymVectorEnv) and isinstance(env, GymVectorEnv):
+            vector.unrepeatable = env.find_unrepeatable()
+            if vector.unrepeatable:
+                self._say(f"Whoever resumes this run begins new episodes, and not exactly: {vector.unrepeatable}")
+
     def _train(self, env: VectorEnv, stop: StopRequest, progress: Progress) -> None:
         """Iterate until the asked steps or minutes are over or a stop is asked for."""
         agent, run = self.agent, self.options
         self._write_state("running")
         self._evaluate_if_due(env, progress)
         saved = -math.inf
-        if self._share() >= 1:
+        if self._share() >= 1 or stop.signal is not None:
             return
         if run.steps is None:
             agent.share_used = self._share
+        agent.keeps_beginnings = True
         remaining = UNLIMITED if run.steps is None else run.steps - agent.num_timesteps
         for _ in agent.iterations(remaining, reset_num_timesteps=agent.num_timesteps == 0):
             progress.iteration(agent.num_timesteps, agent.last_metrics)
@@ -206,7 +226,7 @@ class _Training:
                 saved = time.monotonic()
             if time.monotonic() - self._state_at >= STATE_SECONDS:
                 self._write_state("running")
-            if self._share() >= 1:
+            if self._share() >= 1 or stop.signal is not None:
                 return
 
     def _evaluate_if_due(self, env: VectorEnv, progress: Progress) -> None:
@@ -216,10 +236,19 @@ class _Training:
             # Evaluations repeat their own episodes; the final one has fresh ones.
             self._evaluate(env, progress, run.eval_episodes, noise.seed_of(run.seed, "evaluation"))
 
-    def _evaluate(self, env: VectorEnv, progress: Progress, episodes: int, seed: int) -> Evaluation:
-        """Evaluate, log it, and keep the agent as best.zip if it is the best one so far."""
+    def _evaluate(self, env: VectorEnv, progress: Progress, episodes: int, seed: int) -> Evaluation | None:
+        """Evaluate, log it, and keep the agent as best.zip if it is the best one so far; None if a stop is asked for
+        meanwhile: who goes on evaluates again.
+        """
         agent, steps = self.agent, self.agent.num_timesteps
-        evaluation = evaluate(agent, env, episodes, seed)
+        try:
+            evaluation = evaluate(agent, env, episodes, seed, tick=self._ticks())
+        except _Left:
+            return None
+        if evaluation.cut:
+            self._say_once(
+                f"{evaluation.cut} of {episodes} episodes of an evaluation were left after {LONGEST:,} steps"
+            )
         if evaluation.mean > self._best:
             self._best = evaluation.mean
             self._with_room(lambda: agent.save(self.folder.best))
@@ -233,6 +262,29 @@ class _Training:
         progress.evaluation(evaluation.mean)
         self._mean, self._evaluated = evaluation.mean, _due(self.options, steps, seconds)
         return evaluation
+
+    def _ticks(self) -> Callable[[bool], None]:
+        """Give what an evaluation calls in each step: it leaves it for a stop, and says so where no episode ends."""
+        began, some_ended = time.monotonic(), False
+
+        def tick(ended: bool) -> None:
+            nonlocal some_ended
+            some_ended |= ended
+            if self.stop.signal is not None:
+                raise _Left
+            if not some_ended and time.monotonic() - began > PATIENCE:
+                self._say_once(f"no episode of an evaluation has ended in {PATIENCE:g} seconds; Ctrl-C stops the run")
+
+        return tick
+
+    def _say_once(self, what: str) -> None:
+        """Say what evaluations do in an environment that hardly ends."""
+        if not self._has_said:
+            limit = (
+                "a time limit, as --env-kwargs max_episode_steps=1000 gives it where Gymnasium makes the environment"
+            )
+            self._say(f"{self.options.env}: {what}. Episodes need an end, or {limit}.")
+        self._has_said = True
 
     def _save(self) -> None:
         """Save the agent as the last checkpoint, once there is room.
@@ -325,11 +377,13 @@ class _Training:
         """Say with an error where the last saved state is."""
         try:
             yield
-        except (Exception, KeyboardInterrupt) as error:
-            if isinstance(error, FloatingPointError) and self.agent.stop_reason is not None:
-                self._save()
+        except BaseException as error:
             if isinstance(error, FileNotFoundError) and self._is_moved():
                 self._save()  # which says so
+            # A full disk had its time; an update that was broken off is no state to go on from.
+            if not isinstance(error, RunError) and (self.agent.begun is not None or not self.agent.amid_iteration):
+                with contextlib.suppress(OSError, FloatingPointError, RunError):
+                    self._save()
             self._write_state("stopped" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
             if self.folder.last.is_file():
                 error.add_note(f"The last saved state of this run is in {self.folder.last}.")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from envs.infos import LazyInfo, step_info, with_masks
 from envs.mujoco.model import load_model
-from envs.mujoco.physics import DIVERGED, Physics, ThreadedPhysics
+from envs.mujoco.physics import DIVERGED, SILENT, Physics, ThreadedPhysics
 from envs.mujoco.spatial import SPATIAL_TASKS
 from envs.mujoco.tasks import PLANAR_TASKS, RandomStreams, Task
 from envs.vector import Ids, SeededVectorEnv, SnapshotError
@@ -290,6 +290,7 @@ class BatchPhysics(Physics):
         self.fields = {name: self.batch.bind(name) for name in fields}
         self._qpos, self._qvel, self._ctrl = (self.batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
         self._diverged = self.batch.warning[:, DIVERGED, 1]
+        self._diverged[:] = SILENT
 
     def step(self, controls: np.ndarray, substeps: int, ids: np.ndarray | None = None) -> np.ndarray | None:
         if ids is None:
@@ -298,10 +299,11 @@ class BatchPhysics(Physics):
         else:
             self._ctrl[ids] = controls
             self.batch.step(np.sort(ids), nstep=substeps)
-        if not self._diverged.any():
+        found = self._diverged != SILENT
+        if not found.any():
             return None
-        diverged: np.ndarray = np.logical_or.reduce(self._diverged, axis=1)
-        self._diverged[:] = 0
+        diverged: np.ndarray = np.logical_or.reduce(found, axis=1)
+        self._diverged[:] = SILENT
         return diverged if ids is None else diverged[ids]
 
     def set_state(self, ids: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -12,6 +14,7 @@ import mujoco
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.mujoco.mujoco_env import expand_model_path
 from gymnasium.vector import AutoresetMode
 
 from envs import make_vec
@@ -363,3 +366,23 @@ def test_only_idle_parts_of_the_pipeline_are_skipped(masks: str, pair: str, tree
     bits = {name: getattr(mujoco.mjtDisableBit, f"mjDSBL_{name}") for name in ("CONTACT", "ISLAND", "MIDPHASE")}
     assert {name for name, bit in bits.items() if model.opt.disableflags & bit} == skipped
     assert model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_GRAVITY
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "Ant-v5"])  # both kinds of physics
+def test_physics_that_diverges_is_counted_in_silence(
+    env_id: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = {"Hopper-v5": "hopper.xml", "Ant-v5": "ant.xml"}[env_id]
+    text = Path(expand_model_path(name)).read_text()
+    unstable = re.sub(r'gear="[^"]*"', 'gear="1e8"', re.sub(r'timestep="[^"]*"', 'timestep="0.5"', text))
+    Path("unstable.xml").write_text(unstable)
+    env = make_vec(env_id, 3, xml_file=str(tmp_path / "unstable.xml"), seed=0)
+    env.reset()
+    for _ in range(5):
+        env.step(np.ones((3, env.single_action_space.shape[0]), np.float32))
+    env.step(np.ones((2, env.single_action_space.shape[0]), np.float32), ids=[0, 2])
+    assert env.blowups == 17
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
+    assert [file.name for file in tmp_path.iterdir()] == ["unstable.xml"]

@@ -1,9 +1,12 @@
 """What a run comes through: kills at any place, full disks, folders that are moved, environments that misbehave."""
 
+import contextlib
 import errno
 import os
+import re
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -169,7 +172,7 @@ def test_a_kill_at_any_place_loses_and_repeats_nothing(
     path = tmp_path / "run"
     with monkeypatch.context() as patch:
         kill(patch)
-        patch.setattr(_Training, "_write_state", lambda *_, **__: None)  # a dead process writes none at its end
+        patch.setattr(_Training, "_noting_the_last_state", contextlib.nullcontext)  # a dead process notes nothing
         with pytest.raises(Killed):
             train(path)
     assert resume(path) == 0
@@ -202,6 +205,7 @@ def test_a_damaged_last_checkpoint_falls_back_on_the_previous_one(
     path = tmp_path / "run"
     with monkeypatch.context() as patch:
         before_a_checkpoint(patch)
+        patch.setattr(_Training, "_noting_the_last_state", contextlib.nullcontext)
         with pytest.raises(Killed):
             train(path)
     folder = RunFolder(path)
@@ -316,3 +320,162 @@ def test_a_run_whose_folder_is_moved_saves_itself_and_says_so(
     assert digests(path) == digests(whole)
     assert resume(tmp_path / "elsewhere") == 0
     assert digests(tmp_path / "elsewhere") == digests(whole)
+
+
+def broken_in_a_step(error: BaseException, after: int = 150) -> Callable[[Short], None]:
+    """Raise in the after-th step of the process."""
+    steps: list[int] = []
+
+    def act(env: Short) -> None:
+        steps.append(env.steps)
+        if len(steps) == after:
+            raise error
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("my own"), "ValueError: my own"),
+        (RuntimeError("my own"), "RuntimeError: my own"),
+        (OSError(5, "no such thing"), r"OSError: \[Errno 5\] no such thing"),
+        (ZeroDivisionError("x"), "ZeroDivisionError: x"),
+        (SystemExit(0), r"RuntimeError: it called sys\.exit\(0\), which would have ended the process"),
+    ],
+)
+def test_what_an_environment_raises_is_named_and_the_run_is_saved(
+    error: BaseException, said: str, whole: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Short, "act", broken_in_a_step(error))
+        assert train(path, "--checkpoint-every", 1000) == 1
+    sentence, note = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(
+        rf"train\.py: error: environment \d of Short-v0, in step \d of episode \d+: {said} "
+        rf"\({re.escape(__file__)}, line \d+, in act; --debug shows how it came there\)",
+        sentence,
+    )
+    assert note.endswith("checkpoints/last.zip.")
+    assert checkpoint.read_manifest(path / "checkpoints" / "last.zip")["num_timesteps"] >= 48  # not one of long ago
+    assert resume(path) == 0
+    assert digests(path) == digests(whole)
+    assert logs(path) == logs(whole)
+
+
+def test_in_python_an_environments_error_keeps_its_kind_and_says_where() -> None:
+    from agents import NPG
+
+    agent = NPG("MlpPolicy", "Short-v0", num_envs=2, n_steps=8, net_arch=[4], device="cpu")
+    Short.act = broken_in_a_step(KeyError("mine"), 20)  # type: ignore[method-assign]
+    with pytest.raises(KeyError, match="mine") as caught:
+        agent.learn(1000)
+    assert caught.value.__notes__ == ["Raised in environment 1 of Short-v0, in step 5 of episode 1."]
+
+
+@pytest.mark.parametrize("kind", ["reset", "make"])
+def test_errors_of_reset_and_of_making_are_named_too(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> NoReturn:
+        raise RuntimeError("no display")
+
+    monkeypatch.setattr(Short, "reset" if kind == "reset" else "__init__", fails)
+    assert train(tmp_path / "run") == 1
+    where = "environment 0 of Short-v0, in the reset of episode 0" if kind == "reset" else "Short-v0, when it was made"
+    assert f"error: {where}: RuntimeError: no display" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_within_an_evaluation_leaves_it(
+    number: signal.Signals, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, steps = tmp_path / "run", []
+
+    def act(env: Short) -> None:
+        steps.append(env)
+        if len(steps) == 3:  # of the first evaluation
+            signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Short, "act", act)
+        assert train(path) == 128 + number
+    assert len(steps) <= 4
+    assert read_rows(RunFolder(path).evaluations) == []
+    assert resume(path) == 0
+    assert digests(path) == digests(whole)
+    assert logs(path) == logs(whole)
+
+
+def test_a_second_ctrl_c_stops_at_once_in_words_and_loses_nothing(
+    whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    steps: list[Short] = []
+
+    def act(env: Short) -> None:
+        steps.append(env)
+        if len(steps) in (150, 151):
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Short, "act", act)
+        assert train(path, "--checkpoint-every", 1000) == 130
+    first, *said = capfd.readouterr().err.splitlines()
+    assert first == "Stopping after this iteration; a second Ctrl-C stops at once."
+    assert said[0] == "train.py: stopped at once."
+    assert len(steps) == 151
+    assert resume(path) == 0
+    assert digests(path) == digests(whole)
+    assert logs(path) == logs(whole)
+
+
+def test_a_step_that_hangs_is_named_saved_and_left(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, steps = tmp_path / "run", []
+
+    def act(env: Short) -> None:
+        steps.append(env)
+        if len(steps) == 150:
+            time.sleep(60)
+
+    began = time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(Short, "act", act)
+        assert train(path, "--step-timeout", 0.5) == 1
+    assert time.monotonic() - began < 30
+    sentence = r"environment \d of Short-v0, in step \d of episode \d+, has not come back for 0.5 seconds"
+    assert re.search(sentence, capsys.readouterr().err)
+    assert resume(path) == 0
+    assert digests(path) == digests(whole)
+
+
+def test_an_evaluation_in_which_nothing_ends_is_said_and_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from agents.run import evaluation, training
+
+    monkeypatch.setattr(Short, "act", lambda env: setattr(env, "steps", 0))  # never at its fifth step
+    monkeypatch.setattr(evaluation, "LONGEST", 40)
+    monkeypatch.setattr(training, "PATIENCE", 0.0)
+    assert train(tmp_path / "run", steps=32) == 0
+    out = capsys.readouterr().out
+    assert out.count("no episode of an evaluation has ended in 0 seconds; Ctrl-C stops the run") == 1
+    assert out.count("max_episode_steps=1000") == 1
+    assert {row["episodes"] for row in read_rows(RunFolder(tmp_path / "run").evaluations)} == {"2", "32"}
+
+
+def test_an_environment_that_does_not_repeat_is_said_at_the_start_in_the_manifest_and_at_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    monkeypatch.setattr(Short, "act", lambda env: env.np_random.bit_generator.advance(int(random.integers(9, 99))))
+    path = tmp_path / "run"
+    assert train(path, steps=32) == 0
+    assert capsys.readouterr().out.count("Whoever resumes this run begins new episodes, and not exactly: GymVec") == 1
+    said = checkpoint.read_manifest(path / "checkpoints" / "last.zip")["env_snapshot"]
+    assert "other observations after the same reset(seed) and actions" in said
+    assert resume(path, "--steps", 64) == 0
+    assert "New episodes begin: GymVectorEnv" in capsys.readouterr().out
