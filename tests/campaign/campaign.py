@@ -39,7 +39,8 @@ class Campaign:
 def kill_runs(most: int, chance: random.Random, scratch: Path) -> dict[str, Any]:
     """Kill runs of all cases in turn."""
     loops = []
-    kills.warm_up([], scratch)
+    first = f"train {kills.CASES['npg, CartPole']} --run-dir {scratch / 'warm'}".split()
+    kills.warm_up([[*first, *kills.COMMON]], scratch)
     for name in kills.CASES:
         folder = scratch / kills.file_name(name)
         folder.mkdir()

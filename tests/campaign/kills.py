@@ -103,17 +103,26 @@ def curves(path: Path) -> dict[str, list[str]]:
 
 def warm_up(words: Iterable[list[str]], scratch: Path) -> None:
     """Import here what commands import when they run in a fork, so that later forks have it."""
-    listed = scratch / "modules.txt"
-    for command in words:
-        before = set(sys.modules)
-        pid = forked(command, scratch / "warm.txt", lambda: listed.write_text("\n".join(sys.modules)))
-        os.waitpid(pid, 0)
-        for name in listed.read_text().split():
-            if name not in before and not name.startswith(("__", "tests")):
-                try:
-                    __import__(name)
-                except Exception:  # some modules are made, not imported
-                    continue
+    for number, command in enumerate(words):
+        listed = scratch / f"modules{number}.txt"
+        os.waitpid(forked(command, scratch / "warm.txt", noting_modules(listed)), 0)
+        import_as(listed)
+
+
+def noting_modules(listed: Path) -> Callable[[], object]:
+    """Give what a process does at its end so that others have its modules."""
+    return lambda: listed.write_text("\n".join(sys.modules))
+
+
+def import_as(listed: Path) -> None:
+    """Import what another process had."""
+    for name in listed.read_text().split():
+        if name not in sys.modules and not name.startswith(("__", "tests")):
+            try:
+                __import__(name)
+            except Exception:  # some modules are made, not imported
+                continue
+    checkpoint.versions()  # is kept
     threads = os.listdir("/proc/self/task")
     assert len(threads) == 1, f"the parent has {len(threads)} threads, which forks would lack"
 
@@ -189,18 +198,19 @@ class Loop:
         """Of processor time that an undisturbed run takes."""
         self.writes = 0
         self.number = 0
-        warm_up([[*self.words, "--run-dir", str(scratch / "warm")]], scratch)
         self.expected = self._undisturbed()
 
-    def _start(self, words: list[str], folder: Path) -> int:
-        return forked(words, folder.with_suffix(".txt"))
+    def _start(self, words: list[str], folder: Path, at_end: Callable[[], object] = lambda: None) -> int:
+        return forked(words, folder.with_suffix(".txt"), at_end)
 
     def _undisturbed(self) -> Outcome:
         folder, before = self.scratch / "undisturbed", _children()
-        pid, writing = self._start([*self.words, "--run-dir", str(folder)], folder), Writing(folder)
+        listed, writing = folder.with_name("modules.txt"), Writing(folder)
+        pid = self._start([*self.words, "--run-dir", str(folder)], folder, noting_modules(listed))
         code = ended(pid, PATIENCE, lambda: writing.number() < 0)
         assert code == 0, f"{self.name}: {code}\n{folder.with_suffix('.txt').read_text()[-2000:]}"
         self.seconds, self.writes = _children() - before, max(writing.count, 1)
+        import_as(listed)
         return Outcome.of(folder)
 
     def trial(self) -> None:
