@@ -17,7 +17,7 @@ import tyro
 from tyro.conf import arg
 
 from agents import checkpoint
-from tests.campaign import files, kills, watch, words
+from tests.campaign import endurance, faults, files, kills, watch, words
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,12 @@ class Campaign:
     """Checkpoints that are damaged or made to harm."""
     words: int = 0
     """Configurations and command lines that are malformed."""
+    environments: int = 0
+    """Times that an environment misbehaves in each way."""
+    disks: int = 0
+    """Times that a disk of 5 MB fills."""
+    minutes: float = 0
+    """That each algorithm trains while its memory and its saving are measured."""
     seed: int = 0
     """Decides all that is random, but for what the clock does to kills."""
     result: Annotated[str, arg(metavar="FILE")] = "tests/campaign/results.json"
@@ -111,6 +117,16 @@ def main() -> None:
         parts["configurations and command lines"] = refused(
             words.cases(asked.words, chance, runs, scratch / "here"), scratch
         )
+    for name, many, act in (
+        ("environments", asked.environments, faults.environments),
+        ("disks", asked.disks, faults.disks),
+    ):
+        if many:
+            (scratch / name).mkdir()
+            parts[name] = act(many, chance, scratch / name)
+    if asked.minutes:
+        (scratch / "endurance").mkdir()
+        parts["endurance"] = endurance.train_all(asked.minutes, scratch / "endurance")
     file = Path(asked.result)
     kept = json.loads(file.read_text()) if file.is_file() else {}
     about = {"date": time.strftime("%Y-%m-%d"), "versions": checkpoint.versions(), "platform": platform.platform()}

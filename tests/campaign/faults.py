@@ -1,0 +1,218 @@
+"""Environments that misbehave, and disks that fill: each is said in words, and the run goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from agents import checkpoint
+from agents.run.folder import RunFolder
+from tests.campaign.kills import COMMON, PATIENCE, Outcome, ended, forked, kill
+
+ENV = "campaign/Flaky-v0"
+WORDS = f"train npg --env {ENV} --num-envs 4 --n-steps 16 --steps 320".split() + list(COMMON)
+DISK = 5 * 2**20
+FAULT: list[Any] = []
+"""What goes wrong, and after how many steps of all environments; a fork has what its parent had."""
+
+
+def raising(kind: type[BaseException]) -> Callable[..., Any]:
+    """Make a fault that raises."""
+
+    def fault(*_: Any) -> Any:
+        raise kind(3)
+
+    return fault
+
+
+FAULTS: dict[str, Callable[[np.ndarray, float], Any]] = {
+    "raises ValueError": raising(ValueError),
+    "raises OSError": raising(OSError),
+    "raises RuntimeError": raising(RuntimeError),
+    "raises KeyError": raising(KeyError),
+    "raises its own": raising(type("Broken", (Exception,), {})),
+    "raises SystemExit": raising(SystemExit),
+    "raises MemoryError": raising(MemoryError),
+    "raises RecursionError": raising(RecursionError),
+    "observes NaN": lambda s, r: (s * np.nan, r, False, False, {}),
+    "observes infinity": lambda s, r: (s + np.inf, r, False, False, {}),
+    "observes another shape": lambda s, r: (s[:1], r, False, False, {}),
+    "observes None": lambda s, r: (None, r, False, False, {}),
+    "observes a text": lambda s, r: ("x", r, False, False, {}),
+    "rewards NaN": lambda s, r: (s, np.nan, False, False, {}),
+    "rewards infinity": lambda s, r: (s, -np.inf, False, False, {}),
+    "rewards 1e38": lambda s, r: (s, 1e38, False, False, {}),
+    "rewards a text": lambda s, r: (s, "x", False, False, {}),
+    "rewards three": lambda s, r: (s, np.ones(3), False, False, {}),
+    "gives four values": lambda s, r: (s, r, False, {}),
+    "gives None": lambda s, r: None,
+    "gives a list as info": lambda s, r: (s, r, False, False, []),
+    "hangs": lambda s, r: time.sleep(1000),
+}
+QUIET = {"gives a list as info"}
+"""What nobody needs to notice."""
+
+
+class Flaky(gymnasium.Env):
+    """A small deterministic task, until something goes wrong."""
+
+    observation_space = spaces.Box(-2, 2, (3,))
+    action_space = spaces.Box(-1, 1, (1,))
+    made = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.state = self.np_random.uniform(-1, 1, 3).astype(np.float32)
+        self.age = 0
+        return self.state, {}
+
+    def step(self, action: np.ndarray) -> Any:
+        Flaky.made += 1
+        self.age += 1
+        self.state = np.tanh(np.roll(self.state, 1) + 0.5 * action[0]).astype(np.float32)
+        reward = -float(np.square(self.state).sum())
+        if FAULT and Flaky.made > FAULT[1]:
+            return FAULTS[FAULT[0]](self.state, reward)
+        return self.state, reward, False, self.age >= 20, {}
+
+
+if ENV not in gymnasium.registry:
+    gymnasium.register(ENV, Flaky)
+
+
+def environments(count: int, chance: random.Random, scratch: Path) -> dict[str, Any]:
+    """Have environments misbehave, count times in each way, and go on in well-behaved ones."""
+    expected, steps = _undisturbed(scratch)
+    counts, faults = Counter[str](), []
+    for kind in [kind for kind in FAULTS for _ in range(count)]:
+        folder = scratch / f"{kind.replace(' ', '-')}-{counts['runs']}"
+        FAULT[:] = [kind, chance.randrange(steps)]
+        begun = time.monotonic()
+        words = [*WORDS, "--run-dir", str(folder), "--step-timeout", "5"]
+        code = _run(words, folder)
+        FAULT.clear()
+        counts["runs"] += 1
+        said = folder.with_suffix(".txt").read_text(errors="replace")
+        where = f"{kind} after a while: "
+        if code is None:
+            faults.append(where + "does not end")
+        elif code == 0 and kind not in QUIET:
+            faults.append(where + "nobody notices")
+        elif "Traceback" in said or (code != 0 and "error: " not in said):
+            faults.append(where + f"exit {code}, {said[-300:]!r}")
+        elif code and "step" not in said.rpartition("error: ")[2]:
+            faults.append(where + f"without its step: {said[-300:]!r}")
+        else:
+            counts["said in words"] += 1
+            counts["most seconds"] = max(counts["most seconds"], round(time.monotonic() - begun))
+        faults += [where + fault for fault in _went_on(folder, expected, counts)]
+    return {**counts, "faults": faults}
+
+
+def disks(count: int, chance: random.Random, scratch: Path) -> dict[str, Any]:
+    """Fill a small disk while a run writes to it, wait or stop, and give it room again."""
+    expected, _ = _undisturbed(scratch)
+    counts, faults = Counter[str](), []
+    with mounted(scratch / "disk") as disk:
+        if disk is None:
+            return {"not run": "a small disk cannot be mounted here"}
+        for number in range(count):
+            way, folder = ("wait", "stop")[number % 2], disk / f"run{number}"
+            output = scratch / f"disk{number}.txt"
+            free, ballast = chance.randrange(0, 64 * 1024), disk / "ballast"
+            pid = forked([*WORDS, "--run-dir", str(folder), "--disk-full", way], output)
+            ended(pid, PATIENCE, lambda: RunFolder(folder).last.is_file())
+            room = shutil.disk_usage(disk).free
+            with contextlib.suppress(OSError), ballast.open("wb") as file:
+                file.write(bytes(max(room - free, 0)))
+            code = ended(pid, PATIENCE, lambda: "is full" in output.read_text(errors="replace"), 0.02)
+            counts["runs"] += 1
+            full = "is full" in output.read_text(errors="replace")
+            counts["met a full disk"] += full
+            if RunFolder(folder).last.is_file():
+                try:
+                    checkpoint.read_agent(RunFolder(folder).last)
+                    counts["last checkpoint loads"] += 1
+                except checkpoint.CheckpointError as error:
+                    faults.append(f"{way}, {free} bytes left: {error}")
+            if way == "stop" and full and code is None:
+                code = ended(pid, PATIENCE)
+                if not code:
+                    faults.append(f"stop, {free} bytes left: exit {code}")
+            ballast.unlink(missing_ok=True)
+            if code is None:
+                code = ended(pid, PATIENCE)
+            if code is None:
+                kill(pid)
+                faults.append(f"{way}, {free} bytes left: does not go on")
+            if "Traceback" in output.read_text(errors="replace"):
+                faults.append(f"{way}, {free} bytes left: {output.read_text(errors='replace')[-500:]}")
+            faults += [f"{way}, {free} bytes left: {fault}" for fault in _went_on(folder, expected, counts, output)]
+            shutil.rmtree(folder, ignore_errors=True)
+    return {**counts, "faults": faults}
+
+
+@contextlib.contextmanager
+def mounted(place: Path) -> Iterator[Path | None]:
+    """Mount a disk of 5 MB; None where that is not allowed."""
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(place)], capture_output=True)
+    if done.returncode:
+        yield None
+        return
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=False)
+
+
+def _undisturbed(scratch: Path) -> tuple[Outcome, int]:
+    """Train without a fault; gives what came of it, and the steps that its environments made."""
+    folder, steps = scratch / "undisturbed", scratch / "steps.txt"
+    pid = forked(
+        [*WORDS, "--run-dir", str(folder)], folder.with_suffix(".txt"), lambda: steps.write_text(str(Flaky.made))
+    )
+    assert ended(pid, PATIENCE) == 0, folder.with_suffix(".txt").read_text()
+    return Outcome.of(folder), int(steps.read_text())
+
+
+def _run(words: list[str], folder: Path) -> int | None:
+    """Do a command; returns its exit code, None if it had to be killed."""
+    pid = forked(words, folder.with_suffix(".txt"))
+    code = ended(pid, PATIENCE)
+    if code is None:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    return code
+
+
+def _went_on(folder: Path, expected: Outcome, counts: Counter[str], output: Path | None = None) -> list[str]:
+    """Resume a run until it is finished, or begin it anew if it has no checkpoint, and compare."""
+    words = ["resume", str(folder), "--quiet"]
+    if not RunFolder(folder).last.is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        words = [*WORDS, "--run-dir", str(folder)]
+    pid = forked(words, output or folder.with_suffix(".txt"))
+    code = ended(pid, PATIENCE)
+    if code != 0:
+        if code is None:
+            kill(pid)
+        return [
+            f"resume ends with {code}: {(output or folder.with_suffix('.txt')).read_text(errors='replace')[-300:]!r}"
+        ]
+    differences = Outcome.of(folder).differences(expected)
+    counts["ended with the same files"] += not differences
+    return [f"{', '.join(differences)} differ after it"] if differences else []
