@@ -1,7 +1,7 @@
 """Policies out of Stable-Baselines3's files, of which nothing is unpickled.
 
-Of such a zip two members are read: the JSON of its settings, whose pickled parts stay texts, and the tensors of its policy,
-by PyTorch's loader of weights alone, once their list has been seen to name nothing but tensors.
+Of such a zip two members are read: the JSON of its settings, whose pickled parts stay texts, and the tensors of its
+policy, by PyTorch's loader of weights alone, once their list has been seen to name nothing but tensors.
 """
 
 from __future__ import annotations

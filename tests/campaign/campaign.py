@@ -17,6 +17,7 @@ import tyro
 from tyro.conf import arg
 
 from agents import checkpoint
+from agents.run.folder import file_name
 from tests.campaign import endurance, faults, files, kills, watch, words
 
 
@@ -48,7 +49,7 @@ def kill_runs(most: int, chance: random.Random, scratch: Path) -> dict[str, Any]
     first = f"train {kills.CASES['npg, CartPole']} --run-dir {scratch / 'warm'}".split()
     kills.warm_up([[*first, *kills.COMMON]], scratch)
     for name in kills.CASES:
-        folder = scratch / kills.file_name(name)
+        folder = scratch / file_name(name)
         folder.mkdir()
         loops.append(kills.Loop(name, folder, chance))
         print(
@@ -82,9 +83,9 @@ RUNS = {
 def short_runs(scratch: Path) -> dict[str, Path]:
     """Train the runs whose files are damaged, and import what commands need."""
     runs = {}
-    for name, words in RUNS.items():
+    for name, asked in RUNS.items():
         runs[name] = scratch / name
-        typed = f"train {words} --net-arch 4 --eval-episodes 1 --threads 1 --device cpu --seed 3 --run-dir {runs[name]}"
+        typed = f"train {asked} --net-arch 4 --eval-episodes 1 --threads 1 --device cpu --seed 3 --run-dir {runs[name]}"
         kills.warm_up([typed.split()], scratch)
     run = str(runs["npg"])
     commands = [["evaluate", run, "--episodes", "1"], ["export", run, str(scratch / "x.safetensors")], ["compare", run]]

@@ -1,4 +1,4 @@
-"""Environments that misbehave, and disks that fill: each is said in words, and the run goes on as if nothing had been."""
+"""Environments that misbehave, and disks that fill: it is said in words, and the run goes on as if nothing had been."""
 
 from __future__ import annotations
 
@@ -123,46 +123,50 @@ def environments(count: int, chance: random.Random, scratch: Path) -> dict[str, 
 
 
 def disks(count: int, chance: random.Random, scratch: Path) -> dict[str, Any]:
-    """Fill a small disk while a run writes to it, wait or stop, and give it room again."""
+    """Fill a small disk while a run writes to it, which waits or stops, and give it room again."""
     expected, _ = _undisturbed(scratch)
     counts, faults = Counter[str](), []
     with mounted(scratch / "disk") as disk:
         if disk is None:
             return {"not run": "a small disk cannot be mounted here"}
         for number in range(count):
-            way, folder = ("wait", "stop")[number % 2], disk / f"run{number}"
-            output = scratch / f"disk{number}.txt"
-            free, ballast = chance.randrange(0, 64 * 1024), disk / "ballast"
-            pid = forked([*WORDS, "--run-dir", str(folder), "--disk-full", way], output)
-            ended(pid, PATIENCE, lambda: RunFolder(folder).last.is_file())
-            room = shutil.disk_usage(disk).free
-            with contextlib.suppress(OSError), ballast.open("wb") as file:
-                file.write(bytes(max(room - free, 0)))
-            code = ended(pid, PATIENCE, lambda: "is full" in output.read_text(errors="replace"), 0.02)
-            counts["runs"] += 1
-            full = "is full" in output.read_text(errors="replace")
-            counts["met a full disk"] += full
-            if RunFolder(folder).last.is_file():
-                try:
-                    checkpoint.read_agent(RunFolder(folder).last)
-                    counts["last checkpoint loads"] += 1
-                except checkpoint.CheckpointError as error:
-                    faults.append(f"{way}, {free} bytes left: {error}")
-            if way == "stop" and full and code is None:
-                code = ended(pid, PATIENCE)
-                if not code:
-                    faults.append(f"stop, {free} bytes left: exit {code}")
-            ballast.unlink(missing_ok=True)
-            if code is None:
-                code = ended(pid, PATIENCE)
-            if code is None:
-                kill(pid)
-                faults.append(f"{way}, {free} bytes left: does not go on")
-            if "Traceback" in output.read_text(errors="replace"):
-                faults.append(f"{way}, {free} bytes left: {output.read_text(errors='replace')[-500:]}")
-            faults += [f"{way}, {free} bytes left: {fault}" for fault in _went_on(folder, expected, counts, output)]
+            way, left, folder = ("wait", "stop")[number % 2], chance.randrange(64 * 1024), disk / f"run{number}"
+            found = _filled(way, left, folder, scratch / f"disk{number}.txt", counts)
+            found += _went_on(folder, expected, counts, scratch / f"disk{number}.txt")
+            faults += [f"{way}, {left} bytes left: {fault}" for fault in found]
             shutil.rmtree(folder, ignore_errors=True)
     return {**counts, "faults": faults}
+
+
+def _filled(way: str, left: int, folder: Path, output: Path, counts: Counter[str]) -> list[str]:
+    """Fill the disk of a run when it has a checkpoint, but for so many bytes; give room when it has met that."""
+    counts["runs"] += 1
+    last, ballast, faults = RunFolder(folder).last, folder.parent / "ballast", []
+
+    def is_full() -> bool:
+        return "is full" in output.read_text(errors="replace")
+
+    pid = forked([*WORDS, "--run-dir", str(folder), "--disk-full", way], output)
+    code = ended(pid, PATIENCE, last.is_file)
+    with contextlib.suppress(OSError), ballast.open("wb") as file:
+        file.write(bytes(max(shutil.disk_usage(folder.parent).free - left, 0)))
+    code = ended(pid, PATIENCE, is_full, 0.02) if code is None else code
+    counts["met a full disk"] += is_full()
+    try:
+        checkpoint.read_agent(last)
+        counts["last checkpoint loads"] += 1
+    except checkpoint.CheckpointError as error:
+        faults.append(str(error))
+    if way == "stop" and is_full():
+        code = ended(pid, PATIENCE) if code is None else code
+        faults += [] if code == 1 else [f"exit {code} where the run was to stop"]
+    ballast.unlink(missing_ok=True)
+    if code is None and ended(pid, PATIENCE) is None:
+        kill(pid)
+        faults.append("does not go on")
+    if "Traceback" in (said := output.read_text(errors="replace")):
+        faults.append(said[-500:])
+    return faults
 
 
 @contextlib.contextmanager

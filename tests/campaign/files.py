@@ -32,7 +32,8 @@ ODD: tuple[Callable[[], Any], ...] = (
     lambda: float("nan"), lambda: float("inf"), lambda: "", lambda: "x" * 100_000, lambda: "\0", lambda: "ÿ\ud800é",
     lambda: "../../../etc/passwd", lambda: [], lambda: {}, lambda: [[[[]]]], lambda: {"": {"": None}},
     lambda: [0] * 100_000, lambda: [10**6] * 3, lambda: ["a", None], lambda: {"kind": "Box"},
-    lambda: "planted.payload:Evil-v0", lambda: "os.system", lambda: "builtins.eval", lambda: {"__reduce__": "os.system"},
+    lambda: "planted.payload:Evil-v0", lambda: "os.system", lambda: "builtins.eval",
+    lambda: {"__reduce__": "os.system"},
 )  # fmt: skip
 """What a field of a manifest may be set to."""
 
@@ -217,7 +218,8 @@ def of_a_hostile_field(parts: Parts, chance: random.Random) -> bytes:
         {"observation_space": box}, {"observation_space": box | {"shape": [2**20, 2**20, 2**20]}},
         {"observation_space": box | {"shape": [-1]}}, {"observation_space": box | {"dtype": "O"}},
         {"observation_space": box | {"shape": [3], "dtype": "S1000000000"}},
-        {"observation_space": box | {"shape": [0]}}, {"observation_space": {"kind": "Discrete", "n": 10**12, "start": 0}},
+        {"observation_space": box | {"shape": [0]}}, {"observation_space": {"kind": "Discrete", "n": 10**12,
+        "start": 0}},
         {"action_space": {"kind": "Discrete", "n": 10**12, "start": 0}}, {"action_space": box},
         {"action_space": {"kind": "MultiDiscrete", "nvec": [10**9] * 9, "start": [0] * 9}},
         {"action_space": {"kind": "MultiBinary", "n": [10**6, 10**6]}}, {"action_space": {"kind": "Evil"}},
@@ -225,8 +227,10 @@ def of_a_hostile_field(parts: Parts, chance: random.Random) -> bytes:
         {"config": manifest["config"] | {"num_envs": 10**9}}, {"config": manifest["config"] | {"n_steps": 10**12}},
         {"config": manifest["config"] | {"activation_fn": "planted.payload.Evil"}},
         {"policy_kwargs": {"net_arch": net}}, {"policy_kwargs": {"net_arch": {"pi": net, "vf": [1]}}},
-        {"policy_kwargs": {"activation_fn": "planted.payload.Evil"}}, {"policy_kwargs": {"features_extractor_class": "x"}},
-        {"policy_class": "planted.payload.Evil"}, {"policy_class": "RBFPolicy", "policy_kwargs": {"rbf_features": 10**10}},
+        {"policy_kwargs": {"activation_fn": "planted.payload.Evil"}},
+        {"policy_kwargs": {"features_extractor_class": "x"}},
+        {"policy_class": "planted.payload.Evil"}, {"policy_class": "RBFPolicy",
+        "policy_kwargs": {"rbf_features": 10**10}},
         {"algorithm": "planted.payload.Evil"}, {"algorithm": "../npg"}, {"env_id": "planted.payload:Evil-v0"},
         {"env_id": "GymV26Environment-v0", "env_kwargs": {"env_id": "planted.payload:Evil-v0"}},
         {"env_id": "Nothing-v0"}, {"env_kwargs": {"render_mode": "planted.payload:x"}}, {"env_kwargs": {"nothing": 1}},
@@ -245,7 +249,8 @@ def of_odd_json(parts: Parts, chance: random.Random) -> bytes:
         lambda: text.replace(b'"seed"', b'"seed": ' + b"9" * 10_000 + b', "y"', 1), lambda: b"\xef\xbb\xbf" + text,
         lambda: text.decode().encode("utf-16"), lambda: b"\xff" + text, lambda: text[: chance.randrange(len(text))],
         lambda: b"null", lambda: b"[]", lambda: b'"x"', lambda: b"NaN", lambda: text + b" " * (17 * 2**20),
-        lambda: text + text, lambda: b'{"format": "geodesic-rl checkpoint"}', lambda: b"{" + b'"a":1,' * 300_000 + b'"b":1}',
+        lambda: text + text, lambda: b'{"format": "geodesic-rl checkpoint"}',
+        lambda: b"{" + b'"a":1,' * 300_000 + b'"b":1}',
         lambda: b'{"format": "geodesic-rl checkpoint", "format_version": "nan", "sha256": {}}',
     )  # fmt: skip
     return zipped((MANIFEST, chance.choice(ways)()), (TENSORS, parts.tensors))
@@ -288,9 +293,10 @@ def of_an_odd_header(parts: Parts, chance: random.Random) -> bytes:
     name = chance.choice([key for key in header if key != "__metadata__"])
     entry = header[name]
     changes: tuple[dict[str, Any], ...] = (
-        {"shape": [2**40]}, {"shape": [2**63, 2**63]}, {"shape": [-1]}, {"shape": "x"}, {"dtype": "F1024"}, {"dtype": None},
+        {"shape": [2**40]}, {"shape": [2**63, 2**63]}, {"shape": [-1]}, {"shape": "x"}, {"dtype": "F1024"},
+        {"dtype": None},
         {"data_offsets": [0, 2**63]}, {"data_offsets": [5, 3]}, {"data_offsets": [0, len(data) + 1]},
-        {"data_offsets": []}, {"data_offsets": [-1, 4]}, {"shape": entry["shape"][::-1] + [1, 1]},
+        {"data_offsets": []}, {"data_offsets": [-1, 4]}, {"shape": [*entry["shape"], 1, 1]},
     )  # fmt: skip
     header[name] = entry | chance.choice(changes)
     text = json.dumps(header).encode()
@@ -328,8 +334,10 @@ DOORS: dict[str, tuple[list[str], float]] = {
     "export": (["export", "{file}", "{scratch}/out.safetensors"], 1),
     "adapt": (["adapt", "{file}"], 0.3),
     "train --init-from": (
-        "train npg --env {env} --run-dir {scratch}/new --init-from {file} --num-envs 2 --n-steps 8 --steps 8 --quiet "
-        "--eval-episodes 1 --device cpu".split(),
+        [
+            *("train", "npg", "--env", "{env}", "--run-dir", "{scratch}/new", "--init-from", "{file}", "--quiet"),
+            *("--num-envs", "2", "--n-steps", "8", "--steps", "8", "--eval-episodes", "1", "--device", "cpu"),
+        ],
         0.4,
     ),
 }

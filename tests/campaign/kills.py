@@ -25,12 +25,13 @@ from tensorboard.backend.event_processing.event_accumulator import SCALARS, Even
 
 from agents import checkpoint
 from agents.run import cli
-from agents.run.folder import RunFolder, file_name
+from agents.run.folder import RunFolder
 from agents.run.selftest import digest_of
 
 COMMON = (
-    "--net-arch 8 --checkpoint-every 0 --eval-episodes 2 --eval-every 100 --threads 1 --device cpu --seed 3 --quiet"
-).split()
+    *("--net-arch", "8", "--checkpoint-every", "0", "--eval-episodes", "2", "--eval-every", "100"),
+    *("--threads", "1", "--device", "cpu", "--seed", "3", "--quiet"),
+)
 POINT = "--env families/Point-v0 --env-kwargs horizon=10 --n-steps 10 --num-envs 8 --meta-batch-size 2 --steps 480"
 CASES: dict[str, str] = {
     "npg, Hopper": "npg --env Hopper-v5 --num-envs 4 --n-steps 16 --steps 320",

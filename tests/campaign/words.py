@@ -19,20 +19,28 @@ from agents.run.options import RunOptions
 from tests.campaign.watch import CANARY, Case
 
 ODD = (
-    "", " ", "-1", "0", "-0.0", "nan", "inf", "-inf", "1e400", "1e-400", "9" * 25, "x", "None", "null", "true", "[]", "[1",
-    "{}", "0x10", "1.5", "1_", "é", "\ud800", "a\nb", "../..", "/", "/dev/null", "/proc/self/mem", "a" * 5000, "--", "-", "=",
+    "", " ", "-1", "0", "-0.0", "nan", "inf", "-inf", "1e400", "1e-400", "9" * 25, "x", "None", "null", "true", "[]",
+    "[1",
+    "{}", "0x10", "1.5", "1_", "é", "\ud800", "a\nb", "../..", "/", "/dev/null", "/proc/self/mem", "a" * 5000, "--",
+    "-", "=",
     "!!python/object/apply:os.system ['touch " + str(CANARY) + "']", "$(touch " + str(CANARY) + ")", "%s%n", "\x1b[31m",
 )  # fmt: skip
 ENVIRONMENTS = (
-    "Nothing-v0", "hopper-v5", "Hopper", "Hopper-v99", "Hopper-v4", ".:x", ":", "a:b-v0", "os:system", "planted.payload:Evil-v0",
-    "ALE/Pong-v5", "GymV21Environment-v0", "GymV26Environment-v0", "families/Nothing-v0", "probes/", "FrozenLake-v1", "Blackjack-v1",
+    "Nothing-v0", "hopper-v5", "Hopper", "Hopper-v99", "Hopper-v4", ".:x", ":", "a:b-v0", "os:system",
+    "planted.payload:Evil-v0",
+    "ALE/Pong-v5", "GymV21Environment-v0", "GymV26Environment-v0", "families/Nothing-v0", "probes/", "FrozenLake-v1",
+    "Blackjack-v1",
     "CarRacing-v3", "tests.campaign:x-v0",
 )  # fmt: skip
 ARGUMENTS = (
-    "seed=1", "num_envs=5", "backend=gymnasium", "autoreset=disabled", "frame_skip=0", "frame_skip=-3", "reset_noise_scale=x",
-    "reset_noise_scale=nan", "xml_file=/etc/passwd", "xml_file=nothing.xml", "xml_file=/", "=", "=1", "a", "a b=1", "a=[", "a=" + "[" * 3000,
-    "render_mode=human", "render_mode=x", "healthy_z_range=3", "a=!!python/object/apply:os.system ['x']", "id=3", "max_episode_steps=0",
-    "max_episode_steps=-1", "contact_cost_weight=1", "nothing=1", "self=1", "kwargs={}", "render_mode=planted.payload:x",
+    "seed=1", "num_envs=5", "backend=gymnasium", "autoreset=disabled", "frame_skip=0", "frame_skip=-3",
+    "reset_noise_scale=x",
+    "reset_noise_scale=nan", "xml_file=/etc/passwd", "xml_file=nothing.xml", "xml_file=/", "=", "=1", "a", "a b=1",
+    "a=[", "a=" + "[" * 3000,
+    "render_mode=human", "render_mode=x", "healthy_z_range=3", "a=!!python/object/apply:os.system ['x']", "id=3",
+    "max_episode_steps=0",
+    "max_episode_steps=-1", "contact_cost_weight=1", "nothing=1", "self=1", "kwargs={}",
+    "render_mode=planted.payload:x",
 )  # fmt: skip
 LONG = {
     "steps",
@@ -48,7 +56,7 @@ LONG = {
     "seeds",
 }
 """What a large number of is a long run that somebody may want."""
-SMALL = "--num-envs 4 --steps 8 --eval-episodes 1 --quiet --device cpu --threads 1".split()
+SMALL = ["--num-envs", "4", "--steps", "8", "--eval-episodes", "1", "--quiet", "--device", "cpu", "--threads", "1"]
 
 
 def cases(count: int, chance: random.Random, runs: dict[str, Path], scratch: Path) -> list[Case]:
@@ -89,7 +97,8 @@ def another_value(text: str, chance: random.Random) -> bytes:
     holder = config if chance.random() < 0.2 else config[chance.choice(("run", "run", "config", "config", "origins"))]
     name = chance.choice([name for name in holder if name not in ("steps", "minutes", "eval_episodes")])
     values = (
-        None, -1, 0, 1.5, 10**25, float("nan"), float("inf"), "", "x", "\0", [], {}, [[]], {"a": None}, True, "a" * 10_000,
+        None, -1, 0, 1.5, 10**25, float("nan"), float("inf"), "", "x", "\0", [], {}, [[]], {"a": None}, True,
+        "a" * 10_000,
         "../..", [10**6] * 3, ["a=1"], [None], [{"a": 1}], "planted.payload:Evil-v0",
     )  # fmt: skip
     holder[name] = chance.choice(values)
@@ -105,10 +114,13 @@ def another_text(text: str, chance: random.Random) -> bytes:
     call = f"!!python/object/apply:os.system ['touch {CANARY}']"
     aliases = "a0: &a0 [x, x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
     texts = (
-        "", "\0", "[]", "3", "run:", "run: 3", "run: []", "- run", "\t", "%YAML 9.9\n---\n{}", "--- a\n--- b", "[" * 5000,
-        "{" * 5000, "? " * 5000, "- " * 5000, "&a [*a]", aliases, text + aliases, f"{call}\n", text.replace("npg", call, 1),
+        "", "\0", "[]", "3", "run:", "run: 3", "run: []", "- run", "\t", "%YAML 9.9\n---\n{}", "--- a\n--- b",
+        "[" * 5000,
+        "{" * 5000, "? " * 5000, "- " * 5000, "&a [*a]", aliases, text + aliases, f"{call}\n", text.replace("npg",
+        call, 1),
         f"run: {call}", "!!binary x", "a: !!timestamp x", "run: {<<: *x}", text + text, text.replace(": ", ":"), "a: '",
-        text + "#" * 2**20, "!!set {a}", "9" * 5000, "run: {steps: " + "9" * 5000 + "}", text.replace("\n", "\r"), text.upper(),
+        text + "#" * 2**20, "!!set {a}", "9" * 5000, "run: {steps: " + "9" * 5000 + "}", text.replace("\n", "\r"),
+        text.upper(),
     )  # fmt: skip
     return chance.choice(texts).encode()
 

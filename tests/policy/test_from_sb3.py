@@ -90,9 +90,9 @@ def test_statistics_of_vec_normalize_are_given_apart(tmp_path: Path) -> None:
 
 def test_a_run_begins_from_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     theirs = saved("PPO", tmp_path / "sb3.zip")
-    asked = ["npg", "--env", "Pendulum-v1", "--num-envs", "2", "--n-steps", "32", "--eval-episodes", "1", "--steps", "64",
-             "--target-kl", "1e-9", "--target-kl-end", "None", "--run-dir", str(tmp_path / "run"), "--init-from"]  # fmt: skip
-    assert cli.train([*asked, str(tmp_path / "sb3.zip")]) == 0
+    words = "npg --env Pendulum-v1 --num-envs 2 --n-steps 32 --eval-episodes 1 --steps 64 --target-kl 1e-9"
+    asked = [*words.split(), "--target-kl-end", "None", "--init-from", str(tmp_path / "sb3.zip"), "--run-dir"]
+    assert cli.train([*asked, str(tmp_path / "run")]) == 0
     assert "(Stable-Baselines3, 0 steps); its critic does not fit and begins anew" in capsys.readouterr().out
     settings = RunFolder(tmp_path / "run").read_config()
     assert (settings.config["net_arch"], settings.config["activation_fn"]) == ([8, 4], "relu")
@@ -101,10 +101,7 @@ def test_a_run_begins_from_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     agent = agents.load(RunFolder(tmp_path / "run").last)
     ours, weight = agent.policy.actor.net[4].weight, theirs.policy.action_net.weight
     torch.testing.assert_close(ours, weight, rtol=0, atol=1e-3)  # one update with a KL of 1e-9
-    assert (
-        cli.train([*asked[:-2], str(tmp_path / "other"), "--init-from", str(tmp_path / "sb3.zip"), "--net-arch", "9"])
-        == 2
-    )
+    assert cli.train([*asked, str(tmp_path / "other"), "--net-arch", "9"]) == 2
     assert "is of another shape than the agent's" in capsys.readouterr().err
 
 
@@ -169,31 +166,43 @@ def deflated(content: bytes) -> bytes:
 
 
 State = dict[str, torch.Tensor]
-HOSTILE: dict[str, tuple[str, Callable[[dict[str, Any], State], Any]]] = {
+Change = Callable[[dict[str, Any], State], Any]
+"""Of a good file's settings and weights; gives other content for policy.pth, a list for it alone, or None."""
+
+
+def with_more(**more: torch.Tensor) -> Change:
+    return lambda data, state: weights(state | {name.replace("__", "."): x for name, x in more.items()})
+
+
+def without(state: State, name: str) -> State:
+    return {other: x for other, x in state.items() if other != name}
+
+
+def with_settings(name: str | None = None, **more: Any) -> Change:
+    return lambda data, state: (data if name is None else data[name]).update(more)
+
+
+NOT_SAVED_SO = "is not as PyTorch saves one"
+HOSTILE: dict[str, tuple[str, Change]] = {
     "a payload": ("is not safe: policy.pth names 'posix mkdir'", lambda data, state: pickle.dumps(Executes(), 2)),
     "a payload among weights": ("is not safe: .*mkdir", lambda data, state: weights({**state, "x": Executes()})),
-    "a payload by the stack": (r"is not safe: policy.pth names '\? \(STACK_GLOBAL\)'",
-                               lambda data, state: pickle.dumps(Executes(), 4)),
-    "memory by name": ("is not safe: policy.pth names '__builtin__ bytearray'",
-                       lambda data, state: pickle.dumps({"x": bytearray(9)}, 2)),
-    "one number for all": ("is not a plain float32 tensor",
-                           lambda data, state: weights(state | {"log_std": torch.zeros(1).expand(2**40)})),
-    "doubles": ("names 'torch DoubleStorage'", lambda data, state: weights(state | {"log_std": torch.zeros(1).double()})),
-    "no numbers": ("not finite, in log_std", lambda data, state: weights(state | {"log_std": torch.tensor([torch.nan])})),
-    "deflated weights": ("is not as PyTorch saves one", lambda data, state: deflated(weights(state))),
-    "no list": ("is not as PyTorch saves one", lambda data, state: zipfile_of({"x": b""})),
+    "a payload by the stack": (r"names '\? \(STACK_GLOBAL\)'", lambda data, state: pickle.dumps(Executes(), 4)),
+    "memory": ("names '__builtin__ bytearray'", lambda data, state: pickle.dumps({"x": bytearray(9)}, 2)),
+    "one number for all": ("is not a plain float32 tensor", with_more(log_std=torch.zeros(1).expand(2**40))),
+    "doubles": ("names 'torch DoubleStorage'", with_more(log_std=torch.zeros(1).double())),
+    "no numbers": ("not finite, in log_std", with_more(log_std=torch.tensor([torch.nan]))),
+    "deflated weights": (NOT_SAVED_SO, lambda data, state: deflated(weights(state))),
+    "no list": (NOT_SAVED_SO, lambda data, state: zipfile_of({"x": b""})),
     "no zip": ("is damaged", lambda data, state: b"PK"),
     "not tensors": ("holds something else than tensors", lambda data, state: weights(OrderedDict(a=3))),
-    "another layer": ("the layers of its policy network are",
-                      lambda data, state: weights(state | {"mlp_extractor.policy_net.9.bias": torch.zeros(1)})),
-    "no value": ("has no value_net.weight", lambda data, state: weights({k: x for k, x in state.items() if k[:2] != "va"})),
-    "more": ("has features_extractor.x too", lambda data, state: weights(state | {"features_extractor.x": torch.zeros(1)})),
-    "sde": ("use_sde or squash_output", lambda data, state: data.update(use_sde=True)),
-    "an own class": ("a policy class of evil", lambda data, state: data["policy_class"].update(__module__="evil")),
-    "an own activation": ("has the activation os.system",
-                          lambda data, state: data["policy_kwargs"].update(activation_fn="os.system")),
-    "other JSON": (r"is damaged or not a .*AttributeError", lambda data, state: data.update(policy_class=3)),
-}  # fmt: skip
+    "another layer": ("the layers of its policy net", with_more(mlp_extractor__policy_net__9__bias=torch.zeros(1))),
+    "no value": ("has no value_net.weight", lambda data, state: weights(without(state, "value_net.weight"))),
+    "more": ("has features_extractor.x too", with_more(features_extractor__x=torch.zeros(1))),
+    "sde": ("use_sde or squash_output", with_settings(use_sde=True)),
+    "an own class": ("a policy class of evil", with_settings("policy_class", __module__="evil")),
+    "an own activation": ("has the activation os.system", with_settings("policy_kwargs", activation_fn="os.system")),
+    "other JSON": (r"is damaged or not a .*AttributeError", with_settings(policy_class=3)),
+}
 
 
 def zipfile_of(members: dict[str, bytes], kind: int = zipfile.ZIP_STORED) -> bytes:
