@@ -3,10 +3,12 @@
 python -m tests.campaign --kills 1000 --files 10000 --words 1000 --minutes 2 [--result FILE]
 """
 
+import sys
+
 from agents.run import process
 
 process.prepare()
 
 from tests.campaign.campaign import main  # noqa: E402, imports PyTorch
 
-main()
+sys.exit(main())

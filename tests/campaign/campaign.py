@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import random
 import tempfile
 import time
@@ -16,7 +15,7 @@ import torch
 import tyro
 from tyro.conf import arg
 
-from agents import checkpoint
+from agents import REGISTRY, checkpoint
 from agents.run.folder import file_name
 from tests.campaign import endurance, faults, files, kills, watch, words
 
@@ -25,6 +24,8 @@ from tests.campaign import endurance, faults, files, kills, watch, words
 class Campaign:
     """Kill runs, damage files, mistype words, fill disks, and say what did not stand it."""
 
+    algorithms: tuple[str, ...] = tuple(REGISTRY)
+    """Whose runs are killed, and trained for minutes."""
     kills: int = 0
     """SIGKILLs, over all algorithms."""
     files: int = 0
@@ -43,12 +44,39 @@ class Campaign:
     """Where the figures go; those of parts that did not run stay."""
 
 
-def kill_runs(most: int, chance: random.Random, scratch: Path) -> dict[str, Any]:
+class Results:
+    """The figures, kept in a file from each part on.
+
+    Args:
+        file: where they go; what it has of other parts stays.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.faults = file, 0
+        self.about = {"date": time.strftime("%Y-%m-%d"), "versions": checkpoint.versions()}
+
+    def keep(self, name: str, part: dict[str, Any]) -> None:
+        """Write a part's figures."""
+        kept = json.loads(self.file.read_text()) if self.file.is_file() else {}
+        self.file.write_text(json.dumps(kept | {name: self.about | part}, indent=1) + "\n")
+
+    def end(self, name: str, part: dict[str, Any]) -> None:
+        """Write a part's last figures, and show them."""
+        self.keep(name, part)
+        self.faults += len(part.get("faults", ())) + sum(
+            "fault" in one for one in part.values() if isinstance(one, dict)
+        )
+        print(name, json.dumps(part, indent=1), flush=True)
+
+
+def kill_runs(
+    most: int, algorithms: tuple[str, ...], chance: random.Random, scratch: Path, results: Results
+) -> dict[str, Any]:
     """Kill runs of all cases in turn."""
-    loops = []
+    loops: list[kills.Loop] = []
     first = f"train {kills.CASES['npg, CartPole']} --run-dir {scratch / 'warm'}".split()
     kills.warm_up([[*first, *kills.COMMON]], scratch)
-    for name in kills.CASES:
+    for name in [name for name, words in kills.CASES.items() if words.split()[0] in algorithms]:
         folder = scratch / file_name(name)
         folder.mkdir()
         loops.append(kills.Loop(name, folder, chance))
@@ -56,18 +84,21 @@ def kill_runs(most: int, chance: random.Random, scratch: Path) -> dict[str, Any]
             f"{name}: {loops[-1].seconds:.1f} s of processor time undisturbed, {loops[-1].writes} checkpoints",
             flush=True,
         )
-    begun, total = time.monotonic(), Counter[str]()
-    while total["kills"] < most:
+    record: dict[str, Any] = {"all": {}}
+    while record["all"].get("kills", 0) < most:
         for loop in loops:
             loop.trial()
-        total = sum((loop.counts for loop in loops), Counter[str]())
-        print(f"{time.monotonic() - begun:.0f} s", dict(total), flush=True)
-        for loop in loops:
             for fault in loop.faults[loop.said :]:
                 print(fault, flush=True)
             loop.said = len(loop.faults)
-    cases = {loop.name: dict(loop.counts) for loop in loops}
-    return {"all": dict(total), "cases": cases, "faults": [fault for loop in loops for fault in loop.faults]}
+        record = {
+            "all": dict(sum((loop.counts for loop in loops), Counter[str]())),
+            "cases": {loop.name: dict(loop.counts) for loop in loops},
+            "faults": [fault for loop in loops for fault in loop.faults],
+        }
+        results.keep("kills", record)
+        print(time.strftime("%H:%M:%S"), record["all"], flush=True)
+    return record
 
 
 RUNS = {
@@ -103,34 +134,27 @@ def refused(cases: list[watch.Case], scratch: Path) -> dict[str, Any]:
     return tally.record()
 
 
-def main() -> None:
+def main() -> int:
+    """Do what is typed; returns the exit code, 1 if something did not stand it."""
     asked = tyro.cli(Campaign, description=Campaign.__doc__)
     torch.set_num_threads(1)
-    chance, parts = random.Random(asked.seed), {}
+    chance, results = random.Random(asked.seed), Results(Path(asked.result))
     scratch = Path(tempfile.mkdtemp(prefix="campaign-"))
-    print(f"what fails stays in {scratch}")
+    print(f"what fails stays in {scratch}", flush=True)
     if asked.kills:
-        parts["kills"] = kill_runs(asked.kills, chance, scratch)
+        results.end("kills", kill_runs(asked.kills, asked.algorithms, chance, scratch, results))
     runs = short_runs(scratch) if asked.files or asked.words else {}
     if asked.files:
-        parts["files"] = refused(files.cases(asked.files, chance, runs, scratch / "here"), scratch)
+        results.end("files", refused(files.cases(asked.files, chance, runs, scratch / "here"), scratch))
     if asked.words:
-        parts["configurations and command lines"] = refused(
-            words.cases(asked.words, chance, runs, scratch / "here"), scratch
-        )
-    for name, many, act in (
-        ("environments", asked.environments, faults.environments),
-        ("disks", asked.disks, faults.disks),
-    ):
+        odd = words.cases(asked.words, chance, runs, scratch / "here")
+        results.end("configurations and command lines", refused(odd, scratch))
+    parts = (("environments", asked.environments, faults.environments), ("disks", asked.disks, faults.disks))
+    for name, many, act in parts:
         if many:
             (scratch / name).mkdir()
-            parts[name] = act(many, chance, scratch / name)
+            results.end(name, act(many, chance, scratch / name))
     if asked.minutes:
         (scratch / "endurance").mkdir()
-        parts["endurance"] = endurance.train_all(asked.minutes, scratch / "endurance")
-    file = Path(asked.result)
-    kept = json.loads(file.read_text()) if file.is_file() else {}
-    about = {"date": time.strftime("%Y-%m-%d"), "versions": checkpoint.versions(), "platform": platform.platform()}
-    file.write_text(json.dumps(kept | {name: about | part for name, part in parts.items()}, indent=1) + "\n")
-    for name, part in parts.items():
-        print(name, json.dumps(part, indent=1))
+        results.end("endurance", endurance.train_all(asked.algorithms, asked.minutes, scratch / "endurance"))
+    return int(results.faults > 0)
