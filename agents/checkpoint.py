@@ -34,10 +34,13 @@ MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
 PACKAGES = ("geodesic-rl", "torch", "numpy", "gymnasium", "mujoco", "stable-baselines3")
 
-MANIFEST_BYTES = 2**24
+MANIFEST_BYTES, LISTING_BYTES = 2**22, 2**16
+"""At most, of the manifest and of a zip's list of its members; as objects they take 25 times as much memory."""
 SLACK = 2**23
 """Numbers that an agent may have beside its tensors, as a net_arch that its kind of policy does not use."""
 UNFINISHED = re.compile(r"\..+\.([1-9]\d*)\.tmp(\.\w+)?")
+END_BYTES = 22 + 20 + 56
+"""Of the record that ends a zip, and of the two before it in zips of gigabytes; both say how long that list is."""
 LAYER = 2**20
 """What a layer counts, at least, of which the file has no tensor."""
 
@@ -173,11 +176,30 @@ def find(path: StrPath) -> Path:
 def _opened(source: Source) -> Iterator[tuple[dict[str, Any], zipfile.ZipFile]]:
     """Give the manifest of a checkpoint and its open archive; what is wrong with either is a CheckpointError."""
     file = find(source) if isinstance(source, (str, os.PathLike)) else source
-    with damage_named(file), zipfile.ZipFile(file) as archive:
+    with damage_named(file), zipped(file) as archive:
         _check_members(file, archive)
         manifest = json.loads(archive.read(MANIFEST))
         _check_manifest(file, manifest)
         yield manifest, archive
+
+
+@contextlib.contextmanager
+def zipped(file: Source) -> Iterator[zipfile.ZipFile]:
+    """Open a zip for reading, unless its list of members, which Python reads whole, is a long one.
+
+    Raises:
+        CheckpointError: it is; or the file is no zip that ends where that list does.
+    """
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(open(file, "rb")) if isinstance(file, (str, os.PathLike)) else file
+        stream.seek(max(stream.seek(0, os.SEEK_END) - END_BYTES, 0))
+        end = stream.read()
+        sizes = [end[-10:-6]] + [end[-58:-50]] * (end[-42:-38] == b"PK\6\7")
+        if end[-22:-18] != b"PK\5\6" or any(int.from_bytes(size, "little") > LISTING_BYTES for size in sizes):
+            raise CheckpointError(
+                f"{file} is damaged or not a {FORMAT}: it does not end as a zip of few members; use another checkpoint."
+            )
+        yield stack.enter_context(zipfile.ZipFile(stream))
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from agents.checkpoint import CheckpointError, StrPath, damage_named, find, not_finite
+from agents.checkpoint import CheckpointError, StrPath, damage_named, find, not_finite, zipped
 from agents.config import CommonConfig
 from agents.policy.choice import options_of
 from agents.policy.networks import ACTIVATIONS
@@ -29,7 +29,7 @@ from agents.policy.networks import ACTIVATIONS
 SETTINGS, WEIGHTS, VERSION = "data", "policy.pth", "_stable_baselines3_version"
 POLICIES = "stable_baselines3.common.policies"
 """SB3's module of the policies whose networks are known."""
-SETTINGS_BYTES, LIST_BYTES = 2**26, 2**20
+SETTINGS_BYTES, LIST_BYTES = 2**22, 2**20
 NAMED = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch FloatStorage"}
 """What the list of a policy's tensors is written with."""
 LAYER = re.compile(r"mlp_extractor\.(policy|value)_net\.(\d+)\.(weight|bias)")
@@ -50,12 +50,13 @@ class SB3Policy:
     activation_fn: str
     described: dict[str, Any]
     """What the file says of its spaces."""
-    obs_rms: Any = None
+    normalizes: bool
+    """Whether the statistics of a VecNormalize are among the parameters."""
 
     @property
     def policy_kwargs(self) -> dict[str, Any]:
         """Give what makes a policy of its shape: NPG("MlpPolicy", env, policy_kwargs=...)."""
-        own = {"activation_fn": self.activation_fn, "normalize_observations": self.obs_rms is not None}
+        own = {"activation_fn": self.activation_fn, "normalize_observations": self.normalizes}
         return {"net_arch": dict(self.net_arch), **own}
 
     def policy(self, algorithm: Any) -> str | None:
@@ -80,20 +81,13 @@ class SB3Policy:
         own, given = agent.policy.state_dict(), self.parameters
         odd = [name for name in own if name in given and given[name].shape != own[name].shape]
         odd += [name for name in own if name not in given and not name.startswith(("critic.scale.", "normalizer."))]
-        if any(not name.startswith("critic.") for name in odd) or agent.policy.normalize_observations is not (
-            self.obs_rms is not None
-        ):
+        same = agent.policy.normalize_observations is self.normalizes
+        if not same or any(not name.startswith("critic.") for name in odd):
             raise ValueError(
                 f"The policy of {self.file} is of another shape than the agent's; make the agent with "
                 f'"MlpPolicy" and policy_kwargs={self.policy_kwargs}.'
             )
         fits = {name: x for name, x in given.items() if name in own and not (odd and name.startswith("critic."))}
-        if self.obs_rms is not None:
-            mean, var = (
-                torch.as_tensor(np.ravel(x), dtype=torch.float64) for x in (self.obs_rms.mean, self.obs_rms.var)
-            )
-            count = torch.as_tensor(self.obs_rms.count, dtype=torch.float64)
-            fits |= {"normalizer.count": count, "normalizer.mean": mean, "normalizer.m2": var * count}
         agent.set_parameters({"policy": own | fits})
         critic = "; its critic does not fit and begins anew" if odd else ""
         return f"begins from {self.file} (Stable-Baselines3, {self.num_timesteps:,} steps){critic}"
@@ -130,7 +124,7 @@ def load_sb3_policy(path: StrPath, obs_rms: Any = None) -> SB3Policy:
         CheckpointError: it is no such file, or not safe to read.
     """
     file = find(path)
-    with damage_named(file), zipfile.ZipFile(file) as archive:
+    with damage_named(file), zipped(file) as archive:
         names = set(archive.namelist())
         if missing := {SETTINGS, WEIGHTS, VERSION} - names:
             raise CheckpointError(f"{file} was not saved by Stable-Baselines3: it holds no {min(missing)}.")
@@ -141,15 +135,21 @@ def load_sb3_policy(path: StrPath, obs_rms: Any = None) -> SB3Policy:
         steps = settings.get("num_timesteps", 0)
         _check_kind(file, settings, kwargs)
         parameters, sizes = renamed(file, weights)
-        return SB3Policy(file, int(steps), parameters, sizes, activation_of(file, kwargs), described, obs_rms)
+        if obs_rms is not None:
+            moments = (np.ravel(x) for x in (obs_rms.mean, obs_rms.var))
+            mean, var = (torch.as_tensor(x, dtype=torch.float64) for x in moments)
+            count = torch.as_tensor(obs_rms.count, dtype=torch.float64)
+            parameters |= {"normalizer.count": count, "normalizer.mean": mean, "normalizer.m2": var * count}
+        activation = activation_of(file, kwargs)
+        return SB3Policy(file, int(steps), parameters, sizes, activation, described, obs_rms is not None)
 
 
 def is_sb3(path: Path) -> bool:
     """Say whether a file looks like one of Stable-Baselines3's."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with damage_named(path), zipped(path) as archive:
             return VERSION in archive.namelist()
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+    except CheckpointError:
         return False
 
 
