@@ -76,7 +76,7 @@ def kill_runs(
     loops: list[kills.Loop] = []
     first = f"train {kills.CASES['npg, CartPole']} --run-dir {scratch / 'warm'}".split()
     kills.warm_up([[*first, *kills.COMMON]], scratch)
-    for name in [name for name, words in kills.CASES.items() if words.split()[0] in algorithms]:
+    for name in [name for name, typed in kills.CASES.items() if typed.split()[0] in algorithms]:
         folder = scratch / file_name(name)
         folder.mkdir()
         loops.append(kills.Loop(name, folder, chance))
@@ -121,7 +121,7 @@ def short_runs(scratch: Path) -> dict[str, Path]:
     run = str(runs["npg"])
     commands = [["evaluate", run, "--episodes", "1"], ["export", run, str(scratch / "x.safetensors")], ["compare", run]]
     kills.warm_up(
-        [*commands, ["runs", "--runs", str(scratch)], ["adapt", str(runs["fomaml"]), "--tasks", "2"]], scratch
+        [*commands, ["runs", str(scratch)], ["adapt", str(runs["fomaml"]), "--tasks", "2"]], scratch
     )
     return runs
 

@@ -134,8 +134,18 @@ def of_something_else(parts: Parts, chance: random.Random) -> bytes:
 # The archive ---------------------------------------------------------------------------------------------------------
 
 
+def many_members(whole: bytes) -> bytes:
+    """Say that there are 400,000 members more, of which one knows in 47 bytes each."""
+    start, end = whole.index(b"PK\1\2"), whole.rindex(b"PK\5\6")
+    one = b"PK\1\2" + bytes(24) + struct.pack("<HHHHHII", 1, 0, 0, 0, 0, 0, 0) + b"x"
+    listed = whole[start:end] + one * 400_000
+    return whole[:start] + listed + struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 65535, 65535, len(listed), start, 0)
+
+
 def of_odd_members(parts: Parts, chance: random.Random) -> bytes:
     manifest, tensors = (MANIFEST, parts.text()), (TENSORS, parts.tensors)
+    if chance.random() < 0.05:
+        return many_members(parts.whole)
     evil = pickle.dumps(Executes())
     return zipped(*chance.choice((
         [manifest], [tensors], [(MANIFEST, parts.tensors), (TENSORS, parts.text())], [manifest, tensors, manifest],
@@ -248,7 +258,7 @@ def of_odd_json(parts: Parts, chance: random.Random) -> bytes:
         lambda: text[:-1] + b', "x": ' + b"[" * deep + b"]" * deep + b"}", lambda: b"1" * 1_000_000,
         lambda: text.replace(b'"seed"', b'"seed": ' + b"9" * 10_000 + b', "y"', 1), lambda: b"\xef\xbb\xbf" + text,
         lambda: text.decode().encode("utf-16"), lambda: b"\xff" + text, lambda: text[: chance.randrange(len(text))],
-        lambda: b"null", lambda: b"[]", lambda: b'"x"', lambda: b"NaN", lambda: text + b" " * (17 * 2**20),
+        lambda: b'{"a": [' + b"[]," * 4_000_000 + b"[]]}", lambda: b"null", lambda: b"[]", lambda: b'"x"', lambda: b"NaN", lambda: text + b" " * (17 * 2**20),
         lambda: text + text, lambda: b'{"format": "geodesic-rl checkpoint"}',
         lambda: b"{" + b'"a":1,' * 300_000 + b'"b":1}',
         lambda: b'{"format": "geodesic-rl checkpoint", "format_version": "nan", "sha256": {}}',

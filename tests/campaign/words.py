@@ -165,7 +165,7 @@ def typed(chance: random.Random, source: str, scratch: Path) -> list[str]:
     else:
         good = {
             "evaluate": [run, "--episodes", "1"], "resume": [run], "export": [run, str(scratch / "out.safetensors")],
-            "compare": [run], "adapt": [run], "runs": ["--runs", str(scratch)], "tune": ["npg", "--env", "Nothing-v0"],
+            "compare": [run], "adapt": [run], "runs": [str(scratch)], "tune": ["npg", "--env", "Nothing-v0"],
         }  # fmt: skip
         if command == "selftest":
             return ["selftest", chance.choice(ODD), "--env", "Nothing-v0"]
