@@ -77,7 +77,10 @@ def _make_vector(
 
         for kind in (MujocoVectorEnv, FamilyVectorEnv):
             if env_id in kind.task_types:
-                return kind(env_id, num_envs, autoreset=autoreset, seed=seed, **kwargs)
+                try:
+                    return kind(env_id, num_envs, autoreset=autoreset, seed=seed, **kwargs)
+                except TypeError as error:
+                    raise _not_made(env_id, kwargs, error) from error
     if backend == "mujoco":
         raise ValueError(f"backend 'mujoco' does not have {env_id!r}; use backend='auto' or 'gymnasium'.")
     return gym_vector([_make_env(env_id, kwargs) for _ in range(num_envs)], autoreset=autoreset, seed=seed)
@@ -89,7 +92,7 @@ def _make_env(env_id: str | Callable[..., gymnasium.Env], kwargs: dict[str, Any]
     except TypeError as error:
         if not kwargs:
             raise
-        raise ValueError(f"{env_id} was not made with the arguments {sorted(kwargs)}: {error}") from error
+        raise _not_made(env_id, kwargs, error) from error
     except gymnasium.error.Error:
         raise
     except (Exception, SystemExit) as error:
@@ -97,6 +100,10 @@ def _make_env(env_id: str | Callable[..., gymnasium.Env], kwargs: dict[str, Any]
     if not isinstance(env, gymnasium.Env):
         raise TypeError(f"{env_id} returned a {type(env).__name__}; give a callable that returns a gymnasium.Env.")
     return env
+
+
+def _not_made(env_id: object, kwargs: dict[str, Any], error: Exception) -> ValueError:
+    return ValueError(f"{env_id} was not made with the arguments {sorted(kwargs)}: {error}")
 
 
 def _registered(env_id: str) -> str:

@@ -17,6 +17,11 @@ Flag = FlagCreatePairsOff[bool]
 DEFAULT_STEPS = 1_000_000
 ALLOW_IMPORT = "allow-import"
 """Option of the commands that open files."""
+DECIDED = {
+    **{name: f"which the option --{name.replace('_', '-')} decides" for name in ("seed", "num_envs", "backend")},
+    **dict.fromkeys(("autoreset", "device", "env_id"), "which the run itself decides"),
+}
+"""Arguments of `make_vec` that are no arguments of the environment."""
 EVALUATIONS = 20
 """Of a run, unless it is told how often."""
 
@@ -115,8 +120,11 @@ def check_least(options: Any, bounds: Mapping[str, float]) -> None:
 
 
 def parsed_pairs(pairs: Iterable[str]) -> dict[str, Any]:
-    """Read KEY=VALUE pairs, the values as YAML; UsageError for one that is none."""
-    return dict(map(_parse_pair, pairs))
+    """Read KEY=VALUE pairs, the values as YAML; UsageError for one that is none, or no argument of environments."""
+    values = dict(map(_parse_pair, pairs))
+    for name in values.keys() & DECIDED.keys():
+        raise UsageError(f"--env-kwargs has {name}, {DECIDED[name]}; leave it out.")
+    return values
 
 
 def check_import(source: object, env_id: str, env_kwargs: Mapping[str, Any], allowed: bool) -> None:
