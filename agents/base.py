@@ -111,8 +111,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             else:  # one that warms up begins at 0, where the setting itself may not be
                 del hyperparameters[name]
         policy_kwargs, own = checked_kwargs(self.Config, policy_class, dict(policy_kwargs or {}))
-        if seed is not None and not (isinstance(seed, (int, np.integer)) and seed >= 0):
-            raise ValueError(f"seed is {seed!r}; give an integer of at least 0, or None.")
+        if seed is not None and not (isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32):
+            raise ValueError(f"seed is {seed!r}; give an integer of at least 0, and below 2**32, or None.")
         seed = None if seed is None else int(seed)
         config = self.Config.of(hyperparameters | own)
         if env is not None:
