@@ -77,10 +77,8 @@ class MujocoVectorEnv(SeededVectorEnv):
         max_episode_steps: int | None = None,
         **kwargs: Any,
     ) -> None:
-        own = {"num_threads": num_threads} | (
-            {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
-        )
-        check_arguments(env_id, dict.fromkeys(own, int), own)
+        own = {"num_threads": num_threads, "max_episode_steps": max_episode_steps}
+        check_arguments(env_id, dict.fromkeys(own, int), {name: x for name, x in own.items() if x is not None})
         self.task, self._render_kwargs = make_task(self.task_types[env_id], env_id, kwargs)
         self.spec = gymnasium.spec(env_id)
         self.max_episode_steps: int = max_episode_steps or self.spec.max_episode_steps or 1000
