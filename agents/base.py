@@ -250,8 +250,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         if self.env is None:
             raise ValueError(f"This {type(self).__name__} has no environment to learn in; call set_env first.")
         self.stop_reason, self.begun, self.amid_iteration = None, None, False
-        if reset_num_timesteps:
-            self.iteration = 0
+        self.iteration = 0 if reset_num_timesteps else self.iteration
         if self.collector.observations is None:
             self._last_obs = None  # has SB3 reset the environments
         begins = reset_num_timesteps or self._last_obs is None
@@ -313,6 +312,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
         self.collector.listener = listener if callback is not None or progress_bar else None
+        state, parameters = (*self.policy.parameters(), *self.policy.buffers()), [*self.policy.parameters()]
         listener.on_training_start(locals(), globals())
         try:
             while self.num_timesteps < total:
@@ -338,12 +338,12 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                 self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
                 if self.schedules:
                     self.current = self.config.at(self.schedules, self._current_progress_remaining)
-                if not all(parameter.requires_grad for parameter in self.policy.parameters()):
+                if not all(parameter.requires_grad for parameter in parameters):
                     refuse_frozen(self.policy)
-                before = [x.detach().clone() for x in (*self.policy.parameters(), *self.policy.buffers())]
+                before = [x.detach().clone() for x in state]
                 try:
                     self.train(batch)
-                    if not get_total_norm([x.detach() for x in self.policy.parameters()]).isfinite():
+                    if not get_total_norm([x.detach() for x in parameters]).isfinite():
                         raise FloatingPointError("Parameters are not finite; lower the learning rates or the rewards.")
                     self.failures.in_a_row = 0
                 except FloatingPointError as error:

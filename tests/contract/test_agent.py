@@ -263,7 +263,7 @@ def test_where_environments_cannot_be_put_back_new_episodes_begin(
     assert not torch.equal(parameters(loaded), parameters(agent))
 
 
-@pytest.mark.parametrize("backend", ["mujoco", "gymnasium"])
+@pytest.mark.parametrize("backend", ["mujoco", pytest.param("gymnasium", marks=pytest.mark.slow)])
 def test_what_a_callback_saved_within_an_iteration_goes_on_exactly(
     algorithm: type[Agent], backend: str, tmp_path: Path
 ) -> None:
@@ -312,7 +312,7 @@ def test_what_an_error_ended_is_saved_as_the_iteration_began(algorithm: type[Age
     assert before["num_timesteps"] == after["num_timesteps"]
 
 
-@pytest.mark.parametrize("kind", ["error", "parameter"])
+@pytest.mark.parametrize("kind", [pytest.param("error", marks=pytest.mark.slow), "parameter"])
 def test_updates_that_are_not_finite_are_undone_counted_and_end_training(
     algorithm: type[Agent], kind: str, tmp_path: Path
 ) -> None:
@@ -368,7 +368,7 @@ def test_environments_that_cannot_be_put_back_are_saved_without(algorithm: type[
     algorithm.load(tmp_path / "agent.zip", env).learn(32, reset_num_timesteps=False)
 
 
-@pytest.mark.parametrize("kind", ["DummyVecEnv", "gymnasium.make_vec"])
+@pytest.mark.parametrize("kind", ["DummyVecEnv", pytest.param("gymnasium.make_vec", marks=pytest.mark.slow)])
 def test_environments_out_of_reach_are_said_to_be_inexact(algorithm: type[Agent], kind: str, tmp_path: Path) -> None:
     if algorithm.name == "pes":
         pytest.skip("steps the single environments, whose states are in reach")
