@@ -9,7 +9,7 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, NoReturn, Self
+from typing import Any, ClassVar, Self
 
 import gymnasium
 import numpy as np
@@ -22,12 +22,14 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from agents import checkpoint, noise
 from agents.checkpoint import with_prefix
 from agents.config import CommonConfig, Schedule, as_attribute, preset_values
+from agents.failures import Failures
 from agents.policy.actor_critic import ActorCriticPolicy
-from agents.policy.base import named_as_in, warn_of_units
+from agents.policy.base import named_as_in, refuse_frozen, warn_of_units
 from agents.policy.choice import OFF_IN_SB3, checked_kwargs, known_policy, options_of
 from agents.policy.distributions import Head
 from agents.rollout.buffer import FieldSpec
@@ -109,8 +111,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             else:  # one that warms up begins at 0, where the setting itself may not be
                 del hyperparameters[name]
         policy_kwargs, own = checked_kwargs(self.Config, policy_class, dict(policy_kwargs or {}))
-        if seed is not None and not (isinstance(seed, (int, np.integer)) and seed >= 0):
-            raise ValueError(f"seed is {seed!r}; give an integer of at least 0, or None.")
+        if seed is not None and not (isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32):
+            raise ValueError(f"seed is {seed!r}; give an integer of at least 0, and below 2**32, or None.")
         seed = None if seed is None else int(seed)
         config = self.Config.of(hyperparameters | own)
         if env is not None:
@@ -138,6 +140,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         """Iterations of the agent's whole life, which key everything that it draws: no call of learn() resets it."""
         self.begun: Begun | None = None
         """Where the iteration began that is collecting now, or was when an error came; see keeps_beginnings."""
+        self.failures = Failures()
         self.keeps_beginnings = self.amid_iteration = False
         """Whether iterations without callbacks note it too; whether one has begun and, as by an error, not ended."""
         self.stop_reason: str | None = None
@@ -247,8 +250,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         if self.env is None:
             raise ValueError(f"This {type(self).__name__} has no environment to learn in; call set_env first.")
         self.stop_reason, self.begun, self.amid_iteration = None, None, False
-        if reset_num_timesteps:
-            self.iteration = 0
+        self.iteration = 0 if reset_num_timesteps else self.iteration
         if self.collector.observations is None:
             self._last_obs = None  # has SB3 reset the environments
         begins = reset_num_timesteps or self._last_obs is None
@@ -310,6 +312,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
         self.collector.listener = listener if callback is not None or progress_bar else None
+        state, parameters = (*self.policy.parameters(), *self.policy.buffers()), [*self.policy.parameters()]
         listener.on_training_start(locals(), globals())
         try:
             while self.num_timesteps < total:
@@ -335,35 +338,32 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                 self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
                 if self.schedules:
                     self.current = self.config.at(self.schedules, self._current_progress_remaining)
-                if not all(parameter.requires_grad for parameter in self.policy.parameters()):
-                    self._refuse_frozen()
-                self.train(batch)
+                if not all(parameter.requires_grad for parameter in parameters):
+                    refuse_frozen(self.policy)
+                before = [x.detach().clone() for x in state]
+                try:
+                    self.train(batch)
+                    if not get_total_norm([x.detach() for x in parameters]).isfinite():
+                        raise FloatingPointError("Parameters are not finite; lower the learning rates or the rewards.")
+                    self.failures.in_a_row = 0
+                except FloatingPointError as error:
+                    self.failures.undo(self, error, before)
                 if self.collector.policy is not self.policy:
                     self.collector.follow(self.policy)
-                self.iteration += 1
-                self.counter += 1
+                self.iteration, self.counter = self.iteration + 1, self.counter + 1
                 self.amid_iteration = False
                 self._record(collect=collected - started, train=time.perf_counter() - collected)
                 if log_interval is not None and self.iteration % log_interval == 0:
                     self.logger.dump(self.num_timesteps)
-                if self.collector.diverging or self.collector.vector.blowups > blowups:
-                    share = (self.collector.vector.blowups - blowups) / (self.num_timesteps - steps)
-                    self.stop_reason = self.collector.count_diverged(share) or self.stop_reason
+                if self.failures.diverging or self.collector.vector.blowups > blowups:
+                    since = self.collector.vector.blowups - blowups, self.num_timesteps - steps
+                    self.stop_reason = self.failures.diverge(*since) or self.stop_reason
                 yield self.iteration
                 if self.stop_reason is not None:
                     raise FloatingPointError(self.stop_reason)
         finally:
             self.collector.listener = None
             listener.on_training_end()
-
-    def _refuse_frozen(self) -> NoReturn:
-        """Raise ValueError: directions and steps are of all parameters together."""
-        frozen = next(name for name, parameter in self.policy.named_parameters() if not parameter.requires_grad)
-        raise ValueError(
-            f"policy.{frozen} is frozen: its requires_grad is False, but {type(self).__name__} moves all parameters of "
-            "a policy. Set it back with requires_grad_(True), or give a policy class of your own that holds in buffers "
-            "what shall stay."
-        )
 
     def collect(self) -> Any:
         """Give what `train` takes, a rollout where the policy trains; None if a callback asked to stop."""

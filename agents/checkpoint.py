@@ -70,9 +70,10 @@ FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "stream_seed": ("a whole number of at least 0", _is_seed),
     "episode_infos": ("a list of episodes", _are_episodes),
     "metrics": ("an object of numbers", _are_plain),
+    "failures": ("two whole numbers", lambda value: isinstance(value, list) and [*map(_is_seed, value)] == [True] * 2),
 }
 """What the fields of a manifest must be, where it has them."""
-REQUIRED = FIELDS.keys() - {"counter", "blowups"}
+REQUIRED = FIELDS.keys() - {"counter", "blowups", "failures"}
 """What an agent's manifest has; the first ones have no counter."""
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from agents import checkpoint, noise
 from agents.checkpoint import CheckpointError, Source, decode_space, encode_space, with_prefix
 from agents.config import CommonConfig
+from agents.failures import Failures
 from agents.policy.base import named_as_in, uncompiled
 from agents.policy.networks import activation_key
 from envs.vector import SnapshotError, VectorEnv
@@ -272,6 +273,7 @@ class Saved:
             "stats_window_size": self._stats_window_size,
             "verbose": self.verbose,
             "tensorboard_log": self.tensorboard_log,
+            "failures": [self.failures.updates, self.failures.in_a_row],
             "metrics": _numbers(self.last_metrics),
             **(_counts(self) if self.begun is None else self.begun.counts),
             **snapshot,
@@ -289,6 +291,7 @@ class Saved:
             agent.stream_seed = manifest["stream_seed"]
         agent.num_timesteps, agent.iteration = manifest["num_timesteps"], manifest["iteration"]
         agent.counter = manifest.get("counter", manifest["iteration"])  # the first checkpoints have none
+        agent.failures = Failures(*manifest.get("failures", ()))
         agent._total_timesteps, agent._episode_num = manifest["total_timesteps"], manifest["episodes"]
         agent.ep_info_buffer = deque(manifest["episode_infos"], maxlen=agent._stats_window_size)
         agent.ep_success_buffer = deque(manifest.get("episode_successes", ()), maxlen=agent._stats_window_size)

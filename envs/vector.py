@@ -22,6 +22,7 @@ from torch import Tensor
 
 from envs.infos import LazyInfo, spread
 
+MOST_ENVS = 1_000_000
 LARGEST_CHOICE = 100_000
 """Values that an observation may choose among, each of which a policy has weights for."""
 Ids = Sequence[int] | np.ndarray | Tensor | None
@@ -405,6 +406,7 @@ def check_spaces(observation_space: gymnasium.Space, action_space: gymnasium.Spa
 
 def check_num_envs(num_envs: int) -> int:
     """Give num_envs back if it is a positive int, else raise ValueError."""
-    if isinstance(num_envs, bool) or not isinstance(num_envs, (int, np.integer)) or num_envs < 1:
-        raise ValueError(f"num_envs is {num_envs!r}; give an integer of at least 1.")
+    whole = isinstance(num_envs, (int, np.integer)) and not isinstance(num_envs, bool)
+    if not whole or not 1 <= num_envs <= MOST_ENVS:
+        raise ValueError(f"num_envs is {num_envs!r}; give an integer of at least 1, and at most {MOST_ENVS:,}.")
     return int(num_envs)

@@ -27,9 +27,6 @@ Sample = Callable[[Tensor, Tensor], Tensor]
 LARGEST_REWARD = 1e15
 """Largest size of a reward: float32 holds the squares of what a rollout of such adds up to."""
 """A share of the steps of a rollout, and rollouts in a row."""
-UNSTABLE = (
-    "In 5 rollouts in a row the simulation diverged in over 90 % of the steps; give its model a smaller timestep."
-)
 Act = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 """Step t and observations [N, *O] to the actions that the rollout keeps and those that the environment takes."""
 ActSome = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -80,7 +77,6 @@ class Collector:
         self.observations: Tensor | None = None
         self.episodes = RunningEpisodes(vector.num_envs, vector.device)
         self.listener: BaseCallback | None = None
-        self.diverging = 0
         self._told: list[dict[str, Any]] = []  # by infos, of episodes that ended and are not counted yet
 
     def begin(self, observations: Any) -> None:
@@ -140,11 +136,6 @@ class Collector:
         self.observations, self._told = None, []  # the environments stand somewhere within the rollout
         if isinstance(error, ValueError):
             check_numbers(self.rollout)
-
-    def count_diverged(self, share: float) -> str | None:
-        """Give the sentence that ends training where in nearly all steps of several rollouts a simulation diverged."""
-        self.diverging = self.diverging + 1 if share > 0.9 else 0
-        return UNSTABLE if self.diverging >= 5 else None
 
     def _take(self, observations: Tensor, complete: bool) -> bool:
         """Take the observations to go on from, and count steps and episodes where nobody listened to single steps."""

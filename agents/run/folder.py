@@ -180,9 +180,7 @@ class RunFolder:
                     os.link(self.last, beside)
                 except OSError:  # there are file systems without such links
                     shutil.copyfile(self.last, beside)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NewEpisodes)  # said at the start
-            agent.save(self.last)
+        save_quietly(agent, self.last)
 
     def read_last(self) -> tuple[dict[str, Any], dict[str, Tensor], str]:
         """Return the last checkpoint's manifest and tensors, and a sentence if it is the previous one's, since the last
@@ -283,6 +281,13 @@ class RunFolder:
             return config
         except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise RunError(f"{self.config} cannot be read as a run's configuration ({error}).") from error
+
+
+def save_quietly(agent: Saved, file: Path) -> None:
+    """Save an agent without a warning that it will not go on exactly, which a run has said at its start."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NewEpisodes)
+        agent.save(file)
 
 
 def checkpoint_file(name: str, best: bool) -> Path:

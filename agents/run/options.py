@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -17,6 +18,12 @@ Flag = FlagCreatePairsOff[bool]
 DEFAULT_STEPS = 1_000_000
 ALLOW_IMPORT = "allow-import"
 """Option of the commands that open files."""
+DECIDED = {
+    **{name: f"which the option --{name.replace('_', '-')} decides" for name in ("seed", "num_envs", "backend")},
+    **dict.fromkeys(("autoreset", "device", "env_id"), "which the run itself decides"),
+}
+"""Arguments of `make_vec` that are no arguments of the environment."""
+MOST_SEED, MOST_THREADS, MOST_STEPS = 2**32 - 1, 4096, 10**15
 EVALUATIONS = 20
 """Of a run, unless it is told how often."""
 
@@ -78,6 +85,13 @@ class RunOptions:
         """Raise UsageError for a value that no run can have."""
         least = {"steps": 1, "seed": 0, "eval_every": 1, "eval_episodes": 1, "threads": 1, "checkpoint_every": 0}
         check_least(self, least)
+        most = {"seed": MOST_SEED, "threads": MOST_THREADS, "steps": MOST_STEPS, "eval_episodes": 10**6}
+        for name, bound in most.items():
+            if (value := getattr(self, name)) is not None and value > bound:
+                raise UsageError(f"--{name.replace('_', '-')} is {value}; give at most {bound:,}.")
+        for name in ("policy", "run_dir", "runs"):
+            if getattr(self, name) == "":
+                raise UsageError(f"--{name.replace('_', '-')} is empty; give one, or leave the option out.")
         for name in ("minutes", "step_timeout"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -115,8 +129,11 @@ def check_least(options: Any, bounds: Mapping[str, float]) -> None:
 
 
 def parsed_pairs(pairs: Iterable[str]) -> dict[str, Any]:
-    """Read KEY=VALUE pairs, the values as YAML; UsageError for one that is none."""
-    return dict(map(_parse_pair, pairs))
+    """Read KEY=VALUE pairs, the values as YAML; UsageError for one that is none, or no argument of environments."""
+    values = dict(map(_parse_pair, pairs))
+    for name in values.keys() & DECIDED.keys():
+        raise UsageError(f"--env-kwargs has {name}, {DECIDED[name]}; leave it out.")
+    return values
 
 
 def check_import(source: object, env_id: str, env_kwargs: Mapping[str, Any], allowed: bool) -> None:
@@ -149,7 +166,9 @@ def check_device(name: str) -> None:
     if name == "auto":
         return
     try:
-        torch.zeros(1, device=name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that PyTorch gives up; what does not work is an error
+            float(torch.zeros(1, device=name))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--device is {name!r}, which is not possible here ({reason}); use cpu or auto.") from error

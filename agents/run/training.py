@@ -22,7 +22,7 @@ from agents.config import CommonConfig
 from agents.run import report
 from agents.run.errors import RunError, UsageError
 from agents.run.evaluation import BLOCK, LONGEST, Evaluation, evaluate
-from agents.run.folder import EVALUATION_COLUMNS, RunConfig, RunFolder, RunState, append_row, read_rows
+from agents.run.folder import EVALUATION_COLUMNS, RunConfig, RunFolder, RunState, append_row, read_rows, save_quietly
 from agents.run.initial import Initial
 from agents.run.log import log_evaluation, record_hyperparameters, run_logger
 from agents.run.options import EVALUATIONS, RunOptions, check_device, check_import
@@ -251,7 +251,7 @@ class _Training:
             )
         if evaluation.mean > self._best:
             self._best = evaluation.mean
-            self._with_room(lambda: agent.save(self.folder.best))
+            self._with_room(lambda: save_quietly(agent, self.folder.best))
         log_evaluation(agent.logger, steps, evaluation, self._best)
         lower, upper = evaluation.interval
         seconds = self._seconds()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from mujoco.batch import Batch
 from torch import Tensor
 
 from envs.infos import LazyInfo, step_info, with_masks
+from envs.mujoco.arguments import check_arguments
 from envs.mujoco.model import load_model
 from envs.mujoco.physics import DIVERGED, SILENT, Physics, ThreadedPhysics
 from envs.mujoco.spatial import SPATIAL_TASKS
@@ -75,6 +77,8 @@ class MujocoVectorEnv(SeededVectorEnv):
         max_episode_steps: int | None = None,
         **kwargs: Any,
     ) -> None:
+        own = {"num_threads": num_threads, "max_episode_steps": max_episode_steps}
+        check_arguments(env_id, dict.fromkeys(own, int), {name: x for name, x in own.items() if x is not None})
         self.task, self._render_kwargs = make_task(self.task_types[env_id], env_id, kwargs)
         self.spec = gymnasium.spec(env_id)
         self.max_episode_steps: int = max_episode_steps or self.spec.max_episode_steps or 1000
@@ -340,5 +344,6 @@ def make_task(task_type: Callable[..., Task], env_id: str, kwargs: dict[str, Any
             f"{env_id} takes no argument {sorted(unknown)[0]!r}; it takes {', '.join(sorted(names))}, "
             "max_episode_steps, num_threads and Gymnasium's rendering arguments."
         )
+    check_arguments(env_id, typing.get_type_hints(task_type), kwargs)
     rendering = {name: value for name, value in kwargs.items() if name in _RENDER_KWARGS}
     return task_type(**{name: value for name, value in kwargs.items() if name in names}), rendering

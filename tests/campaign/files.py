@@ -271,7 +271,7 @@ def of_odd_json(parts: Parts, chance: random.Random) -> bytes:
 
 def of_odd_tensors(parts: Parts, chance: random.Random) -> bytes:
     tensors, manifest = parts.named(), copy.deepcopy(parts.manifest)
-    name = chance.choice(list(tensors))
+    name = chance.choice(sorted(tensors))
     x = tensors[name]
     way = chance.randrange(7)
     if way == 0 and x.is_floating_point() and x.numel():
@@ -300,7 +300,7 @@ def of_an_odd_header(parts: Parts, chance: random.Random) -> bytes:
     """Change what safetensors says of its tensors; the manifest's digests are the good ones, or none."""
     (length,) = struct.unpack("<Q", parts.tensors[:8])
     header, data = json.loads(parts.tensors[8 : 8 + length]), parts.tensors[8 + length :]
-    name = chance.choice([key for key in header if key != "__metadata__"])
+    name = chance.choice(sorted(header.keys() - {"__metadata__"}))
     entry = header[name]
     changes: tuple[dict[str, Any], ...] = (
         {"shape": [2**40]}, {"shape": [2**63, 2**63]}, {"shape": [-1]}, {"shape": "x"}, {"dtype": "F1024"},

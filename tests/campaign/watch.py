@@ -63,18 +63,19 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter)
     faults: dict[str, list[str]] = field(default_factory=dict)
     """Kind of fault, with the place of a traceback -> the first cases."""
-    accepted: Counter[str] = field(default_factory=Counter)
+    accepted: dict[str, list[str]] = field(default_factory=dict)
+    """Of cases that were possible after all, what the commands said."""
     megabytes: float = 0.0
     seconds: float = 0.0
 
     def add(self, case: Case, seen: Seen) -> None:
         """Count one."""
         self.counts["cases"] += 1
-        self.counts[seen.verdict.partition(":")[0]] += 1
+        self.counts[seen.verdict if seen.verdict.startswith("accepted") else seen.verdict.partition(":")[0]] += 1
         self.megabytes, self.seconds = max(self.megabytes, seen.megabytes), max(self.seconds, seen.seconds)
-        if seen.verdict.startswith("accepted"):
-            self.accepted[case.name] += 1
-        elif seen.verdict != "refused":
+        if seen.verdict == "accepted":
+            self.accepted.setdefault(case.name, []).append(f"{case.seed} {seen.words[-60:]!r}")
+        elif not seen.verdict.startswith(("accepted", "refused")):
             shown = self.faults.setdefault(seen.verdict, [])
             if len(shown) < 3:
                 shown.append(f"{case.name}, seed {case.seed}: {seen.words[:400]}")
@@ -139,12 +140,12 @@ def watched(words: list[str], as_good: Callable[[], bool]) -> Seen:
     CANARY.unlink(missing_ok=True)
     before, begun = _resident(), time.monotonic()
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    verdict = ""
+    verdict, parsed = "", True
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
         try:
             code = cli.main(words)
         except SystemExit as done:
-            code = done.code if isinstance(done.code, int) else 1
+            code, parsed = (done.code if isinstance(done.code, int) else 1), False
         except BaseException as error:
             code, place = 1, traceback.extract_tb(error.__traceback__)
             own = next((x for x in reversed(place) if "/agents/" in x.filename or "/envs/" in x.filename), place[-1])
@@ -159,16 +160,16 @@ def watched(words: list[str], as_good: Callable[[], bool]) -> Seen:
     elif took > SECONDS:
         verdict = f"slow: {words[0]}"
     elif not verdict and code == 0:
-        verdict = "accepted: it is as good as before" if as_good() else "accepted"
+        verdict = "accepted, since it is as good as before" if as_good() else "accepted"
     elif not verdict:
-        verdict = "refused" if _is_a_sentence(said, code) else "unclear"
+        verdict = "refused" if _is_a_sentence(said, code, parsed) else "unclear"
     return Seen(verdict, said or out.getvalue()[-300:], round(more, 1), round(took, 2))
 
 
-def _is_a_sentence(said: str, code: int) -> bool:
-    """Say whether an error is one sentence; of options that do not parse tyro makes a box."""
-    if said.startswith("╭") and code == 2:
-        return "Traceback" not in said
+def _is_a_sentence(said: str, code: int, parsed: bool) -> bool:
+    """Say whether an error is one sentence; options that do not parse are named in a frame, by tyro."""
+    if code == 2 and not parsed:
+        return "Traceback" not in said and bool(re.match(r"\W*[A-Z][a-z]+ [a-z]+", said))
     lines = [line for line in said.splitlines() if not line.startswith("The last saved state")]
     return len(lines) == 1 and bool(re.search(r"error: \S.{15,}[.?)]$", lines[0])) and len(lines[0]) < 1500
 

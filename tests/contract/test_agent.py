@@ -26,6 +26,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 import agents
 from agents import REGISTRY, Agent, CheckpointError, checkpoint, noise
+from agents.failures import Failures
 from agents.optim.adabound import handover_gamma
 from agents.policy.actor_critic import ActorPolicy
 from envs import GymVectorEnv, SnapshotError, VectorEnv, make_vec
@@ -262,7 +263,7 @@ def test_where_environments_cannot_be_put_back_new_episodes_begin(
     assert not torch.equal(parameters(loaded), parameters(agent))
 
 
-@pytest.mark.parametrize("backend", ["mujoco", "gymnasium"])
+@pytest.mark.parametrize("backend", ["mujoco", pytest.param("gymnasium", marks=pytest.mark.slow)])
 def test_what_a_callback_saved_within_an_iteration_goes_on_exactly(
     algorithm: type[Agent], backend: str, tmp_path: Path
 ) -> None:
@@ -311,6 +312,37 @@ def test_what_an_error_ended_is_saved_as_the_iteration_began(algorithm: type[Age
     assert before["num_timesteps"] == after["num_timesteps"]
 
 
+@pytest.mark.parametrize("kind", [pytest.param("error", marks=pytest.mark.slow), "parameter"])
+def test_updates_that_are_not_finite_are_undone_counted_and_end_training(
+    algorithm: type[Agent], kind: str, tmp_path: Path
+) -> None:
+    agent, fail = make(algorithm, "InvertedPendulum-v5", num_envs=4), [3, 5, 6, 7, 8, 9]
+    train, before = agent.train, []
+
+    def fails(batch: Any) -> None:
+        if agent.iteration + 1 not in fail:
+            return train(batch)
+        before.append(parameters(agent).clone())
+        next(iter(agent.policy.parameters())).data.fill_(0.0 if kind == "error" else float("nan"))
+        if kind == "error":
+            raise FloatingPointError("A direction is not finite.")
+
+    agent.train = fails  # type: ignore[method-assign]
+    iterations = agent.iterations(10_000)
+    for iteration in range(1, 10):
+        next(iterations)
+        if iteration in fail:
+            assert torch.equal(parameters(agent), before[-1])
+            assert agent.last_metrics["train/failed_updates"] == agent.failures.updates
+    with pytest.raises(FloatingPointError, match=r"not finite.*This was the 5th update in a row that failed"):
+        next(iterations)
+    assert agent.failures == Failures(updates=6, in_a_row=5)
+    agent.save(tmp_path / "agent")
+    loaded = algorithm.load(tmp_path / "agent")
+    assert loaded.failures == agent.failures
+    assert torch.equal(parameters(loaded), before[-1])
+
+
 def test_what_an_error_ended_within_an_update_is_not_called_exact(algorithm: type[Agent], tmp_path: Path) -> None:
     agent = make(algorithm, "InvertedPendulum-v5", num_envs=4)
 
@@ -336,7 +368,7 @@ def test_environments_that_cannot_be_put_back_are_saved_without(algorithm: type[
     algorithm.load(tmp_path / "agent.zip", env).learn(32, reset_num_timesteps=False)
 
 
-@pytest.mark.parametrize("kind", ["DummyVecEnv", "gymnasium.make_vec"])
+@pytest.mark.parametrize("kind", ["DummyVecEnv", pytest.param("gymnasium.make_vec", marks=pytest.mark.slow)])
 def test_environments_out_of_reach_are_said_to_be_inexact(algorithm: type[Agent], kind: str, tmp_path: Path) -> None:
     if algorithm.name == "pes":
         pytest.skip("steps the single environments, whose states are in reach")

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,6 +22,7 @@ from agents import checkpoint, load
 from agents.run import cli, outputs, report
 from agents.run.folder import RunFolder, read_rows
 from agents.run.training import _Training
+from agents.saving import NewEpisodes
 
 STEPS = "time/total_timesteps"
 SIZES = {"num-envs": 2, "n-steps": 8, "net-arch": 4, "eval-episodes": 2, "eval-every": 32, "checkpoint-every": 0}
@@ -165,7 +167,13 @@ def before_the_last_word(patch: pytest.MonkeyPatch) -> None:
     on_call(report, "plot_curve", 1, patch, after=True)
 
 
-@pytest.mark.parametrize("kill", PLACES.values(), ids=PLACES)
+SHORT = {"between_the_two_checkpoints", "before_the_row_of_an_evaluation", "before_the_curve"}
+slow = pytest.mark.slow  # a whole run each, of a second
+
+
+@pytest.mark.parametrize(
+    "kill", [pytest.param(kill, id=name, marks=[] if name in SHORT else slow) for name, kill in PLACES.items()]
+)
 def test_a_kill_at_any_place_loses_and_repeats_nothing(
     kill: Callable[[pytest.MonkeyPatch], None], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,7 +256,16 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, files: str) -> list[str]:
     return full
 
 
-@pytest.mark.parametrize("files", ["last.zip", "best.zip", "progress.csv", "evaluations.csv", "events.out"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        "last.zip",
+        pytest.param("best.zip", marks=slow),
+        "progress.csv",
+        pytest.param("evaluations.csv", marks=slow),
+        "events.out",
+    ],
+)
 def test_a_full_disk_is_waited_for_and_costs_nothing(
     files: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,7 +339,11 @@ def test_a_run_whose_folder_is_moved_saves_itself_and_says_so(
     assert digests(tmp_path / "elsewhere") == digests(whole)
 
 
-def broken_in_a_step(error: BaseException, after: int = 150) -> Callable[[Short], None]:
+AMID = 85
+"""A step in the middle of the fourth iteration, after 48 steps of training; others are evaluations'."""
+
+
+def broken_in_a_step(error: BaseException, after: int = AMID) -> Callable[[Short], None]:
     """Raise in the after-th step of the process."""
     steps: list[int] = []
 
@@ -337,10 +358,10 @@ def broken_in_a_step(error: BaseException, after: int = 150) -> Callable[[Short]
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (ValueError("my own"), "ValueError: my own"),
+        pytest.param(ValueError("my own"), "ValueError: my own", marks=slow),
         (RuntimeError("my own"), "RuntimeError: my own"),
-        (OSError(5, "no such thing"), r"OSError: \[Errno 5\] no such thing"),
-        (ZeroDivisionError("x"), "ZeroDivisionError: x"),
+        pytest.param(OSError(5, "no such thing"), r"OSError: \[Errno 5\] no such thing", marks=slow),
+        pytest.param(ZeroDivisionError("x"), "ZeroDivisionError: x", marks=slow),
         (SystemExit(0), r"RuntimeError: it called sys\.exit\(0\), which would have ended the process"),
     ],
 )
@@ -358,7 +379,7 @@ def test_what_an_environment_raises_is_named_and_the_run_is_saved(
         sentence,
     )
     assert note.endswith("checkpoints/last.zip.")
-    assert checkpoint.read_manifest(path / "checkpoints" / "last.zip")["num_timesteps"] >= 48  # not one of long ago
+    assert checkpoint.read_manifest(path / "checkpoints" / "last.zip")["num_timesteps"] == 48
     assert resume(path) == 0
     assert digests(path) == digests(whole)
     assert logs(path) == logs(whole)
@@ -387,7 +408,7 @@ def test_errors_of_reset_and_of_making_are_named_too(
     assert f"error: {where}: RuntimeError: no display" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=slow)])
 def test_a_stop_within_an_evaluation_leaves_it(
     number: signal.Signals, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,13 +416,13 @@ def test_a_stop_within_an_evaluation_leaves_it(
 
     def act(env: Short) -> None:
         steps.append(env)
-        if len(steps) == 3:  # of the first evaluation
+        if len(steps) == 13:  # of the first evaluation
             signal.raise_signal(number)
 
     with monkeypatch.context() as patch:
         patch.setattr(Short, "act", act)
         assert train(path) == 128 + number
-    assert len(steps) <= 4
+    assert len(steps) <= 14
     assert read_rows(RunFolder(path).evaluations) == []
     assert resume(path) == 0
     assert digests(path) == digests(whole)
@@ -416,7 +437,7 @@ def test_a_second_ctrl_c_stops_at_once_in_words_and_loses_nothing(
 
     def act(env: Short) -> None:
         steps.append(env)
-        if len(steps) in (150, 151):
+        if len(steps) in (AMID, AMID + 1):
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
@@ -425,7 +446,7 @@ def test_a_second_ctrl_c_stops_at_once_in_words_and_loses_nothing(
     first, *said = capfd.readouterr().err.splitlines()
     assert first == "Stopping after this iteration; a second Ctrl-C stops at once."
     assert said[0] == "train.py: stopped at once."
-    assert len(steps) == 151
+    assert len(steps) == AMID + 1
     assert resume(path) == 0
     assert digests(path) == digests(whole)
     assert logs(path) == logs(whole)
@@ -438,7 +459,7 @@ def test_a_step_that_hangs_is_named_saved_and_left(
 
     def act(env: Short) -> None:
         steps.append(env)
-        if len(steps) == 150:
+        if len(steps) == AMID:
             time.sleep(60)
 
     began = time.monotonic()
@@ -473,7 +494,9 @@ def test_an_environment_that_does_not_repeat_is_said_at_the_start_in_the_manifes
     random = np.random.default_rng(0)
     monkeypatch.setattr(Short, "act", lambda env: env.np_random.bit_generator.advance(int(random.integers(9, 99))))
     path = tmp_path / "run"
-    assert train(path, steps=32) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NewEpisodes)  # it is said once
+        assert train(path, steps=32) == 0
     assert capsys.readouterr().out.count("Whoever resumes this run begins new episodes, and not exactly: GymVec") == 1
     said = checkpoint.read_manifest(path / "checkpoints" / "last.zip")["env_snapshot"]
     assert "other observations after the same reset(seed) and actions" in said
