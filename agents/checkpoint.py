@@ -34,6 +34,7 @@ MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
 PACKAGES = ("geodesic-rl", "torch", "numpy", "gymnasium", "mujoco", "stable-baselines3")
 
+NAME_LENGTH = 1000
 MANIFEST_BYTES, LISTING_BYTES = 2**22, 2**16
 """At most, of the manifest and of a zip's list of its members; as objects they take 25 times as much memory."""
 SLACK = 2**23
@@ -340,6 +341,10 @@ def _digest_of_manifest(manifest: Mapping[str, Any]) -> str:
 
 
 def _check_digests(source: Any, expected: dict[str, str], tensors: dict[str, Tensor]) -> None:
+    if (longest := max(map(len, tensors), default=0)) > NAME_LENGTH:
+        raise CheckpointError(
+            f"{source} is damaged: the name of a tensor has {longest:,} letters; use another checkpoint."
+        )
     found = {name: digest(tensor) for name, tensor in tensors.items()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
@@ -366,7 +371,7 @@ def _check_sizes(source: Any, manifest: Mapping[str, Any], tensors: Mapping[str,
         more = LAYER * max(0, len(hidden) - len(tensors))
         needed[f"net_arch {part}".strip()] = sum(a * b for a, b in itertools.pairwise(layers)) + more
     for name, size in needed.items():
-        if not 0 <= size <= held + SLACK:
+        if not (name in spaces_of) <= size <= held + SLACK:
             raise CheckpointError(
                 f"{source} is damaged: its {name} is of {size:,} numbers, and all its tensors are {held:,}; use "
                 "another checkpoint."
@@ -414,7 +419,9 @@ def decode_space(value: dict[str, Any]) -> spaces.Space:
     """Make the space that `encode_space` was given."""
     match value["kind"]:
         case "Box":
-            low, high = (np.asarray(value[name], dtype=value["dtype"]) for name in ("low", "high"))
+            if (dtype := np.dtype(value["dtype"])).kind not in "biuf":  # a text's may be of gigabytes
+                raise ValueError(f"its numbers are of {str(dtype)[:60]}")
+            low, high = (np.asarray(value[name], dtype=dtype) for name in ("low", "high"))
             shape = tuple(value["shape"])
             return spaces.Box(np.broadcast_to(low, shape), np.broadcast_to(high, shape), dtype=low.dtype.type)
         case "Discrete":

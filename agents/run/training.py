@@ -18,9 +18,10 @@ from gymnasium.vector import AutoresetMode
 
 from agents import REGISTRY, noise
 from agents.base import Agent
+from agents.checkpoint import CheckpointError
 from agents.config import CommonConfig
 from agents.run import report
-from agents.run.errors import RunError, UsageError
+from agents.run.errors import EXPECTED, NO_MEMORY, RunError, UsageError
 from agents.run.evaluation import BLOCK, LONGEST, Evaluation, evaluate
 from agents.run.folder import EVALUATION_COLUMNS, RunConfig, RunFolder, RunState, append_row, read_rows, save_quietly
 from agents.run.initial import Initial
@@ -126,7 +127,17 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str, allow_
         folder.write_config(settings)
         with folder.command.open("a") as file:
             file.write(command + "\n")
-        return _Training(agent, folder, settings).run()
+        first = agent.counter
+        try:
+            return _Training(agent, folder, settings).run()
+        except Exception as error:
+            known = isinstance(error, (*EXPECTED, MemoryError)) or hasattr(error, "raised_in")
+            if agent.counter > first or known or NO_MEMORY.search(str(error)):
+                raise
+            raise CheckpointError(
+                f"{folder.last} holds a state from which training does not go on ({type(error).__name__}: "
+                f"{str(error)[:200]}); --debug shows where. Use another checkpoint, such as previous.zip beside it."
+            ) from error
 
 
 class _Left(Exception):  # noqa: N818 - it is no error

@@ -424,3 +424,17 @@ def test_lists_of_members_and_manifests_are_short_before_they_are_read(agent_fil
             read(agent_file)
         assert tracemalloc.get_traced_memory()[1] < 1e6
         tracemalloc.stop()
+
+
+def test_odd_spaces_and_names_of_tensors_are_refused(agent_file: Path) -> None:
+    box = {"kind": "Box", "shape": [4], "dtype": "float32", "low": 0.0, "high": 1.0}
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match=r"its numbers are of \|S100000000"):
+        agents.load(altered(agent_file, observation_space=box | {"dtype": "S100000000"}))
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+    with pytest.raises(CheckpointError, match="its observation_space is of 0 numbers"):
+        agents.load(altered(agent_file, observation_space=box | {"shape": [0]}))
+    with pytest.raises(CheckpointError, match="the name of a tensor has 2,000 letters") as caught:
+        agents.load(altered(agent_file, {"x" * 2000: torch.zeros(1)}))
+    assert len(str(caught.value)) < 300
