@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
+from types import NoneType
 from typing import Any, NoReturn
 
 import gymnasium
@@ -88,19 +90,20 @@ class GymVectorEnv(SeededVectorEnv):
                 outcome = self.envs[i].step(action)
             except (Exception, SystemExit) as error:
                 self._blame(error)
-            if len(outcome) != 5:
-                raise ValueError(
-                    f"environment {i} of {self} gave {len(outcome)} values from step; Gymnasium's five are "
-                    "observation, reward, terminated, truncated and info: end its step with them."
-                )
+            if not isinstance(outcome, (tuple, list)) or len(outcome) != 5:
+                raise self._wrong_outcome(i, outcome)
             if np.shape(outcome[0]) != shape:
                 raise self._wrong_shape(i, outcome[0])
-            observation[k] = outcome[0]
             try:
+                observation[k] = outcome[0]
                 reward[k], terminated[k], truncated[k] = outcome[1:4]
             except (TypeError, ValueError):
-                reward[k], terminated[k], truncated[k] = (self._number(i, value) for value in outcome[1:4])
-            infos.append(outcome[4])
+                names = ("reward", "terminated", "truncated")
+                observation[k] = self._numbers(i, "observation", outcome[0])
+                reward[k], terminated[k], truncated[k] = map(partial(self._number, i), names, outcome[1:4])
+            if not isinstance(outcome[4], (dict, NoneType)):
+                raise self._wrong_outcome(i, outcome)
+            infos.append(outcome[4] or {})
             record = self._actions[i]
             if record is not None:
                 record.append(taken[k])
@@ -297,13 +300,32 @@ class GymVectorEnv(SeededVectorEnv):
             f"space says {self._observation.shape[1:]}; correct one of them."
         )
 
-    def _number(self, i: int, value: Any) -> Any:
+    def _wrong_outcome(self, i: int, outcome: Any) -> ValueError:
+        is_series = isinstance(outcome, (tuple, list))
+        given = f"{str(outcome)[:60]} ({type(outcome).__name__})"
+        if is_series and len(outcome) != 5:
+            given = f"{len(outcome)} values"
+        return ValueError(
+            f"environment {i} of {self} gave {given} from step {self._elapsed[i] + 1} of its episode; Gymnasium's five "
+            "are observation, reward, terminated, truncated and info, a dict: end its step with them."
+        )
+
+    def _number(self, i: int, name: str, value: Any) -> Any:
         """Read a reward, terminated or truncated that is no number but an array of one."""
         if np.size(value) != 1:
             raise ValueError(
-                f"environment {i} of {self} gave {value!r} as reward, terminated or truncated; each is one number."
+                f"environment {i} of {self} gave {value!r} as {name}, where there is one number; correct it."
             )
-        return np.asarray(value).item()
+        return self._numbers(i, name, value).item()
+
+    def _numbers(self, i: int, name: str, value: Any) -> np.ndarray:
+        try:
+            return np.asarray(value).astype(float)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"environment {i} of {self} gave {str(value)[:60]!r} as {name} at step {self._elapsed[i] + 1} of its "
+                "episode, which is no number; correct the environment."
+            ) from error
 
     def _check_finite(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
         finite = np.isfinite(values)
