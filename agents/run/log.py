@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,7 @@ def run_logger(
     steps: int,
     dashboard: dict[str, dict[str, list[str]]] | None = None,
     writing: Writing = lambda write: write(),
+    metrics: Mapping[str, Any] = {},  # noqa: B006, it is only read
 ) -> Logger:
     """Open a logger into progress.csv and TensorBoard events for a run that has made steps environment steps.
 
@@ -126,6 +127,7 @@ def run_logger(
     Args:
         dashboard: group -> chart -> curves, for TensorBoard's page of custom scalars.
         writing: does what writes.
+        metrics: of the last iteration, those too that progress.csv does not have.
     """
     begun = any(folder.path.glob("events.out.tfevents.*"))
     tensorboard = _TensorBoard(str(folder.path), steps if begun else None, writing)
@@ -144,6 +146,8 @@ def run_logger(
                 values[BEST] = best
             elif "time/iterations" in values:
                 values[STEPS] = float(row[STEPS])
+                if values[STEPS] == steps:
+                    values |= {name: x for name, x in metrics.items() if name not in row}
             tensorboard.write(values, dict.fromkeys(values, ()), int(float(row[STEPS])))
     return Logger(str(folder.path), [_CSV(folder.progress, writing), tensorboard])
 

@@ -168,7 +168,8 @@ class _Training:
     def run(self) -> int:
         agent, run = self.agent, self.options
         self._print_start()
-        agent.set_logger(run_logger(self.folder, agent.num_timesteps, agent.dashboard, self._with_room))
+        logger = run_logger(self.folder, agent.num_timesteps, agent.dashboard, self._with_room, agent.last_metrics)
+        agent.set_logger(logger)
         if agent.num_timesteps == 0:
             record_hyperparameters(agent.logger, self.settings, self.folder)
         final = None
