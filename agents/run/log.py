@@ -118,7 +118,7 @@ def run_logger(
     steps: int,
     dashboard: dict[str, dict[str, list[str]]] | None = None,
     writing: Writing = lambda write: write(),
-    metrics: Mapping[str, Any] = {},  # noqa: B006, it is only read
+    metrics: Mapping[str, Any] = {},
 ) -> Logger:
     """Open a logger into progress.csv and TensorBoard events for a run that has made steps environment steps.
 

@@ -127,12 +127,12 @@ def short_runs(scratch: Path) -> dict[str, Path]:
     return runs
 
 
-def refused(cases: list[watch.Case], scratch: Path) -> dict[str, Any]:
+def refuse(name: str, cases: list[watch.Case], scratch: Path, results: Results) -> None:
     """Have commands refuse what they are given."""
-    tally = watch.run_all(cases, scratch, print)
+    tally = watch.run_all(cases, scratch, lambda tally: results.keep(name, tally.record()))
     for name, said in tally.accepted.items():
         print("possible after all:", name, *said)
-    return tally.record()
+    results.end(name, tally.record())
 
 
 def main() -> int:
@@ -146,10 +146,10 @@ def main() -> int:
         results.end("kills", kill_runs(asked.kills, asked.algorithms, chance, scratch, results))
     runs = short_runs(scratch) if asked.files or asked.words else {}
     if asked.files:
-        results.end("files", refused(files.cases(asked.files, chance, runs, scratch / "here"), scratch))
+        refuse("files", files.cases(asked.files, chance, runs, scratch / "here"), scratch, results)
     if asked.words:
         odd = words.cases(asked.words, chance, runs, scratch / "here")
-        results.end("configurations and command lines", refused(odd, scratch))
+        refuse("configurations and command lines", odd, scratch, results)
     parts = (("environments", asked.environments, faults.environments), ("disks", asked.disks, faults.disks))
     for name, many, act in parts:
         if many:

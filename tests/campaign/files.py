@@ -258,7 +258,8 @@ def of_odd_json(parts: Parts, chance: random.Random) -> bytes:
         lambda: text[:-1] + b', "x": ' + b"[" * deep + b"]" * deep + b"}", lambda: b"1" * 1_000_000,
         lambda: text.replace(b'"seed"', b'"seed": ' + b"9" * 10_000 + b', "y"', 1), lambda: b"\xef\xbb\xbf" + text,
         lambda: text.decode().encode("utf-16"), lambda: b"\xff" + text, lambda: text[: chance.randrange(len(text))],
-        lambda: b'{"a": [' + b"[]," * 4_000_000 + b"[]]}", lambda: b"null", lambda: b"[]", lambda: b'"x"', lambda: b"NaN", lambda: text + b" " * (17 * 2**20),
+        lambda: b'{"a": [' + b"[]," * 4_000_000 + b"[]]}", lambda: b"null", lambda: b"[]", lambda: b'"x"',
+        lambda: b"NaN", lambda: text + b" " * (17 * 2**20),
         lambda: text + text, lambda: b'{"format": "geodesic-rl checkpoint"}',
         lambda: b"{" + b'"a":1,' * 300_000 + b'"b":1}',
         lambda: b'{"format": "geodesic-rl checkpoint", "format_version": "nan", "sha256": {}}',
@@ -378,16 +379,19 @@ def prepare(case: Case, parts: dict[str, tuple[Parts, Path]], scratch: Path) -> 
     good, run = parts[source]
     data = WAYS[way][0](good, random.Random(case.seed))
     place = scratch / "run"
-    shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(run, place)
-    for name in ("last.zip", "previous.zip", "best.zip"):
-        (place / "checkpoints" / name).write_bytes(data)
     file = place / "checkpoints" / "last.zip"
+    shutil.rmtree(scratch, ignore_errors=True)
+    if "{run}" in DOORS[door][0]:
+        shutil.copytree(run, place)
+    else:
+        file.parent.mkdir(parents=True)
+    for name in ("last.zip", "previous.zip", "best.zip"):
+        file.with_name(name).write_bytes(data)
     filled = {"file": file, "run": place, "scratch": scratch, "env": good.manifest["env_id"]}
 
     def as_good() -> bool:
         try:
-            manifest, _ = checkpoint.read_agent(file)
+            manifest, _ = checkpoint.read_agent(io.BytesIO(data))  # the command may have written another since
         except checkpoint.CheckpointError:
             return False
         return manifest == checkpoint.read_agent(run / "checkpoints" / "last.zip")[0]

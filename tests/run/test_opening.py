@@ -124,7 +124,9 @@ def test_a_state_that_the_first_update_cannot_use_is_named(tmp_path: Path, capsy
     capsys.readouterr()
     assert cli.main(asked) == 1
     sentence = capsys.readouterr().err.splitlines()[0]
-    assert f"error: {folder.last} holds a state from which training does not go on (KeyError: 'exp_avg_sq');" in sentence
+    assert (
+        f"error: {folder.last} holds a state from which training does not go on (KeyError: 'exp_avg_sq');" in sentence
+    )
     with pytest.raises(checkpoint.CheckpointError) as caught:
         cli.main([*asked, "--debug"])
     assert isinstance(caught.value.__cause__, KeyError)
