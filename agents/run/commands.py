@@ -92,6 +92,6 @@ COMMANDS: dict[str, Command] = {
         "Selftest",
         "selftest",
         "Try on this machine that killed runs go on exactly: a minute.",
-        ("", "npg trpo copos ppo pes --env Hopper-v5"),
+        ("npg", "npg trpo copos ppo pes --env Walker2d-v5"),
     ),
 }

@@ -87,6 +87,11 @@ def guarded(program: str, debug: bool, action: Callable[[], int]) -> int:
         return 1
 
 
+def one_line(error: BaseException) -> str:
+    """Give what an error says, of YAML for instance, on one line and no longer than one reads."""
+    return " ".join(str(error).split())[:500]
+
+
 def _place(error: BaseException) -> str:
     """Say which line of somebody else's code raised an error."""
     first = error.__cause__ if isinstance(error.__cause__, SystemExit) else error

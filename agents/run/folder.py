@@ -28,7 +28,7 @@ from torch import Tensor
 from agents import checkpoint
 from agents.checkpoint import CheckpointError
 from agents.config import checked
-from agents.run.errors import RunError, UsageError
+from agents.run.errors import RunError, UsageError, one_line
 from agents.run.options import RunOptions
 from agents.run.outputs import append, complete
 from agents.run.process import typed
@@ -280,7 +280,7 @@ class RunFolder:
                     raise TypeError(f"{name} is {repr(getattr(config, name))[:60]}")
             return config
         except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise RunError(f"{self.config} cannot be read as a run's configuration ({error}).") from error
+            raise RunError(f"{self.config} cannot be read as a run's configuration ({one_line(error)}).") from error
 
 
 def save_quietly(agent: Saved, file: Path) -> None:

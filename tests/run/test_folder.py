@@ -167,6 +167,8 @@ ODD_LINES = {
     "a list for the config": "config: []",
     "aliases": "config: {a: &a [1], b: *a}",
     "much": "config: {a: " + "1" * 2**18 + "}",
+    "a text that does not end": "config: '",
+    "a call": "config: !!python/object/apply:os.system ['ls']",
     "depth": "config: " + "[" * 20_000,
 }
 
@@ -177,8 +179,9 @@ def test_an_odd_configuration_is_one_sentence(tmp_path: Path, kind: str) -> None
     name = ODD_LINES[kind].partition(":")[0]
     lines = [line for line in folder.config.read_text().splitlines() if name == "config" or not line.startswith("  ")]
     folder.config.write_text("\n".join([line for line in lines if not line.startswith(name)] + [ODD_LINES[kind]]))
-    with pytest.raises(RunError, match=r"config\.yaml cannot be read as a run's configuration"):
+    with pytest.raises(RunError, match=r"config\.yaml cannot be read as a run's configuration") as caught:
         folder.read_config()
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"state": "running"}', "[]", '{"state": 1, "steps": "a"}'])
