@@ -38,7 +38,7 @@ def raising(kind: type[BaseException]) -> Callable[..., Any]:
     return fault
 
 
-FAULTS: dict[str, Callable[[np.ndarray, float], Any]] = {
+FAULTS: dict[str, Callable[[np.ndarray, float, bool], Any]] = {
     "raises ValueError": raising(ValueError),
     "raises OSError": raising(OSError),
     "raises RuntimeError": raising(RuntimeError),
@@ -47,20 +47,20 @@ FAULTS: dict[str, Callable[[np.ndarray, float], Any]] = {
     "raises SystemExit": raising(SystemExit),
     "raises MemoryError": raising(MemoryError),
     "raises RecursionError": raising(RecursionError),
-    "observes NaN": lambda s, r: (s * np.nan, r, False, False, {}),
-    "observes infinity": lambda s, r: (s + np.inf, r, False, False, {}),
-    "observes another shape": lambda s, r: (s[:1], r, False, False, {}),
-    "observes None": lambda s, r: (None, r, False, False, {}),
-    "observes a text": lambda s, r: ("x", r, False, False, {}),
-    "rewards NaN": lambda s, r: (s, np.nan, False, False, {}),
-    "rewards infinity": lambda s, r: (s, -np.inf, False, False, {}),
-    "rewards 1e38": lambda s, r: (s, 1e38, False, False, {}),
-    "rewards a text": lambda s, r: (s, "x", False, False, {}),
-    "rewards three": lambda s, r: (s, np.ones(3), False, False, {}),
-    "gives four values": lambda s, r: (s, r, False, {}),
-    "gives None": lambda s, r: None,
-    "gives a list as info": lambda s, r: (s, r, False, False, []),
-    "hangs": lambda s, r: time.sleep(1000),
+    "observes NaN": lambda s, r, over: (s * np.nan, r, False, over, {}),
+    "observes infinity": lambda s, r, over: (s + np.inf, r, False, over, {}),
+    "observes another shape": lambda s, r, over: (s[:1], r, False, over, {}),
+    "observes None": lambda s, r, over: (None, r, False, over, {}),
+    "observes a text": lambda s, r, over: ("x", r, False, over, {}),
+    "rewards NaN": lambda s, r, over: (s, np.nan, False, over, {}),
+    "rewards infinity": lambda s, r, over: (s, -np.inf, False, over, {}),
+    "rewards 1e38": lambda s, r, over: (s, 1e38, False, over, {}),
+    "rewards a text": lambda s, r, over: (s, "x", False, over, {}),
+    "rewards three": lambda s, r, over: (s, np.ones(3), False, over, {}),
+    "gives four values": lambda s, r, over: (s, r, False, {}),
+    "gives None": lambda s, r, over: None,
+    "gives a list as info": lambda s, r, over: (s, r, False, over, []),
+    "hangs": lambda s, r, over: time.sleep(1000),
 }
 QUIET = {"gives a list as info"}
 """What nobody needs to notice."""
@@ -84,9 +84,10 @@ class Flaky(gymnasium.Env):
         self.age += 1
         self.state = np.tanh(np.roll(self.state, 1) + 0.5 * action[0]).astype(np.float32)
         reward = -float(np.square(self.state).sum())
+        over = self.age >= 20
         if FAULT and Flaky.made > FAULT[1]:
-            return FAULTS[FAULT[0]](self.state, reward)
-        return self.state, reward, False, self.age >= 20, {}
+            return FAULTS[FAULT[0]](self.state, reward, over)
+        return self.state, reward, False, over, {}
 
 
 if ENV not in gymnasium.registry:
