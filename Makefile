@@ -8,17 +8,19 @@ ENV = Hopper-v5
 STEPS = 1_000_000
 SEED = 0
 BUDGET = 30
+CAMPAIGN = --kills 1000 --files 10_000 --words 1000 --environments 10 --disks 20 --minutes 30
 
 INSTALLED = $(VENV)/installed
 DEVELOPS = $(VENV)/develops
 PIP = $(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt
 RUN = $(VENV)/bin/python
 
-.PHONY: help .venv train test test-slow lint docs bench clean
+.PHONY: help .venv train test test-slow campaign lint docs bench clean
 
 help:
 	@echo "make train   train $(ALGORITHM) on $(ENV); ALGORITHM=, ENV=, STEPS= and SEED= change it"
 	@echo "make test    run the tests, but for the few that start many processes: make test-slow runs those"
+	@echo "make campaign  kill runs, damage files, mistype words, fill a disk, for hours; CAMPAIGN= says how often"
 	@echo "make lint    check style, format and types"
 	@echo "make docs    build the documents and the API's pages into build/site"
 	@echo "make bench   run every benchmark; takes long. BUDGET= are the minutes of those that train, which go on next time"
@@ -47,6 +49,9 @@ test: $(DEVELOPS)
 
 test-slow: $(DEVELOPS)
 	$(RUN) -m pytest -q -m slow
+
+campaign: $(DEVELOPS)
+	OMP_NUM_THREADS=1 $(RUN) -m tests.campaign $(CAMPAIGN)
 
 lint: $(DEVELOPS)
 	$(RUN) -m ruff check .

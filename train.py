@@ -6,6 +6,7 @@ from agents.run import process
 
 if __name__ == "__main__":
     process.prepare()
-    from agents.run.cli import train  # imports PyTorch
+    with process.starting():
+        from agents.run.cli import train  # imports PyTorch
 
     sys.exit(train(sys.argv[1:]))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         CheckpointError,
         Reptile,
         load,
+        load_sb3_policy,
     )
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "CheckpointError",
     "Reptile",
     "load",
+    "load_sb3_policy",
 ]
 
 

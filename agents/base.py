@@ -9,7 +9,7 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, NoReturn, Self
+from typing import Any, ClassVar, Self
 
 import gymnasium
 import numpy as np
@@ -22,17 +22,19 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from agents import checkpoint, noise
 from agents.checkpoint import with_prefix
 from agents.config import CommonConfig, Schedule, as_attribute, preset_values
+from agents.failures import Failures
 from agents.policy.actor_critic import ActorCriticPolicy
-from agents.policy.base import named_as_in, warn_of_units
+from agents.policy.base import named_as_in, refuse_frozen, warn_of_units
 from agents.policy.choice import OFF_IN_SB3, checked_kwargs, known_policy, options_of
 from agents.policy.distributions import Head
 from agents.rollout.buffer import FieldSpec
-from agents.rollout.collector import Collector, buffer_fields
-from agents.saving import Saved
+from agents.rollout.collector import Collector, buffer_fields, single_thread
+from agents.saving import Begun, Saved
 from envs import make_vec
 from envs.sb3 import SB3View, as_vector
 from envs.vector import VectorEnv, check_spaces
@@ -109,8 +111,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             else:  # one that warms up begins at 0, where the setting itself may not be
                 del hyperparameters[name]
         policy_kwargs, own = checked_kwargs(self.Config, policy_class, dict(policy_kwargs or {}))
-        if seed is not None and not (isinstance(seed, (int, np.integer)) and seed >= 0):
-            raise ValueError(f"seed is {seed!r}; give an integer of at least 0, or None.")
+        if seed is not None and not (isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32):
+            raise ValueError(f"seed is {seed!r}; give an integer of at least 0, and below 2**32, or None.")
         seed = None if seed is None else int(seed)
         config = self.Config.of(hyperparameters | own)
         if env is not None:
@@ -136,8 +138,11 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         """Of this training; learn() begins at 0 again."""
         self.counter = 0
         """Iterations of the agent's whole life, which key everything that it draws: no call of learn() resets it."""
-        self.amid_iteration = False
-        """Whether a rollout has begun that nothing was learned from yet."""
+        self.begun: Begun | None = None
+        """Where the iteration began that is collecting now, or was when an error came; see keeps_beginnings."""
+        self.failures = Failures()
+        self.keeps_beginnings = self.amid_iteration = False
+        """Whether iterations without callbacks note it too; whether one has begun and, as by an error, not ended."""
         self.stop_reason: str | None = None
         self.share_used: Callable[[], float] | None = None
         """Says which share of training is over where not steps decide that but a clock; asked before each update."""
@@ -205,7 +210,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         """Make a policy as before training, drawn from PyTorch's global stream; the agent keeps its own."""
         policy_class: Any = self.policy_class
         settings = {name: getattr(self.config, name) for name in options_of(self.config, policy_class)}
-        return policy_class(self.observation_space, self.action_space, **(settings | self.policy_kwargs))
+        with single_thread():  # the bits of orthogonal weights depend on how many there are
+            return policy_class(self.observation_space, self.action_space, **(settings | self.policy_kwargs))
 
     def _buffer_fields(self) -> dict[str, FieldSpec]:
         """Declare what the algorithm keeps of each step."""
@@ -243,9 +249,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
     ) -> tuple[int, BaseCallback]:
         if self.env is None:
             raise ValueError(f"This {type(self).__name__} has no environment to learn in; call set_env first.")
-        self.stop_reason = None
-        if reset_num_timesteps:
-            self.iteration = 0
+        self.stop_reason, self.begun, self.amid_iteration = None, None, False
+        self.iteration = 0 if reset_num_timesteps else self.iteration
         if self.collector.observations is None:
             self._last_obs = None  # has SB3 reset the environments
         begins = reset_num_timesteps or self._last_obs is None
@@ -270,7 +275,10 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without the logger, whose files stay the original's; `learn` makes a new one."""
-        return {name: value for name, value in self.__dict__.items() if name != "_logger"} | {"_custom_logger": False}
+        return {name: value for name, value in self.__dict__.items() if name != "_logger"} | {
+            "_custom_logger": False,
+            "begun": None,
+        }
 
     # Learning --------------------------------------------------------------------------------------------------------
 
@@ -304,20 +312,25 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
         self.collector.listener = listener if callback is not None or progress_bar else None
+        state, parameters = (*self.policy.parameters(), *self.policy.buffers()), [*self.policy.parameters()]
         listener.on_training_start(locals(), globals())
         try:
             while self.num_timesteps < total:
                 started = time.perf_counter()
                 listener.on_rollout_start()
-                self.amid_iteration = True
+                blowups, steps, self.amid_iteration = self.collector.vector.blowups, self.num_timesteps, True
+                if self.keeps_beginnings or self.collector.listener is not None:
+                    self.begun = Begun.of(self)
                 try:
                     batch = self.collect()
                 except BaseException as error:
                     self.collector.leave(error)
                     raise
                 if batch is None:
+                    self.begun, self.amid_iteration = None, False
                     break
                 listener.on_rollout_end()
+                self.begun = None
                 collected = time.perf_counter()
                 if self.share_used is not None:
                     self._total_timesteps = math.ceil(self.num_timesteps / max(self.share_used(), 1e-6))
@@ -325,32 +338,32 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                 self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
                 if self.schedules:
                     self.current = self.config.at(self.schedules, self._current_progress_remaining)
-                if not all(parameter.requires_grad for parameter in self.policy.parameters()):
-                    self._refuse_frozen()
-                self.train(batch)
+                if not all(parameter.requires_grad for parameter in parameters):
+                    refuse_frozen(self.policy)
+                before = [x.detach().clone() for x in state]
+                try:
+                    self.train(batch)
+                    if not get_total_norm([x.detach() for x in parameters]).isfinite():
+                        raise FloatingPointError("Parameters are not finite; lower the learning rates or the rewards.")
+                    self.failures.in_a_row = 0
+                except FloatingPointError as error:
+                    self.failures.undo(self, error, before)
                 if self.collector.policy is not self.policy:
                     self.collector.follow(self.policy)
-                self.iteration += 1
-                self.counter += 1
+                self.iteration, self.counter = self.iteration + 1, self.counter + 1
                 self.amid_iteration = False
                 self._record(collect=collected - started, train=time.perf_counter() - collected)
                 if log_interval is not None and self.iteration % log_interval == 0:
                     self.logger.dump(self.num_timesteps)
+                if self.failures.diverging or self.collector.vector.blowups > blowups:
+                    since = self.collector.vector.blowups - blowups, self.num_timesteps - steps
+                    self.stop_reason = self.failures.diverge(*since) or self.stop_reason
                 yield self.iteration
                 if self.stop_reason is not None:
                     raise FloatingPointError(self.stop_reason)
         finally:
-            self.collector.listener, self.amid_iteration = None, False
+            self.collector.listener = None
             listener.on_training_end()
-
-    def _refuse_frozen(self) -> NoReturn:
-        """Raise ValueError: directions and steps are of all parameters together."""
-        frozen = next(name for name, parameter in self.policy.named_parameters() if not parameter.requires_grad)
-        raise ValueError(
-            f"policy.{frozen} is frozen: its requires_grad is False, but {type(self).__name__} moves all parameters of "
-            "a policy. Set it back with requires_grad_(True), or give a policy class of your own that holds in buffers "
-            "what shall stay."
-        )
 
     def collect(self) -> Any:
         """Give what `train` takes, a rollout where the policy trains; None if a callback asked to stop."""

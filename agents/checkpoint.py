@@ -12,8 +12,10 @@ import json
 import math
 import os
 import platform
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -32,9 +34,14 @@ MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
 PACKAGES = ("geodesic-rl", "torch", "numpy", "gymnasium", "mujoco", "stable-baselines3")
 
-MANIFEST_BYTES = 2**24
+NAME_LENGTH = 1000
+MANIFEST_BYTES, LISTING_BYTES = 2**22, 2**16
+"""At most, of the manifest and of a zip's list of its members; as objects they take 25 times as much memory."""
 SLACK = 2**23
 """Numbers that an agent may have beside its tensors, as a net_arch that its kind of policy does not use."""
+UNFINISHED = re.compile(r"\..+\.([1-9]\d*)\.tmp(\.\w+)?")
+END_BYTES = 22 + 20 + 56
+"""Of the record that ends a zip, and of the two before it in zips of gigabytes; both say how long that list is."""
 LAYER = 2**20
 """What a layer counts, at least, of which the file has no tensor."""
 
@@ -64,9 +71,10 @@ FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "stream_seed": ("a whole number of at least 0", _is_seed),
     "episode_infos": ("a list of episodes", _are_episodes),
     "metrics": ("an object of numbers", _are_plain),
+    "failures": ("two whole numbers", lambda value: isinstance(value, list) and [*map(_is_seed, value)] == [True] * 2),
 }
 """What the fields of a manifest must be, where it has them."""
-REQUIRED = FIELDS.keys() - {"counter", "blowups"}
+REQUIRED = FIELDS.keys() - {"counter", "blowups", "failures"}
 """What an agent's manifest has; the first ones have no counter."""
 
 
@@ -105,6 +113,7 @@ def write(target: Source, manifest: Mapping[str, Any], tensors: Mapping[str, Ten
         return
     path = Path(target)
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
     with replaced(path) as file:
         _write_archive(file, content)
         file.flush()
@@ -169,11 +178,30 @@ def find(path: StrPath) -> Path:
 def _opened(source: Source) -> Iterator[tuple[dict[str, Any], zipfile.ZipFile]]:
     """Give the manifest of a checkpoint and its open archive; what is wrong with either is a CheckpointError."""
     file = find(source) if isinstance(source, (str, os.PathLike)) else source
-    with damage_named(file), zipfile.ZipFile(file) as archive:
+    with damage_named(file), zipped(file) as archive:
         _check_members(file, archive)
         manifest = json.loads(archive.read(MANIFEST))
         _check_manifest(file, manifest)
         yield manifest, archive
+
+
+@contextlib.contextmanager
+def zipped(file: Source) -> Iterator[zipfile.ZipFile]:
+    """Open a zip for reading, unless its list of members, which Python reads whole, is a long one.
+
+    Raises:
+        CheckpointError: it is; or the file is no zip that ends where that list does.
+    """
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(open(file, "rb")) if isinstance(file, (str, os.PathLike)) else file
+        stream.seek(max(stream.seek(0, os.SEEK_END) - END_BYTES, 0))
+        end = stream.read()
+        sizes = [end[-10:-6]] + [end[-58:-50]] * (end[-42:-38] == b"PK\6\7")
+        if end[-22:-18] != b"PK\5\6" or any(int.from_bytes(size, "little") > LISTING_BYTES for size in sizes):
+            raise CheckpointError(
+                f"{file} is damaged or not a {FORMAT}: it does not end as a zip of few members; use another checkpoint."
+            )
+        yield stack.enter_context(zipfile.ZipFile(stream))
 
 
 @contextlib.contextmanager
@@ -196,8 +224,9 @@ def damage_named(source: Any) -> Iterator[None]:
 def replaced(path: Path) -> Iterator[BinaryIO]:
     """Give a new file beside path, which takes path's place, synced, on leaving; after an error path is as it was."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:  # never through a link that lies there
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -205,6 +234,24 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the unfinished files that killed processes left in a folder: .NAME.PID.tmp, with an ending or without."""
+    for file in folder.glob(".*.tmp*"):
+        named = UNFINISHED.fullmatch(file.name)
+        if named and not _is_process(int(named[1])):
+            file.unlink(missing_ok=True)
+
+
+def _is_process(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -230,6 +277,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return version(package)
@@ -246,7 +294,8 @@ def _check_members(source: Any, archive: zipfile.ZipFile) -> None:
     names = {member.filename for member in members}
     if "_stable_baselines3_version" in names:
         raise CheckpointError(
-            f"{source} was saved by Stable-Baselines3, which pickles; load it there, with the class that saved it."
+            f"{source} was saved by Stable-Baselines3, which pickles. To begin from its policy give --init-from, or "
+            "agents.load_sb3_policy; all of it only Stable-Baselines3 loads."
         )
     missing = {MANIFEST, TENSORS} - names
     if missing:
@@ -292,6 +341,10 @@ def _digest_of_manifest(manifest: Mapping[str, Any]) -> str:
 
 
 def _check_digests(source: Any, expected: dict[str, str], tensors: dict[str, Tensor]) -> None:
+    if (longest := max(map(len, tensors), default=0)) > NAME_LENGTH:
+        raise CheckpointError(
+            f"{source} is damaged: the name of a tensor has {longest:,} letters; use another checkpoint."
+        )
     found = {name: digest(tensor) for name, tensor in tensors.items()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
@@ -318,7 +371,7 @@ def _check_sizes(source: Any, manifest: Mapping[str, Any], tensors: Mapping[str,
         more = LAYER * max(0, len(hidden) - len(tensors))
         needed[f"net_arch {part}".strip()] = sum(a * b for a, b in itertools.pairwise(layers)) + more
     for name, size in needed.items():
-        if not 0 <= size <= held + SLACK:
+        if not (name in spaces_of) <= size <= held + SLACK:
             raise CheckpointError(
                 f"{source} is damaged: its {name} is of {size:,} numbers, and all its tensors are {held:,}; use "
                 "another checkpoint."
@@ -366,7 +419,9 @@ def decode_space(value: dict[str, Any]) -> spaces.Space:
     """Make the space that `encode_space` was given."""
     match value["kind"]:
         case "Box":
-            low, high = (np.asarray(value[name], dtype=value["dtype"]) for name in ("low", "high"))
+            if (dtype := np.dtype(value["dtype"])).kind not in "biuf":  # a text's may be of gigabytes
+                raise ValueError(f"its numbers are of {str(dtype)[:60]}")
+            low, high = (np.asarray(value[name], dtype=dtype) for name in ("low", "high"))
             shape = tuple(value["shape"])
             return spaces.Box(np.broadcast_to(low, shape), np.broadcast_to(high, shape), dtype=low.dtype.type)
         case "Discrete":

@@ -10,6 +10,7 @@ from agents.copos import COPOS
 from agents.meta import FOMAML, MAML, Reptile
 from agents.npg import NPG, TRPO
 from agents.pes import PES
+from agents.policy.from_sb3 import load_sb3_policy
 from agents.ppo import PPO
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "CheckpointError",
     "Reptile",
     "load",
+    "load_sb3_policy",
 ]
 
 REGISTRY: dict[str, type[Agent]] = {agent.name: agent for agent in (NPG, TRPO, COPOS, PPO, PES, Reptile, FOMAML, MAML)}

@@ -8,7 +8,7 @@ import json
 import os
 import warnings
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -18,9 +18,10 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import get_system_info
 from torch import Tensor
 
-from agents import checkpoint
+from agents import checkpoint, noise
 from agents.checkpoint import CheckpointError, Source, decode_space, encode_space, with_prefix
 from agents.config import CommonConfig
+from agents.failures import Failures
 from agents.policy.base import named_as_in, uncompiled
 from agents.policy.networks import activation_key
 from envs.vector import SnapshotError, VectorEnv
@@ -58,6 +59,34 @@ def load_parts(parts: Mapping[str, Stateful], tensors: Mapping[str, Tensor]) -> 
         part.load(with_prefix(tensors, f"{name}."))
 
 
+@dataclasses.dataclass
+class Begun:
+    """Where an iteration began: what collecting changes, as it was. What is saved within it is this state."""
+
+    counts: dict[str, Any]
+    """Of the manifest."""
+    snapshot: Callable[[], dict[str, Tensor]]
+    """Of the environments; see `VectorEnv.mark`."""
+    returns: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def of(cls, agent: Any) -> Begun:
+        """Take note of where an agent is."""
+        episodes = agent.collector.episodes
+        return cls(_counts(agent), agent.env.vector.mark(), episodes.returns.clone(), episodes.lengths.clone())
+
+
+def _counts(agent: Any) -> dict[str, Any]:
+    return {
+        "num_timesteps": agent.num_timesteps,
+        "episodes": agent._episode_num,
+        "episode_infos": [_numbers(episode) for episode in agent.ep_info_buffer or ()],
+        "episode_successes": [bool(success) for success in agent.ep_success_buffer or ()],
+        "blowups": 0 if agent.env is None else agent.env.vector.blowups,
+    }
+
+
 class Saved:
     """What can be saved and loaded: an algorithm's name, Config and policies, a policy, counters, and a collector.
 
@@ -86,10 +115,10 @@ class Saved:
     def save(self, path: Source, exclude: Any = None, include: Any = None) -> None:
         """Write a checkpoint from which training goes on exactly; see `agents.checkpoint`.
 
-        Differs from SB3: nothing is pickled, and there is nothing to exclude or include. Environments that cannot be
-        put back exactly are left out: a resumed run begins new episodes in them. So it does from what was saved within
-        an iteration, as SB3's CheckpointCallback does: the steps since its beginning are counted but were not learned
-        from. Between iterations are `iterations` and a callback's on_rollout_start.
+        Differs from SB3: nothing is pickled, and there is nothing to exclude or include. Within an iteration, as from
+        SB3's CheckpointCallback, the state at its beginning is saved, since nothing was learned from the steps since:
+        num_timesteps is that of then. Environments that cannot be put back exactly are left out, which a warning and
+        the manifest's env_snapshot say: a resumed run begins new episodes in them.
 
         Args:
             path: the file, .zip being added to a name without suffix, in a folder that is made if there is none; or an
@@ -106,6 +135,8 @@ class Saved:
             raise ValueError(f"{exclude or include} is not pickled, as nothing is; give neither exclude nor include.")
         target = with_suffix(path) if isinstance(path, (str, os.PathLike)) else path
         manifest, tensors = self._packed()
+        if (reason := manifest["env_snapshot"]) not in (EXACT, *UNBEGUN):
+            warnings.warn(f"What goes on from {target} is not exact: {reason}", NewEpisodes, stacklevel=2)
         if odd := checkpoint.not_finite(tensors):
             raise FloatingPointError(
                 f"{target} is not written: values of {odd} are not finite. Training has diverged: scale the rewards "
@@ -236,17 +267,15 @@ class Saved:
             "schedules": list(self.schedules),
             "seed": self.seed,
             "stream_seed": self.stream_seed,
-            "num_timesteps": self.num_timesteps,
             "total_timesteps": self._total_timesteps,
             "iteration": self.iteration,
             "counter": self.counter,
-            "episodes": self._episode_num,
-            "episode_infos": [_numbers(episode) for episode in self.ep_info_buffer or ()],
-            "episode_successes": [bool(success) for success in self.ep_success_buffer or ()],
             "stats_window_size": self._stats_window_size,
             "verbose": self.verbose,
             "tensorboard_log": self.tensorboard_log,
+            "failures": [self.failures.updates, self.failures.in_a_row],
             "metrics": _numbers(self.last_metrics),
+            **(_counts(self) if self.begun is None else self.begun.counts),
             **snapshot,
         }
         return manifest, tensors | tensors_of_envs
@@ -262,6 +291,7 @@ class Saved:
             agent.stream_seed = manifest["stream_seed"]
         agent.num_timesteps, agent.iteration = manifest["num_timesteps"], manifest["iteration"]
         agent.counter = manifest.get("counter", manifest["iteration"])  # the first checkpoints have none
+        agent.failures = Failures(*manifest.get("failures", ()))
         agent._total_timesteps, agent._episode_num = manifest["total_timesteps"], manifest["episodes"]
         agent.ep_info_buffer = deque(manifest["episode_infos"], maxlen=agent._stats_window_size)
         agent.ep_success_buffer = deque(manifest.get("episode_successes", ()), maxlen=agent._stats_window_size)
@@ -280,21 +310,19 @@ class Saved:
             return {"env_id": None, "env_kwargs": {}, "env_snapshot": UNBEGUN[0]}, {}
         vector, rewards = self.env.vector, _scale_of_rewards(self.env.normalize)
         origin = _origin(vector)
-        if self.collector.observations is None:
+        begun = self.begun
+        if begun is None and self.amid_iteration:
+            return {**origin, "env_snapshot": "the agent was saved within an iteration that had not ended."}, rewards
+        if begun is None and self.collector.observations is None:
             return {**origin, "env_snapshot": UNBEGUN[1]}, rewards
-        if self.amid_iteration:
-            return {
-                **origin,
-                "env_snapshot": "the agent was saved within an iteration, at an unfinished rollout.",
-            }, rewards
         try:
-            snapshot = vector.snapshot()
+            snapshot = vector.snapshot() if begun is None else begun.snapshot()
         except SnapshotError as error:
             return {**origin, "env_snapshot": str(error)}, rewards
         tensors = {f"env.{name}": tensor for name, tensor in snapshot.items()}
-        tensors["episode.returns"] = self.collector.episodes.returns
-        tensors["episode.lengths"] = self.collector.episodes.lengths
-        return {**origin, "env_snapshot": EXACT, "blowups": vector.blowups}, tensors
+        tensors["episode.returns"] = (begun or self.collector.episodes).returns
+        tensors["episode.lengths"] = (begun or self.collector.episodes).lengths
+        return {**origin, "env_snapshot": EXACT}, tensors
 
     def _restore_environments(self: Any, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Put the environments into the stored state, if one was stored for as many; else they begin anew."""
@@ -302,6 +330,8 @@ class Saved:
         if normalize is not None and (held := with_prefix(tensors, "rewards.")):
             rms = normalize.ret_rms
             rms.mean, rms.var, rms.count = held["mean"].numpy(), held["var"].numpy(), held["count"].item()
+        if manifest["env_snapshot"] == UNBEGUN[1] and self.seed is not None:
+            self.env.seed(noise.seed_of(self.seed, "environments"))  # as they were for the agent that was saved
         if manifest["env_snapshot"] != EXACT:
             return self._begin_anew(manifest["env_snapshot"])
         if vector.num_envs != (n := len(tensors["episode.returns"])):

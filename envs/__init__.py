@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from gymnasium.vector import AutoresetMode
 
 from envs.gymnasium_backend import GymVectorEnv, gym_vector
 from envs.names import near
-from envs.vector import SnapshotError, VectorEnv, check_num_envs
+from envs.vector import SnapshotError, VectorEnv, blame, check_num_envs
 
 __all__ = ["GymVectorEnv", "SnapshotError", "VectorEnv", "make_vec"]
 
@@ -77,10 +78,18 @@ def _make_vector(
 
         for kind in (MujocoVectorEnv, FamilyVectorEnv):
             if env_id in kind.task_types:
-                return kind(env_id, num_envs, autoreset=autoreset, seed=seed, **kwargs)
+                try:
+                    return kind(env_id, num_envs, autoreset=autoreset, seed=seed, **kwargs)
+                except TypeError as error:
+                    raise _not_made(env_id, kwargs, error) from error
     if backend == "mujoco":
         raise ValueError(f"backend 'mujoco' does not have {env_id!r}; use backend='auto' or 'gymnasium'.")
-    return gym_vector([_make_env(env_id, kwargs) for _ in range(num_envs)], autoreset=autoreset, seed=seed)
+    singles = [_make_env(env_id, kwargs) for _ in range(num_envs)]
+    if "mujoco" in sys.modules:
+        from envs.mujoco.model import say_warnings_once
+
+        say_warnings_once()
+    return gym_vector(singles, autoreset=autoreset, seed=seed)
 
 
 def _make_env(env_id: str | Callable[..., gymnasium.Env], kwargs: dict[str, Any]) -> gymnasium.Env:
@@ -89,16 +98,26 @@ def _make_env(env_id: str | Callable[..., gymnasium.Env], kwargs: dict[str, Any]
     except TypeError as error:
         if not kwargs:
             raise
-        raise ValueError(f"{env_id} was not made with the arguments {sorted(kwargs)}: {error}") from error
+        raise _not_made(env_id, kwargs, error) from error
+    except gymnasium.error.Error:
+        raise
+    except (Exception, SystemExit) as error:
+        blame(error, f"{env_id}, when it was made")
     if not isinstance(env, gymnasium.Env):
         raise TypeError(f"{env_id} returned a {type(env).__name__}; give a callable that returns a gymnasium.Env.")
     return env
+
+
+def _not_made(env_id: object, kwargs: dict[str, Any], error: Exception) -> ValueError:
+    return ValueError(f"{env_id} was not made with the arguments {sorted(kwargs)}: {error}")
 
 
 def _registered(env_id: str) -> str:
     """Give the registered id, after importing the package that an id of the form 'package:Id-v0' names."""
     package, _, name = env_id.rpartition(":")
     package = _OWN.get(name.partition("/")[0], package)
+    if package and not all(part.isidentifier() for part in package.split(".")):
+        raise ValueError(f"env_id is {env_id!r}; before its last colon stands a module's name, as in package:Id-v0.")
     if package:
         importlib.import_module(package)
     if name not in gymnasium.registry:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import NoneType
+from typing import Any, NoReturn
 
 import gymnasium
 import numpy as np
@@ -13,10 +16,13 @@ from gymnasium.utils import EzPickle
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from envs.vector import Ids, SeededVectorEnv, SnapshotError, TaskVectorEnv, check_num_envs, each_value
+from envs.vector import Ids, SeededVectorEnv, SnapshotError, TaskVectorEnv, blame, check_num_envs, each_value
 
 MAX_RECORDED_STEPS = 100_000
 """An episode longer than this many environment steps is not recorded on, and can no longer be snapshot."""
+
+FEW_STEPS = 5
+"""Of an episode, that are played twice to see whether it repeats."""
 
 _SNAPSHOT = {"seed", "episode", "elapsed", "actions", "observation"}
 
@@ -60,6 +66,10 @@ class GymVectorEnv(SeededVectorEnv):
         self._action_shape = self.single_action_space.shape or ()
         self._discrete = isinstance(self.single_action_space, spaces.Discrete)
         self._actions: list[list[np.ndarray] | None] = [None] * num_envs
+        self._at: int | None = None
+        """The environment whose own code runs now."""
+        self.unrepeatable = ""
+        """Why its episodes cannot be played again, where that is known; see `find_unrepeatable`."""
 
     def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         rows = self._rows(ids)
@@ -75,25 +85,31 @@ class GymVectorEnv(SeededVectorEnv):
         infos: list[dict[str, Any]] = []
         shape = self._observation.shape[1:]
         for k, (i, action) in enumerate(zip(rows.tolist(), self._environment_actions(taken), strict=True)):
-            outcome = self.envs[i].step(action)
-            if len(outcome) != 5:
-                raise ValueError(
-                    f"environment {i} of {self} gave {len(outcome)} values from step; Gymnasium's five are "
-                    "observation, reward, terminated, truncated and info: end its step with them."
-                )
+            self._at = i
+            try:
+                outcome = self.envs[i].step(action)
+            except (Exception, SystemExit) as error:
+                self._blame(error)
+            if not isinstance(outcome, (tuple, list)) or len(outcome) != 5:
+                raise self._wrong_outcome(i, outcome)
             if np.shape(outcome[0]) != shape:
                 raise self._wrong_shape(i, outcome[0])
-            observation[k] = outcome[0]
             try:
+                observation[k] = outcome[0]
                 reward[k], terminated[k], truncated[k] = outcome[1:4]
             except (TypeError, ValueError):
-                reward[k], terminated[k], truncated[k] = (self._number(i, value) for value in outcome[1:4])
-            infos.append(outcome[4])
+                names = ("reward", "terminated", "truncated")
+                observation[k] = self._numbers(i, "observation", outcome[0])
+                reward[k], terminated[k], truncated[k] = map(partial(self._number, i), names, outcome[1:4])
+            if not isinstance(outcome[4], (dict, NoneType)):
+                raise self._wrong_outcome(i, outcome)
+            infos.append(outcome[4] or {})
             record = self._actions[i]
             if record is not None:
                 record.append(taken[k])
                 if len(record) > MAX_RECORDED_STEPS:
                     self._actions[i] = None
+        self._at = None
         self._elapsed[rows] += 1
         self._check_finite("observation", observation, rows)
         self._check_finite("reward", reward, rows)
@@ -112,24 +128,48 @@ class GymVectorEnv(SeededVectorEnv):
         return (*tensors, {**self._batch_infos(infos), **batched})  # type: ignore[return-value]
 
     def snapshot(self, ids: Ids = None) -> dict[str, Tensor]:
-        rows = self._rows(ids)
-        elapsed = self._elapsed[rows]
-        longest = int(elapsed.max(initial=0))
-        actions = np.zeros((len(rows), longest, *self._action_shape), self.single_action_space.dtype)
-        for k, i in enumerate(rows.tolist()):
-            record = self._actions[i]
-            if record is None:
-                raise SnapshotError(f"environment {i} of {self} cannot be snapshot: {self._why_not_recorded(i)}.")
-            if record:
-                actions[k, : len(record)] = record
-        arrays = {
-            "seed": self._seed[rows],
-            "episode": self._episode[rows],
-            "elapsed": elapsed,
-            "actions": actions,
-            "observation": self._observation[rows],
-        }
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return self._mark(self._rows(ids))()
+
+    def mark(self) -> Callable[[], dict[str, Tensor]]:
+        return self._mark(np.arange(self.num_envs))
+
+    def find_unrepeatable(self) -> str:
+        """Play the begin of one episode twice in environment 0, under DISABLED autoreset: say why it differs, or ""."""
+        space, began = copy.deepcopy(self.single_action_space), []
+        for _ in range(2):
+            space.seed(0)
+            self.reset(seed=[0], ids=[0])
+            began.append([self._observation[0].copy()])
+            while len(began[-1]) < FEW_STEPS and not self._ended[0]:
+                self.step(np.asarray(space.sample())[None], ids=[0])
+                began[-1].append(self._observation[0].copy())
+        if len(began[0]) == len(began[1]) and all(map(np.array_equal, *began)):
+            return ""
+        return (
+            f"{self} gives other observations after the same reset(seed) and actions; have it draw all randomness from "
+            "self.np_random, which super().reset(seed=seed) sets."
+        )
+
+    def _mark(self, rows: np.ndarray) -> Callable[[], dict[str, Tensor]]:
+        """Note where the environments rows are: records of actions only grow, and a new episode begins a new one."""
+        elapsed, records = self._elapsed[rows], [self._actions[i] for i in rows]
+        arrays = {"seed": self._seed[rows], "episode": self._episode[rows], "observation": self._observation[rows]}
+        why = {i: self._why_not_recorded(i) for i, record in zip(rows.tolist(), records, strict=True) if record is None}
+
+        def taken() -> dict[str, Tensor]:
+            if self.unrepeatable:
+                raise SnapshotError(self.unrepeatable)
+            for i, reason in why.items():
+                raise SnapshotError(f"environment {i} of {self} cannot be snapshot: {reason}.")
+            shape = len(rows), int(elapsed.max(initial=0)), *self._action_shape
+            actions = np.zeros(shape, self.single_action_space.dtype)
+            for k, record in enumerate(records):
+                if record and elapsed[k]:
+                    actions[k, : elapsed[k]] = record[: elapsed[k]]
+            found = {**arrays, "elapsed": elapsed, "actions": actions}
+            return {name: torch.from_numpy(array) for name, array in found.items()}
+
+        return taken
 
     def restore(self, snapshot: dict[str, Tensor], ids: Ids = None) -> Tensor:
         rows = self._rows(ids)
@@ -199,7 +239,12 @@ class GymVectorEnv(SeededVectorEnv):
         self._episode[i] += 1
         seed = np.random.SeedSequence((int(self._seed[i]), int(self._episode[i]))).generate_state(1)[0]
         # Environments without options need not name them.
-        began = self.envs[i].reset(seed=int(seed), **({"options": options} if options else {}))
+        self._at, self._elapsed[i] = i, -1
+        try:
+            began = self.envs[i].reset(seed=int(seed), **({"options": options} if options else {}))
+        except (Exception, SystemExit) as error:
+            self._blame(error)
+        self._at = None
         if not isinstance(began, tuple) or len(began) != 2:
             raise ValueError(
                 f"environment {i} of {self} gave {type(began).__name__} from reset; Gymnasium's reset gives a tuple of "
@@ -237,19 +282,50 @@ class GymVectorEnv(SeededVectorEnv):
                 self._add_info(batched, info, k)
         return batched if len(infos) == self.num_envs else _first_rows(batched, len(infos))
 
+    def doing(self) -> str | None:
+        if self._at is None:
+            return None
+        named = self.spec.id if self.spec is not None else type(self.envs[self._at].unwrapped).__name__
+        step = int(self._elapsed[self._at]) + 1
+        where = f"step {step} of episode" if step else "the reset of episode"
+        return f"environment {self._at} of {named}, in {where} {self._episode[self._at]}"
+
+    def _blame(self, error: Exception | SystemExit) -> NoReturn:
+        where, self._at = self.doing(), None
+        blame(error, str(where))
+
     def _wrong_shape(self, i: int, observation: Any) -> ValueError:
         return ValueError(
             f"environment {i} of {self} gave an observation of shape {np.shape(observation)}, but its observation "
             f"space says {self._observation.shape[1:]}; correct one of them."
         )
 
-    def _number(self, i: int, value: Any) -> Any:
+    def _wrong_outcome(self, i: int, outcome: Any) -> ValueError:
+        is_series = isinstance(outcome, (tuple, list))
+        given = f"{str(outcome)[:60]} ({type(outcome).__name__})"
+        if is_series and len(outcome) != 5:
+            given = f"{len(outcome)} values"
+        return ValueError(
+            f"environment {i} of {self} gave {given} from step {self._elapsed[i] + 1} of its episode; Gymnasium's five "
+            "are observation, reward, terminated, truncated and info, a dict: end its step with them."
+        )
+
+    def _number(self, i: int, name: str, value: Any) -> Any:
         """Read a reward, terminated or truncated that is no number but an array of one."""
         if np.size(value) != 1:
             raise ValueError(
-                f"environment {i} of {self} gave {value!r} as reward, terminated or truncated; each is one number."
+                f"environment {i} of {self} gave {value!r} as {name}, where there is one number; correct it."
             )
-        return np.asarray(value).item()
+        return self._numbers(i, name, value).item()
+
+    def _numbers(self, i: int, name: str, value: Any) -> np.ndarray:
+        try:
+            return np.asarray(value).astype(float)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"environment {i} of {self} gave {str(value)[:60]!r} as {name} at step {self._elapsed[i] + 1} of its "
+                "episode, which is no number; correct the environment."
+            ) from error
 
     def _check_finite(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
         finite = np.isfinite(values)

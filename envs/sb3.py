@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from envs.gymnasium_backend import call_each, gym_vector
 from envs.infos import row_of
-from envs.vector import EpisodeStatistics, Ids, Seeds, SnapshotError, VectorEnv, each_value
+from envs.vector import EpisodeStatistics, Ids, Seeds, SnapshotError, VectorEnv, blame, each_value
 
 
 class SB3View(VecEnv):
@@ -227,6 +227,21 @@ class _Foreign(VectorEnv):
     """Somebody else's vector environment: it steps all of its environments together and takes no snapshots."""
 
     env: Any
+    _steps = 0
+    _busy = False
+
+    def _run(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call what is somebody else's."""
+        self._busy = True
+        try:
+            return call(*args, **kwargs)
+        except (Exception, SystemExit) as error:
+            blame(error, str(self.doing()))
+        finally:
+            self._busy = False
+
+    def doing(self) -> str | None:
+        return f"{type(self.env).__name__}, in its step {self._steps}" if self._busy else None
 
     def _checked(self, observations: Any) -> Tensor:
         """Give observations [N, *O] as a tensor, if they are what the space says."""
@@ -282,7 +297,7 @@ class _FromGymnasium(_Foreign):
             seed = np.asarray(seed).tolist()
             if isinstance(seed, list) and len(seed) != self.num_envs:
                 raise ValueError(f"seed is {seed}; give one int, or one for each of {self.num_envs}.")
-        observation, info = self.env.reset(seed=seed, options=options)
+        observation, info = self._run(self.env.reset, seed=seed, options=options)
         return self._checked(observation), info
 
     @property
@@ -314,7 +329,8 @@ class _FromGymnasium(_Foreign):
 
     def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         self._require_all(ids)
-        observations, *arrays, info = self.env.step(self._check_actions(actions, self.num_envs))
+        self._steps += 1
+        observations, *arrays, info = self._run(self.env.step, self._check_actions(actions, self.num_envs))
         observation = self._checked(observations)
         reward, terminated, truncated = map(_tensor, arrays)
         ended = terminated | truncated
@@ -358,11 +374,12 @@ class _FromSB3(_Foreign):
             self.env.seed(int(seed))
         if options:
             self.env.set_options(options)
-        return self._checked(self.env.reset()), {}
+        return self._checked(self._run(self.env.reset)), {}
 
     def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         self._require_all(ids)
-        observations, rewards, dones, infos = self.env.step(self._check_actions(actions, self.num_envs))
+        self._steps += 1
+        observations, rewards, dones, infos = self._run(self.env.step, self._check_actions(actions, self.num_envs))
         observation, reward, ended = self._checked(observations), _tensor(rewards), _tensor(dones)
         infos = infos or [{}] * self.num_envs  # as in SB3, an environment without infos may give none
         # Without the last observation there is no value to go on from, so SB3 takes such an end as terminated.

@@ -6,9 +6,11 @@ arrays, plus what policy search needs: stepping and resetting a subset, and exac
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NoReturn
 
 import gymnasium
 import numpy as np
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from envs.infos import LazyInfo, spread
 
+MOST_ENVS = 1_000_000
 LARGEST_CHOICE = 100_000
 """Values that an observation may choose among, each of which a policy has weights for."""
 Ids = Sequence[int] | np.ndarray | Tensor | None
@@ -115,6 +118,14 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """
         raise NotImplementedError
 
+    def mark(self) -> Callable[[], dict[str, Tensor]]:
+        """Give a function that later gives the `snapshot` of now, of all environments, and raises as it does."""
+        try:
+            snapshot = self.snapshot()
+        except SnapshotError as error:
+            return partial(_raise, error)
+        return lambda: snapshot
+
     def restore(self, snapshot: dict[str, Tensor], ids: Ids = None) -> Tensor:
         """Put the environments ids into the snapshot's rows; what follows repeats bit for bit.
 
@@ -122,6 +133,10 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             The observations [n, *O] that were current when the snapshot was taken.
         """
         raise NotImplementedError
+
+    def doing(self) -> str | None:
+        """Say which environment and step somebody else's code is busy with; None where it is with none."""
+        return None
 
     def get_attr(self, name: str, ids: Ids = None) -> tuple[Any, ...]:
         """Give an attribute of each of the environments ids; where all are one object, they share it."""
@@ -282,6 +297,25 @@ class SnapshotError(RuntimeError):
     """An environment cannot be snapshot or put back exactly."""
 
 
+def blame(error: Exception | SystemExit, where: str) -> NoReturn:
+    """Raise an error of somebody's environment again, with where it was in a note, and as its `raised_in`.
+
+    sys.exit, which would end the process without a word, becomes a RuntimeError.
+    """
+    if isinstance(error, SystemExit):
+        error, cause = RuntimeError(f"it called sys.exit({error.code!r}), which would have ended the process"), error
+        error.__cause__ = cause
+    if not hasattr(error, "raised_in"):
+        error.add_note(f"Raised in {where}.")
+        with contextlib.suppress(AttributeError):  # some have no room for it
+            error.raised_in = where  # type: ignore[attr-defined]
+    raise error
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
+
+
 class EpisodeStatistics:
     """Returns and lengths of the episodes that run in N environments; float64 sums.
 
@@ -372,6 +406,7 @@ def check_spaces(observation_space: gymnasium.Space, action_space: gymnasium.Spa
 
 def check_num_envs(num_envs: int) -> int:
     """Give num_envs back if it is a positive int, else raise ValueError."""
-    if isinstance(num_envs, bool) or not isinstance(num_envs, (int, np.integer)) or num_envs < 1:
-        raise ValueError(f"num_envs is {num_envs!r}; give an integer of at least 1.")
+    whole = isinstance(num_envs, (int, np.integer)) and not isinstance(num_envs, bool)
+    if not whole or not 1 <= num_envs <= MOST_ENVS:
+        raise ValueError(f"num_envs is {num_envs!r}; give an integer of at least 1, and at most {MOST_ENVS:,}.")
     return int(num_envs)

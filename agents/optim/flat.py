@@ -40,23 +40,23 @@ class FlatParameters:
 
         Args:
             loss: of shape ().
-            max_norm: a longer gradient is cut to it, and one that is not finite is refused; None looks at neither.
+            max_norm: a longer gradient is cut to it; None cuts none.
 
         Raises:
-            FloatingPointError: the gradient is not finite, and there is a max_norm.
+            FloatingPointError: the gradient is not finite.
             RuntimeError: the parameters have been moved to another dtype or device.
         """
         grads = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
         if [parameter.data_ptr() for parameter in self._parameters] != self._addresses:
             self._tie()
         torch.cat([grad.flatten() for grad in grads], out=self.grad)
+        norm = self.grad.norm()
+        if not norm.isfinite():
+            raise FloatingPointError(
+                f"the gradient's norm is {norm.item()}; this minibatch changed nothing. Look for huge rewards or "
+                "observations, or give a smaller learning_rate."
+            )
         if max_norm is not None:
-            norm = self.grad.norm()
-            if not norm.isfinite():
-                raise FloatingPointError(
-                    f"the gradient's norm is {norm.item()}; this minibatch changed nothing. Look for huge rewards or "
-                    "observations, or give a smaller learning_rate."
-                )
             self.grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
 
     def _tie(self) -> None:

@@ -268,3 +268,12 @@ class Policy(BasePolicy):
         raise NotImplementedError(
             "Load the agent, e.g. NPG.load(path), and use its .policy; nothing is unpickled here."
         )
+
+
+def refuse_frozen(policy: nn.Module) -> NoReturn:
+    """Raise ValueError: directions and steps are of all parameters together."""
+    frozen = next(name for name, parameter in policy.named_parameters() if not parameter.requires_grad)
+    raise ValueError(
+        f"policy.{frozen} is frozen: its requires_grad is False, but agents move all parameters of a policy. Set it "
+        "back with requires_grad_(True), or give a policy class of your own that holds in buffers what shall stay."
+    )

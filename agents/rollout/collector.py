@@ -26,6 +26,7 @@ Sample = Callable[[Tensor, Tensor], Tensor]
 """Observations [N, *O] and noise [N, *noise_shape] to actions [N, *A]."""
 LARGEST_REWARD = 1e15
 """Largest size of a reward: float32 holds the squares of what a rollout of such adds up to."""
+"""A share of the steps of a rollout, and rollouts in a row."""
 Act = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 """Step t and observations [N, *O] to the actions that the rollout keeps and those that the environment takes."""
 ActSome = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -10,7 +10,8 @@ from agents.run import process
 def main() -> int:
     """Run the command with what was typed; returns the exit code."""
     process.prepare()
-    from agents.run import cli  # imports PyTorch
+    with process.starting():
+        from agents.run import cli  # imports PyTorch
 
     return cli.main(sys.argv[1:])
 

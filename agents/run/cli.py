@@ -22,17 +22,18 @@ import agents
 from agents import REGISTRY
 from agents.config import near, preset_values
 from agents.run.commands import COMMANDS
-from agents.run.errors import UsageError, guarded, unless_nobody_reads
+from agents.run.errors import UsageError, guarded, one_line, unless_nobody_reads
 from agents.run.help import filled, flat, grouped, parse, parse_one
 from agents.run.jobs import Several, train_seeds
 from agents.run.options import RunOptions
-from agents.run.process import program, renderer_fault, typed
+from agents.run.process import program, renderer_fault, show_plainly, typed
 
 WHOLE = re.compile(r"\d+(\.\d*)?[eE]\+?\d{1,2}")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run geodesic-rl with its arguments; returns the exit code. Unknown options exit with 2."""
+    show_plainly()
     return unless_nobody_reads(lambda: _main(arguments))
 
 
@@ -161,7 +162,8 @@ def preset_of(algorithm: str, env_id: str, file: str | None) -> dict[str, Any]:
         REGISTRY[algorithm].Config.of(values)
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
-            f"--preset is {file}, which holds no preset of {algorithm} for {env_id} ({error}); tune writes such files."
+            f"--preset is {file}, which holds no preset of {algorithm} for {env_id} ({one_line(error)}); tune writes "
+            "such files."
         ) from error
     return values
 

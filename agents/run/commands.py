@@ -87,4 +87,11 @@ COMMANDS: dict[str, Command] = {
         "Write a run's deterministic policy to a file that acts without this package.",
         ("runs/Hopper-v5/npg/<run> policy.onnx", "runs/Hopper-v5/npg/<run> policy.safetensors --best"),
     ),
+    "selftest": Command(
+        "agents.run.selftest",
+        "Selftest",
+        "selftest",
+        "Try on this machine that killed runs go on exactly: a minute.",
+        ("npg", "npg trpo copos ppo pes --env Walker2d-v5"),
+    ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -17,6 +18,10 @@ from envs.vector import VectorEnv
 BLOCK = 16
 """Rows per call of act: BLAS rounds a row by the height of its batch, so a fixed height keeps results independent of
 how many environments run."""
+
+
+LONGEST = 100_000
+"""Environment steps of an episode, at most: there are environments that end none."""
 
 
 class Acts(Protocol):
@@ -38,6 +43,8 @@ class Evaluation:
     returns: np.ndarray
     lengths: np.ndarray
     seed: int
+    cut: int = 0
+    """Episodes that did not end and were left after LONGEST steps."""
 
     @property
     def episodes(self) -> int:
@@ -63,7 +70,14 @@ class Evaluation:
         return bootstrap_interval(self.returns)
 
 
-def evaluate(agent: Acts, env: VectorEnv, episodes: int, seed: int, deterministic: bool = True) -> Evaluation:
+def evaluate(
+    agent: Acts,
+    env: VectorEnv,
+    episodes: int,
+    seed: int,
+    deterministic: bool = True,
+    tick: Callable[[bool], None] = lambda ended: None,
+) -> Evaluation:
     """Run one episode for each seed, seed + 1, ... with the agent as it is; acting changes nothing in it.
 
     Environment i runs episodes i, i + N, i + 2 N, ... (N: num_envs), so quick episodes are not preferred. With
@@ -73,6 +87,7 @@ def evaluate(agent: Acts, env: VectorEnv, episodes: int, seed: int, deterministi
     Args:
         env: with autoreset disabled; its reward is taken as it is.
         episodes: E, at least 1.
+        tick: called after each step of the environments, with whether an episode ended; it may raise.
 
     Raises:
         ValueError: episodes < 1, or an environment that resets itself.
@@ -86,12 +101,18 @@ def evaluate(agent: Acts, env: VectorEnv, episodes: int, seed: int, deterministi
     live = np.arange(min(env.num_envs, episodes))
     episode = live.copy()  # the episode that each live environment is in
     observation = env.reset(seed=(seed + episode).tolist(), ids=live)[0].clone()
+    cut, count = 0, 0
     while len(live):
+        count += 1
         step = env.step(_act(agent, observation, deterministic), ids=live)
         observation, reward, terminated, truncated = (value.clone() for value in step[:4])
         returns[episode] += reward.cpu().numpy()
         lengths[episode] += 1
         ended = (terminated | truncated).cpu().numpy()
+        if count >= LONGEST:  # no episode is longer than all that was stepped
+            left = ~ended & (lengths[episode] >= LONGEST)
+            cut, ended = cut + int(left.sum()), ended | left
+        tick(bool(ended.any()))
         if not ended.any():
             continue
         episode = np.where(ended, episode + env.num_envs, episode)
@@ -102,7 +123,7 @@ def evaluate(agent: Acts, env: VectorEnv, episodes: int, seed: int, deterministi
         keep = episode < episodes
         observation = observation[torch.as_tensor(keep, device=observation.device)]
         live, episode = live[keep], episode[keep]
-    return Evaluation(returns, lengths, seed)
+    return Evaluation(returns, lengths, seed, cut)
 
 
 def _act(agent: Acts, observation: Tensor, deterministic: bool) -> Tensor:

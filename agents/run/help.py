@@ -30,11 +30,12 @@ GROUP_OF_CLASS = {
 }
 """Where options belong that are declared first in these; what an algorithm alone has is of its update."""
 GROUP_OF_OPTION = {
-    **dict.fromkeys(("env", "env_kwargs", "backend", "num_envs", "n_steps"), "environment"),
+    **dict.fromkeys(("env", "env_kwargs", "backend", "num_envs", "n_steps", "step_timeout"), "environment"),
     **dict.fromkeys(("policy", "log_std_min"), "policy"),
     **dict.fromkeys(("gamma", "gae_lambda", "value_network", "rbf_features"), "critic"),
     **dict.fromkeys(
-        ("eval_every", "eval_episodes", "checkpoint_every", "runs", "name", "run_dir", "quiet", "debug"), "logging"
+        ("eval_every", "eval_episodes", "checkpoint_every", "disk_full", "runs", "name", "run_dir", "quiet", "debug"),
+        "logging",
     ),
 }
 """Options that belong elsewhere than what else is declared with them."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from agents import Agent, checkpoint
 from agents.checkpoint import decode_space, with_prefix
 from agents.policy.choice import options_of
+from agents.policy.from_sb3 import SB3Policy, is_sb3, load_sb3_policy
 from agents.run.errors import UsageError
 from agents.run.folder import checkpoint_file
 
@@ -31,13 +32,15 @@ class Initial:
     tensors: dict[str, Tensor]
 
     @classmethod
-    def of(cls, name: str) -> Self:
-        """Read a checkpoint, or the last one of a run's folder.
+    def of(cls, name: str) -> Self | SB3Policy:
+        """Read a checkpoint, the last one of a run's folder, or a file of Stable-Baselines3's.
 
         Raises:
             CheckpointError, RunError: there is none.
         """
         file = checkpoint_file(name, best=False)
+        if is_sb3(file):
+            return load_sb3_policy(file)
         return cls(name, file, *checkpoint.read_agent(file))
 
     def policy(self, algorithm: type[Agent]) -> str | None:

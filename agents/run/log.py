@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
-from collections.abc import Iterable
+import socket
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3.common.logger import CSVOutputFormat, HParam, Logger, TensorBoardOutputFormat
-from torch.utils.tensorboard.writer import SummaryWriter
+from stable_baselines3.common.logger import HParam, KVWriter, Logger, TensorBoardOutputFormat, filter_excluded_keys
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.writer import FileWriter, SummaryWriter
 
 from agents import REGISTRY
 from agents.run.evaluation import Evaluation
-from agents.run.folder import RunConfig, RunFolder
+from agents.run.folder import RunConfig, RunFolder, append_row, is_number, read_rows, write_rows
+from agents.run.outputs import append
 
 STEPS = "time/total_timesteps"
 NOT_TENSORBOARD = "tensorboard"
@@ -29,31 +37,87 @@ FIRST = {
 """What TensorBoard shows first of these groups; the rest of each is a group at the end, such as verbose_train."""
 
 
-class _Columns(list[str]):
-    """Names of columns, to which new ones come in an order: SB3 takes them from a set."""
-
-    def extend(self, names: Iterable[str]) -> None:
-        super().extend(sorted(names, key=lambda name: (name != STEPS, name)))
+Writing = Callable[[Callable[[], object]], object]
+"""Does what writes; see `outputs.Room`."""
 
 
-class _AppendingCSV(CSVOutputFormat):
-    """SB3's CSV file, opened with the rows that it has."""
+class _CSV(KVWriter):
+    """SB3's CSV file: a row is added whole, and a new header takes the earlier one's place with all rows, or not."""
 
-    def __init__(self, filename: str) -> None:
-        Path(filename).touch()
-        self.file = Path(filename).open("r+")  # noqa: SIM115, the logger closes it
-        header = self.file.readline().strip()
-        self.keys = _Columns(header.split(",") if header else [])
-        self.file.seek(0, 2)
-        self.separator = ","
-        self.quotechar = '"'
+    def __init__(self, file: Path, writing: Writing) -> None:
+        self.file, self.writing = file, writing
+        rows = read_rows(file)
+        self.columns = list(rows[0]) if rows else []
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        values = filter_excluded_keys(key_values, key_excluded, "csv")
+        new = sorted(values.keys() - self.columns, key=lambda name: (name != STEPS, name))
+        self.columns += new
+        if new and self.file.is_file():
+            rows = [dict.fromkeys(self.columns, "") | row for row in read_rows(self.file)]
+            self.writing(lambda: write_rows(self.file, self.columns, rows))
+        row = {name: values.get(name, "") for name in self.columns}
+        self.writing(lambda: append_row(self.file, row))
+
+    def close(self) -> None:
+        pass
 
 
-class _AppendingTensorBoard(TensorBoardOutputFormat):
+class _Events(EventFileWriter):
+    """A new file of TensorBoard's events, which go to it when they are flushed: the whole ones, or none."""
+
+    def __init__(self, folder: str, writing: Writing) -> None:
+        name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
+        self.folder, self.writing, self.buffer = folder, writing, io.BytesIO()
+        self.file, self.records = Path(folder) / name, RecordWriter(self.buffer)
+        self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def get_logdir(self) -> str:
+        return self.folder
+
+    def add_event(self, event: Event) -> None:
+        self.records.write(event.SerializeToString())
+
+    def flush(self) -> None:
+        if written := self.buffer.getvalue():
+            self.writing(lambda: append(self.file, written))
+            self.buffer.seek(0)
+            self.buffer.truncate()
+
+    def close(self) -> None:
+        self.flush()
+
+    reopen = flush
+
+
+class _FileWriter(FileWriter):
+    def __init__(self, log_dir: str, writing: Writing) -> None:
+        self.event_writer = _Events(log_dir, writing)
+
+
+class _SummaryWriter(SummaryWriter):
+    """TensorBoard's writer, without the thread that ends where a disk is full."""
+
+    def __init__(self, log_dir: str, purge_step: int | None, writing: Writing) -> None:
+        self.writing = writing
+        super().__init__(log_dir, purge_step=purge_step)
+
+    def _get_file_writer(self: Any) -> FileWriter:
+        if self.file_writer is None:
+            self.file_writer = _FileWriter(self.log_dir, self.writing)
+            self.all_writers = {self.log_dir: self.file_writer}
+            step, self.purge_step = self.purge_step, None
+            if step is not None:
+                self.file_writer.add_event(Event(step=step, file_version="brain.Event:2"))
+                self.file_writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+        return self.file_writer
+
+
+class _TensorBoard(TensorBoardOutputFormat):
     """SB3's TensorBoard events; earlier ones from purge_step on are not shown."""
 
-    def __init__(self, folder: str, purge_step: int | None) -> None:
-        self.writer = SummaryWriter(log_dir=folder, purge_step=purge_step)
+    def __init__(self, folder: str, purge_step: int | None, writing: Writing) -> None:
+        self.writer = _SummaryWriter(folder, purge_step, writing)
         self._is_closed = False
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
@@ -68,14 +132,24 @@ def tag_of(name: str) -> str:
     return name if rest in FIRST.get(group, (rest,)) else f"verbose_{group}/{rest}"
 
 
-def run_logger(folder: RunFolder, steps: int, dashboard: dict[str, dict[str, list[str]]] | None = None) -> Logger:
+def run_logger(
+    folder: RunFolder,
+    steps: int,
+    dashboard: dict[str, dict[str, list[str]]] | None = None,
+    writing: Writing = lambda write: write(),
+    metrics: Mapping[str, Any] = {},
+) -> Logger:
     """Open a logger into progress.csv and TensorBoard events for a run that has made steps environment steps.
+
+    TensorBoard has what progress.csv has: what it showed from steps on is replaced by the rows of that file.
 
     Args:
         dashboard: group -> chart -> curves, for TensorBoard's page of custom scalars.
+        writing: does what writes.
+        metrics: of the last iteration, those too that progress.csv does not have.
     """
-    purge_step = steps + 1 if steps else None
-    tensorboard = _AppendingTensorBoard(str(folder.path), purge_step)
+    begun = any(folder.path.glob("events.out.tfevents.*"))
+    tensorboard = _TensorBoard(str(folder.path), steps if begun else None, writing)
     if dashboard:
         # TensorBoard reads tags as the beginnings of regular expressions: "train/kl" would show "train/kl_reverse" too.
         layout = {
@@ -85,7 +159,18 @@ def run_logger(folder: RunFolder, steps: int, dashboard: dict[str, dict[str, lis
             for group, charts in dashboard.items()
         }
         tensorboard.writer.add_custom_scalars(layout)
-    return Logger(str(folder.path), [_AppendingCSV(str(folder.progress)), tensorboard])
+    best = max((float(row["mean"]) for row in read_rows(folder.evaluations)), default=0.0)
+    for row in read_rows(folder.progress) if begun else ():
+        if float(row[STEPS]) >= steps:
+            values = {name: float(text) for name, text in row.items() if is_number(text) and name != STEPS}
+            if FINAL in values:
+                values[BEST] = best
+            elif "time/iterations" in values:
+                values[STEPS] = float(row[STEPS])
+                if values[STEPS] == steps:
+                    values |= {name: x for name, x in metrics.items() if name not in row}
+            tensorboard.write(values, dict.fromkeys(values, ()), int(float(row[STEPS])))
+    return Logger(str(folder.path), [_CSV(folder.progress, writing), tensorboard])
 
 
 def record_hyperparameters(logger: Logger, settings: RunConfig, folder: RunFolder) -> None:

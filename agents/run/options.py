@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -17,6 +18,12 @@ Flag = FlagCreatePairsOff[bool]
 DEFAULT_STEPS = 1_000_000
 ALLOW_IMPORT = "allow-import"
 """Option of the commands that open files."""
+DECIDED = {
+    **{name: f"which the option --{name.replace('_', '-')} decides" for name in ("seed", "num_envs", "backend")},
+    **dict.fromkeys(("autoreset", "device", "env_id"), "which the run itself decides"),
+}
+"""Arguments of `make_vec` that are no arguments of the environment."""
+MOST_SEED, MOST_THREADS, MOST_STEPS = 2**32 - 1, 4096, 10**15
 EVALUATIONS = 20
 """Of a run, unless it is told how often."""
 
@@ -53,6 +60,10 @@ class RunOptions:
     """Episodes of one evaluation, with deterministic actions."""
     checkpoint_every: float = 30.0
     """Seconds between checkpoints."""
+    step_timeout: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: none)")] = None
+    """Seconds that a step of an environment of somebody else's may take before the run saves itself and stops."""
+    disk_full: Literal["wait", "stop"] = "wait"
+    """What the run does on a full disk: wait until there is room again, or stop."""
     runs: Annotated[str, arg(metavar="FOLDER")] = "runs"
     """Folder of all runs; this one goes to <env>/<algorithm>/<time>-s<seed> in it."""
     name: Annotated[str | None, arg(metavar="WORD", help_behavior_hint="")] = None
@@ -75,8 +86,17 @@ class RunOptions:
         """Raise UsageError for a value that no run can have."""
         least = {"steps": 1, "seed": 0, "eval_every": 1, "eval_episodes": 1, "threads": 1, "checkpoint_every": 0}
         check_least(self, least)
-        if self.minutes is not None and not 0 < self.minutes < math.inf:
-            raise UsageError(f"--minutes is {self.minutes}; give a number above 0.")
+        most = {"seed": MOST_SEED, "threads": MOST_THREADS, "steps": MOST_STEPS, "eval_episodes": 10**6}
+        for name, bound in most.items():
+            if (value := getattr(self, name)) is not None and value > bound:
+                raise UsageError(f"--{name.replace('_', '-')} is {value}; give at most {bound:,}.")
+        for name in ("policy", "run_dir", "runs"):
+            if getattr(self, name) == "":
+                raise UsageError(f"--{name.replace('_', '-')} is empty; give one, or leave the option out.")
+        for name in ("minutes", "step_timeout"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"--{name.replace('_', '-')} is {value}; give a number above 0.")
         if self.minutes is not None and self.steps is not None:
             raise UsageError(
                 f"--steps is {self.steps} and --minutes {self.minutes}; give one: schedules follow its share."
@@ -110,8 +130,11 @@ def check_least(options: Any, bounds: Mapping[str, float]) -> None:
 
 
 def parsed_pairs(pairs: Iterable[str]) -> dict[str, Any]:
-    """Read KEY=VALUE pairs, the values as YAML; UsageError for one that is none."""
-    return dict(map(_parse_pair, pairs))
+    """Read KEY=VALUE pairs, the values as YAML; UsageError for one that is none, or no argument of environments."""
+    values = dict(map(_parse_pair, pairs))
+    for name in values.keys() & DECIDED.keys():
+        raise UsageError(f"--env-kwargs has {name}, {DECIDED[name]}; leave it out.")
+    return values
 
 
 def check_import(source: object, env_id: str, env_kwargs: Mapping[str, Any], allowed: bool) -> None:
@@ -144,7 +167,9 @@ def check_device(name: str) -> None:
     if name == "auto":
         return
     try:
-        torch.zeros(1, device=name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that PyTorch gives up; what does not work is an error
+            float(torch.zeros(1, device=name))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--device is {name!r}, which is not possible here ({reason}); use cpu or auto.") from error

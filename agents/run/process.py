@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import ctypes
 import importlib
+import io
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import unicodedata
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 RENDERERS = {"egl": ("EGL", "libegl1 libgl1"), "osmesa": ("OSMesa", "libosmesa6")}
 """What draws without a screen on Linux, by its name in MUJOCO_GL: its library, and the packages that bring it."""
@@ -42,6 +47,44 @@ def prepare() -> None:
     # first product.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     _keep_freed_memory()
+
+
+PLAIN = {
+    **{"\u200b": "", "…": "...", "·": ".", "–": "-", "—": "-", "─": "-", "━": "-", "╸": "-", "│": "|", "←": "<-"},
+    **{"⁻": "^-", "¹": "1", "²": "2"},
+}
+"""For terminals that cannot show these; Greek letters are named, and others become question marks."""
+
+
+def show_plainly() -> None:
+    """Have what stdout and stderr cannot show replaced, in place of an error."""
+
+    def replaced(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError)
+        signs = error.object[error.start : error.end]
+        names = {sign: unicodedata.name(sign, "").lower().split() for sign in signs}
+        greek = {sign: words[-1] for sign, words in names.items() if words[:2] == ["greek", "small"]}
+        return "".join((greek | PLAIN).get(sign, "?") for sign in signs), error.end
+
+    codecs.register_error("plain", replaced)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape", "backslashreplace"):
+            stream.reconfigure(errors="plain")
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """Let Ctrl-C end the process in a word while it still imports, where it would show a page of import errors."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        os.write(2, f"{program().strip()}: stopped at once.\n".encode())
+        os._exit(128 + signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def work(words: list[str], output: str, cores: list[int]) -> None:

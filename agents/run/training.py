@@ -10,29 +10,33 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from gymnasium.vector import AutoresetMode
 
-from agents import REGISTRY, checkpoint, noise
+from agents import REGISTRY, noise
 from agents.base import Agent
+from agents.checkpoint import CheckpointError
 from agents.config import CommonConfig
 from agents.run import report
-from agents.run.errors import RunError, UsageError
-from agents.run.evaluation import BLOCK, Evaluation, evaluate
-from agents.run.folder import EVALUATION_COLUMNS, RunConfig, RunFolder, RunState, append_row, keep_rows, read_rows
+from agents.run.errors import EXPECTED, NO_MEMORY, RunError, UsageError
+from agents.run.evaluation import BLOCK, LONGEST, Evaluation, evaluate
+from agents.run.folder import EVALUATION_COLUMNS, RunConfig, RunFolder, RunState, append_row, read_rows, save_quietly
 from agents.run.initial import Initial
-from agents.run.log import STEPS, log_evaluation, record_hyperparameters, run_logger
+from agents.run.log import log_evaluation, record_hyperparameters, run_logger
 from agents.run.options import EVALUATIONS, RunOptions, check_device, check_import
+from agents.run.outputs import Room
 from agents.run.process import typed
 from agents.run.progress import Progress
-from agents.run.signals import StopRequest, stdout_console
+from agents.run.signals import StopRequest, Watchdog, stdout_console
 from agents.saving import NewEpisodes
-from envs import VectorEnv, make_vec
+from envs import GymVectorEnv, VectorEnv, make_vec
 
 FINAL_EPISODES = 32
+PATIENCE = 30.0
+"""Seconds in which an episode of an evaluation should have ended."""
 STATE_SECONDS = 1.0
 """Between two writings of state.json, at least."""
 UNLIMITED = 10**15
@@ -61,7 +65,7 @@ def start(algorithm: str, run: RunOptions, config: CommonConfig, origins: dict[s
         policy = run.policy or next(iter(kind.policy_aliases))
         env = _make_env(run, config.num_envs, kind.autoreset)
         agent = kind(policy, env, seed=run.seed, device=run.device, **values)
-    begins = None if run.init_from is None else Initial.of(run.init_from).give(agent)
+        begins = None if run.init_from is None else Initial.of(run.init_from).give(agent)
     run = dataclasses.replace(run, device=str(agent.device))
     settings = RunConfig(algorithm, run, values, origins)
     folder = RunFolder.create(settings, command)
@@ -89,21 +93,24 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str, allow_
         run.check()
         check_import(folder.config, run.env, run.parsed_env_kwargs(), allow_import)
         check_device(run.device)
-        manifest, tensors = checkpoint.read_agent(folder.last)
+        manifest, tensors, fallen_back = folder.read_last()
+        if fallen_back:
+            print(fallen_back)
         kind, num_envs = REGISTRY.get(settings.algorithm), settings.config.get("num_envs")
         if kind is None or (kind.name, num_envs) != (manifest["algorithm"], manifest["config"].get("num_envs")):
             raise RunError(
                 f"{folder.config} and {folder.last} are of different runs: their algorithm or num_envs differ."
             )
         done = manifest["num_timesteps"]
-        keep_rows(folder.evaluations, "steps", done)
-        keep_rows(folder.progress, STEPS, done)
         seconds = _seconds_used(folder)
-        if run.share(done, seconds) >= 1 and _evaluated_steps(folder) == done:
+        over = run.share(done, seconds) >= 1
+        if over and folder.is_finished(done):
             made = f"{done:,} steps" if run.minutes is None else f"{done:,} steps in {seconds / 60:.1f} minutes"
             option = "steps" if run.minutes is None else "minutes"
             print(f"{folder.path} is finished with {made}; --{option} with a larger number goes on.")
             return 0
+        for lost in folder.drop_rows(done, over):
+            print(lost)
         torch.set_num_threads(run.threads)
         env = _make_env(run, manifest["config"]["num_envs"], kind.autoreset)
         with warnings.catch_warnings(record=True) as said:
@@ -120,7 +127,21 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str, allow_
         folder.write_config(settings)
         with folder.command.open("a") as file:
             file.write(command + "\n")
-        return _Training(agent, folder, settings).run()
+        first = agent.counter
+        try:
+            return _Training(agent, folder, settings).run()
+        except Exception as error:
+            known = isinstance(error, (*EXPECTED, MemoryError)) or hasattr(error, "raised_in")
+            if agent.counter > first or known or NO_MEMORY.search(str(error)):
+                raise
+            raise CheckpointError(
+                f"{folder.last} holds a state from which training does not go on ({type(error).__name__}: "
+                f"{str(error)[:200]}); --debug shows where. Use another checkpoint, such as previous.zip beside it."
+            ) from error
+
+
+class _Left(Exception):  # noqa: N818 - it is no error
+    """An evaluation was left, since a stop is asked for."""
 
 
 class _Training:
@@ -131,7 +152,10 @@ class _Training:
         self.agent, self.folder, self.settings, self.options = agent, folder, settings, settings.run
         self.stop = StopRequest()
         self.console = stdout_console(self.stop)
+        if not self.console.is_terminal or self.options.quiet:
+            self.stop.say = "Stopping after this iteration; a second Ctrl-C stops at once."
         self.title = f"{settings.algorithm} on {self.options.env}"
+        self._with_room = Room(folder.path, self.options.disk_full == "wait", self.stop, self._say)
         rows = read_rows(folder.evaluations)
         self._evaluated = _due(self.options, int(rows[-1]["steps"]), float(rows[-1]["seconds"])) if rows else None
         self._best = max((float(row["mean"]) for row in rows), default=-math.inf)
@@ -139,17 +163,20 @@ class _Training:
         self._seconds_before = _seconds_used(folder)
         self._begun = time.monotonic()
         self._state_at = -math.inf
+        self._has_said = False
 
     def run(self) -> int:
         agent, run = self.agent, self.options
         self._print_start()
-        agent.set_logger(run_logger(self.folder, agent.num_timesteps, agent.dashboard))
+        logger = run_logger(self.folder, agent.num_timesteps, agent.dashboard, self._with_room, agent.last_metrics)
+        agent.set_logger(logger)
         if agent.num_timesteps == 0:
             record_hyperparameters(agent.logger, self.settings, self.folder)
         final = None
         with (
             contextlib.closing(_make_env(run, BLOCK, AutoresetMode.DISABLED)) as env,
             self.stop as stop,
+            Watchdog(run.step_timeout, lambda: agent.collector.vector.doing() or env.doing(), self._save),
             Progress(
                 self.console,
                 self.title,
@@ -163,15 +190,17 @@ class _Training:
             ) as progress,
             self._noting_the_last_state(),
         ):
+            self._check_that_it_repeats(env)
             self._train(env, stop, progress)
-            agent.save(self.folder.last)
+            self._save()
             self._write_state("stopped")
             if stop.signal is None:
-                used = self._seconds()
+                used = self._seconds()  # of its time, too, the last evaluation takes nothing
                 final = self._evaluate(env, progress, FINAL_EPISODES, noise.seed_of(run.seed, "final evaluation"))
-                self._write_state("finished", used=used)  # of its time, too, the last evaluation takes nothing
-        agent.logger.close()
-        report.plot_curve(self.folder, f"{self.title}, seed {run.seed}")
+            agent.logger.close()
+            self._with_room(lambda: report.plot_curve(self.folder, f"{self.title}, seed {run.seed}"))
+            if final is not None:
+                self._write_state("finished", used=used)
         if final is not None:
             self._print_summary(final)
             return 0
@@ -179,16 +208,25 @@ class _Training:
         self._print_stop(stop.signal)
         return stop.exit_code
 
+    def _check_that_it_repeats(self, env: VectorEnv) -> None:
+        """Say at the start where a run that stops will not go on exactly."""
+        vector = self.agent.collector.vector
+        if isinstance(vector, GymVectorEnv) and isinstance(env, GymVectorEnv):
+            vector.unrepeatable = env.find_unrepeatable()
+            if vector.unrepeatable:
+                self._say(f"Whoever resumes this run begins new episodes, and not exactly: {vector.unrepeatable}")
+
     def _train(self, env: VectorEnv, stop: StopRequest, progress: Progress) -> None:
         """Iterate until the asked steps or minutes are over or a stop is asked for."""
         agent, run = self.agent, self.options
         self._write_state("running")
         self._evaluate_if_due(env, progress)
         saved = -math.inf
-        if self._share() >= 1:
+        if self._share() >= 1 or stop.signal is not None:
             return
         if run.steps is None:
             agent.share_used = self._share
+        agent.keeps_beginnings = True
         remaining = UNLIMITED if run.steps is None else run.steps - agent.num_timesteps
         for _ in agent.iterations(remaining, reset_num_timesteps=agent.num_timesteps == 0):
             progress.iteration(agent.num_timesteps, agent.last_metrics)
@@ -196,11 +234,11 @@ class _Training:
                 return
             self._evaluate_if_due(env, progress)
             if time.monotonic() - saved >= run.checkpoint_every:
-                agent.save(self.folder.last)
+                self._save()
                 saved = time.monotonic()
             if time.monotonic() - self._state_at >= STATE_SECONDS:
                 self._write_state("running")
-            if self._share() >= 1:
+            if self._share() >= 1 or stop.signal is not None:
                 return
 
     def _evaluate_if_due(self, env: VectorEnv, progress: Progress) -> None:
@@ -210,21 +248,81 @@ class _Training:
             # Evaluations repeat their own episodes; the final one has fresh ones.
             self._evaluate(env, progress, run.eval_episodes, noise.seed_of(run.seed, "evaluation"))
 
-    def _evaluate(self, env: VectorEnv, progress: Progress, episodes: int, seed: int) -> Evaluation:
-        """Evaluate, log it, and keep the agent as best.zip if it is the best one so far."""
+    def _evaluate(self, env: VectorEnv, progress: Progress, episodes: int, seed: int) -> Evaluation | None:
+        """Evaluate, log it, and keep the agent as best.zip if it is the best one so far; None if a stop is asked for
+        meanwhile: who goes on evaluates again.
+        """
         agent, steps = self.agent, self.agent.num_timesteps
-        evaluation = evaluate(agent, env, episodes, seed)
-        log_evaluation(agent.logger, steps, evaluation, max(self._best, evaluation.mean))
+        try:
+            evaluation = evaluate(agent, env, episodes, seed, tick=self._ticks())
+        except _Left:
+            return None
+        if evaluation.cut:
+            self._say_once(
+                f"{evaluation.cut} of {episodes} episodes of an evaluation were left after {LONGEST:,} steps"
+            )
+        if evaluation.mean > self._best:
+            self._best = evaluation.mean
+            self._with_room(lambda: save_quietly(agent, self.folder.best))
+        log_evaluation(agent.logger, steps, evaluation, self._best)
         lower, upper = evaluation.interval
         seconds = self._seconds()
         row = (steps, evaluation.mean, evaluation.iqm, lower, upper, episodes, round(seconds, 3))
-        append_row(self.folder.evaluations, dict(zip(EVALUATION_COLUMNS, row, strict=True)))
+        # Last: what a kill before it leaves undone is done again.
+        named = dict(zip(EVALUATION_COLUMNS, row, strict=True))
+        self._with_room(lambda: append_row(self.folder.evaluations, named))
         progress.evaluation(evaluation.mean)
         self._mean, self._evaluated = evaluation.mean, _due(self.options, steps, seconds)
-        if evaluation.mean > self._best:
-            self._best = evaluation.mean
-            agent.save(self.folder.best)
         return evaluation
+
+    def _ticks(self) -> Callable[[bool], None]:
+        """Give what an evaluation calls in each step: it leaves it for a stop, and says so where no episode ends."""
+        began, some_ended = time.monotonic(), False
+
+        def tick(ended: bool) -> None:
+            nonlocal some_ended
+            some_ended |= ended
+            if self.stop.signal is not None:
+                raise _Left
+            if not some_ended and time.monotonic() - began > PATIENCE:
+                self._say_once(f"no episode of an evaluation has ended in {PATIENCE:g} seconds; Ctrl-C stops the run")
+
+        return tick
+
+    def _say_once(self, what: str) -> None:
+        """Say what evaluations do in an environment that hardly ends."""
+        if not self._has_said:
+            limit = (
+                "a time limit, as --env-kwargs max_episode_steps=1000 gives it where Gymnasium makes the environment"
+            )
+            self._say(f"{self.options.env}: {what}. Episodes need an end, or {limit}.")
+        self._has_said = True
+
+    def _save(self) -> None:
+        """Save the agent as the last checkpoint, once there is room.
+
+        Raises:
+            RunError: the run's folder is gone; the agent is saved where it was.
+        """
+        if moved := self._is_moved():
+            self.folder.last.parent.mkdir(parents=True, exist_ok=True)
+            self._with_room(lambda: self.folder.write_config(self.settings))
+        self._with_room(lambda: self.folder.keep(self.agent))
+        if moved:
+            raise RunError(
+                f"{self.folder.path} was moved or removed while the run was going on, and the run has stopped; it is "
+                f"saved anew there, without its earlier logs. Go on: {self._resume()}"
+            )
+
+    def _is_moved(self) -> bool:
+        return not self.folder.config.is_file()
+
+    def _say(self, sentence: str) -> None:
+        self.console.print(sentence, soft_wrap=True)
+
+    def _resume(self) -> str:
+        """Say how to go on."""
+        return f"{typed('resume')} {shlex.quote(str(self.folder.path))}{self.options.consent}"
 
     def _seconds(self) -> float:
         """Count the seconds that the run has taken, in earlier processes too."""
@@ -238,7 +336,8 @@ class _Training:
         steps, training = self.agent.num_timesteps, self.agent.last_metrics.get("rollout/ep_rew_mean")
         seconds = self._seconds() if used is None else used
         share = min(self.options.share(steps, seconds), 1.0)
-        self.folder.write_state(RunState(state, steps, seconds, share, training, self._mean, error))
+        with contextlib.suppress(OSError):  # for others to read: a full disk, or none, is noticed where it matters
+            self.folder.write_state(RunState(state, steps, seconds, share, training, self._mean, error))
         self._state_at = time.monotonic()
 
     def _print_start(self) -> None:
@@ -265,7 +364,7 @@ class _Training:
         why = "since nobody reads what it prints" if number is signal.SIGPIPE else f"by {number.name}"
         words = [
             f"Stopped {why} after {self.agent.num_timesteps:,} environment steps; everything is saved. Go on:",
-            f"  {typed('resume')} {shlex.quote(str(self.folder.path))}{self.options.consent}",
+            f"  {self._resume()}",
         ]
         self.console.print("\n".join(words), soft_wrap=True)
         if getattr(self.console.file, "is_lost", False):
@@ -290,9 +389,13 @@ class _Training:
         """Say with an error where the last saved state is."""
         try:
             yield
-        except (Exception, KeyboardInterrupt) as error:
-            if isinstance(error, FloatingPointError) and self.agent.stop_reason is not None:
-                self.agent.save(self.folder.last)
+        except BaseException as error:
+            if isinstance(error, FileNotFoundError) and self._is_moved():
+                self._save()  # which says so
+            # A full disk had its time; an update that was broken off is no state to go on from.
+            if not isinstance(error, RunError) and (self.agent.begun is not None or not self.agent.amid_iteration):
+                with contextlib.suppress(OSError, FloatingPointError, RunError):
+                    self._save()
             self._write_state("stopped" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
             if self.folder.last.is_file():
                 error.add_note(f"The last saved state of this run is in {self.folder.last}.")
@@ -313,12 +416,6 @@ def _seconds_used(folder: RunFolder) -> float:
     """Return the seconds that a run has taken so far."""
     state, rows = folder.read_state(), read_rows(folder.evaluations)
     return state.seconds if state is not None else float(rows[-1]["seconds"]) if rows else 0.0
-
-
-def _evaluated_steps(folder: RunFolder) -> int | None:
-    """Return the training steps before the last evaluation, or None."""
-    rows = read_rows(folder.evaluations)
-    return int(rows[-1]["steps"]) if rows else None
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
@@ -18,8 +19,9 @@ from mujoco.batch import Batch
 from torch import Tensor
 
 from envs.infos import LazyInfo, step_info, with_masks
+from envs.mujoco.arguments import check_arguments
 from envs.mujoco.model import load_model
-from envs.mujoco.physics import DIVERGED, Physics, ThreadedPhysics
+from envs.mujoco.physics import DIVERGED, SILENT, Physics, ThreadedPhysics
 from envs.mujoco.spatial import SPATIAL_TASKS
 from envs.mujoco.tasks import PLANAR_TASKS, RandomStreams, Task
 from envs.vector import Ids, SeededVectorEnv, SnapshotError
@@ -75,6 +77,8 @@ class MujocoVectorEnv(SeededVectorEnv):
         max_episode_steps: int | None = None,
         **kwargs: Any,
     ) -> None:
+        own = {"num_threads": num_threads, "max_episode_steps": max_episode_steps}
+        check_arguments(env_id, dict.fromkeys(own, int), {name: x for name, x in own.items() if x is not None})
         self.task, self._render_kwargs = make_task(self.task_types[env_id], env_id, kwargs)
         self.spec = gymnasium.spec(env_id)
         self.max_episode_steps: int = max_episode_steps or self.spec.max_episode_steps or 1000
@@ -290,6 +294,7 @@ class BatchPhysics(Physics):
         self.fields = {name: self.batch.bind(name) for name in fields}
         self._qpos, self._qvel, self._ctrl = (self.batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
         self._diverged = self.batch.warning[:, DIVERGED, 1]
+        self._diverged[:] = SILENT
 
     def step(self, controls: np.ndarray, substeps: int, ids: np.ndarray | None = None) -> np.ndarray | None:
         if ids is None:
@@ -298,10 +303,11 @@ class BatchPhysics(Physics):
         else:
             self._ctrl[ids] = controls
             self.batch.step(np.sort(ids), nstep=substeps)
-        if not self._diverged.any():
+        found = self._diverged != SILENT
+        if not found.any():
             return None
-        diverged: np.ndarray = np.logical_or.reduce(self._diverged, axis=1)
-        self._diverged[:] = 0
+        diverged: np.ndarray = np.logical_or.reduce(found, axis=1)
+        self._diverged[:] = SILENT
         return diverged if ids is None else diverged[ids]
 
     def set_state(self, ids: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
@@ -338,5 +344,6 @@ def make_task(task_type: Callable[..., Task], env_id: str, kwargs: dict[str, Any
             f"{env_id} takes no argument {sorted(unknown)[0]!r}; it takes {', '.join(sorted(names))}, "
             "max_episode_steps, num_threads and Gymnasium's rendering arguments."
         )
+    check_arguments(env_id, typing.get_type_hints(task_type), kwargs)
     rendering = {name: value for name, value in kwargs.items() if name in _RENDER_KWARGS}
     return task_type(**{name: value for name, value in kwargs.items() if name in names}), rendering

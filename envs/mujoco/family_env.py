@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from envs.infos import row_of
+from envs.mujoco.arguments import check_arguments
 from envs.mujoco.batch import BatchPhysics, MujocoVectorEnv, make_task
 from envs.mujoco.families import FAMILIES, POINT, Point, PointPhysics
 from envs.mujoco.physics import Physics
@@ -66,6 +67,8 @@ class FamilyVectorEnv(MujocoVectorEnv, TaskVectorEnv):
     ) -> None:
         if "max_episode_steps" in kwargs:
             raise ValueError(f"max_episode_steps is not {env_id}'s own time limit; give horizon.")
+        own = {"split": split, "task_seed": task_seed, "num_tasks": num_tasks, "redraw": redraw}
+        check_arguments(env_id, {"split": str, "task_seed": int, "num_tasks": int | None, "redraw": bool}, own)
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}; use 'train' or 'held_out'.")
         if task_seed < 0:

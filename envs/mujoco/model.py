@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,6 +27,24 @@ def _silent_warnings() -> Iterator[None]:
         yield
     finally:
         mujoco.set_mju_user_warning(previous)
+
+
+def say_warnings_once() -> None:
+    """Have MuJoCo's warnings come once of each kind, as Python's, unless somebody has another way: it writes them to
+    stderr and to a log file in the working directory, one for each simulation and episode.
+    """
+    if mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(_say_once)
+
+
+def _say_once(message: str) -> None:
+    kind = message.split(" at ")[0]
+    if kind not in _said:
+        _said.add(kind)
+        warnings.warn(f"MuJoCo: {message} Further warnings of this kind are not shown.", RuntimeWarning, stacklevel=2)
+
+
+_said: set[str] = set()
 
 
 def skip_idle_work(model: mujoco.MjModel) -> None:

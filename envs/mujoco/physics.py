@@ -19,6 +19,9 @@ from envs.cores import usable_cores
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 DIVERGED = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC) + 1)
 """MuJoCo's warnings that a simulation diverged."""
+SILENT = 1 << 30
+"""What their counts begin with: MuJoCo writes the first warning of a kind to stderr, and to a file in the working
+folder. A simulation that diverges is reset, and its count begins anew."""
 
 
 class Physics:
@@ -69,12 +72,14 @@ class ThreadedPhysics(Physics):
         self.fields = {name: field.values for name, field in zip(fields, self._read, strict=True)}
         self._ctrl = _Scattered([data.ctrl for data in self._data])
         self._diverged = _Scattered([data.warning.number[DIVERGED] for data in self._data])
+        self._diverged.scatter(SILENT)
         self._pool = ThreadPoolExecutor(max(1, self.num_threads - 1), "physics")
 
     def set_state(self, ids: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
         for i, positions, velocities in zip(ids.tolist(), qpos, qvel, strict=True):
             data = self._data[i]
             mujoco.mj_resetData(self.model, data)
+            data.warning.number[DIVERGED] = SILENT
             data.qpos[:] = positions
             data.qvel[:] = velocities
             mujoco.mj_forward(self.model, data)
@@ -91,10 +96,11 @@ class ThreadedPhysics(Physics):
             helper.result()
         for field in self._read:
             field.gather(ids)
-        if not self._diverged.gather(ids).any():
+        found = self._diverged.gather(ids) != SILENT
+        if not found.any():
             return None
-        diverged: np.ndarray = np.logical_or.reduce(self._diverged.values, axis=1)
-        self._diverged.scatter(0)
+        diverged: np.ndarray = np.logical_or.reduce(found, axis=1)
+        self._diverged.scatter(SILENT)
         return diverged if ids is None else diverged[ids]
 
     def _step_some(self, work: Iterable[mujoco.MjData], substeps: int) -> None:

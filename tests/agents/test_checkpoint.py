@@ -405,3 +405,36 @@ def test_no_odd_file_is_a_traceback(agent_file: Path, capsys: pytest.CaptureFixt
             altered(agent_file, {name: value})
             evaluated()
     assert {0, 1} <= set(codes) <= {0, 1, 2}
+
+
+def test_lists_of_members_and_manifests_are_short_before_they_are_read(agent_file: Path) -> None:
+    whole = agent_file.read_bytes()
+    start, one = whole.index(b"PK\1\2"), b"PK\1\2" + bytes(24) + b"\1" + bytes(17) + b"x"
+    listed = whole[start : whole.rindex(b"PK\5\6")] + one * 200_000
+    end = b"PK\5\6" + bytes(4) + b"\xff" * 4 + len(listed).to_bytes(4, "little") + start.to_bytes(4, "little")
+    long = json.dumps({"a": [[]] * 3_000_000}).encode()
+    for content in (whole[:start] + listed + end + bytes(2), long):
+        if content is long:
+            agent_file.write_bytes(whole)
+            rewrite(agent_file, manifest__json=long)
+        else:
+            agent_file.write_bytes(content)
+        tracemalloc.start()
+        with pytest.raises(CheckpointError, match=r"a zip of few members|says that it has \d+,\d+,\d+ bytes"):
+            read(agent_file)
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+        tracemalloc.stop()
+
+
+def test_odd_spaces_and_names_of_tensors_are_refused(agent_file: Path) -> None:
+    box = {"kind": "Box", "shape": [4], "dtype": "float32", "low": 0.0, "high": 1.0}
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match=r"its numbers are of \|S100000000"):
+        agents.load(altered(agent_file, observation_space=box | {"dtype": "S100000000"}))
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+    with pytest.raises(CheckpointError, match="its observation_space is of 0 numbers"):
+        agents.load(altered(agent_file, observation_space=box | {"shape": [0]}))
+    with pytest.raises(CheckpointError, match="the name of a tensor has 2,000 letters") as caught:
+        agents.load(altered(agent_file, {"x" * 2000: torch.zeros(1)}))
+    assert len(str(caught.value)) < 300

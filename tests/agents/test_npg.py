@@ -374,3 +374,17 @@ print(grown * (1 if sys.platform == "darwin" else 1024) / (4 * 256 * 256 * param
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 0.6
+
+
+def test_a_simulation_that_nearly_always_diverges_ends_training() -> None:
+    agent = NPG("MlpPolicy", "Hopper-v5", num_envs=2, n_steps=8, net_arch=[4], device="cpu")
+    step = agent.collector.vector.step
+
+    def diverges(actions: Any, ids: Any = None) -> Any:
+        agent.collector.vector.blowups += 2 if agent.iteration != 2 else 1  # half of them are no reason to stop
+        return step(actions, ids)
+
+    agent.collector.vector.step = diverges  # type: ignore[method-assign]
+    with pytest.raises(FloatingPointError, match=r"In 5 rollouts in a row the simulation diverged in over 90 %"):
+        agent.learn(1000)
+    assert agent.iteration == 8

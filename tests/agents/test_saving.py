@@ -61,7 +61,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(
 
     def diverge(self: NPG, batch: object) -> None:
         train(self, batch)
-        if self.iteration == 2:
+        if self.iteration >= 2:
             with torch.no_grad():
                 next(self.policy.critic.parameters()).fill_(torch.nan)
 
@@ -73,4 +73,4 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(
     assert "not finite" in said
     assert f"The last saved state of this run is in {folder.last}." in said
     assert folder.read_state().state == "failed"
-    assert agents.load(folder.last).num_timesteps == 64
+    assert agents.load(folder.last).num_timesteps == 32 * (2 + 5)  # updates that failed are undone

@@ -26,6 +26,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 import agents
 from agents import REGISTRY, Agent, CheckpointError, checkpoint, noise
+from agents.failures import Failures
 from agents.optim.adabound import handover_gamma
 from agents.policy.actor_critic import ActorPolicy
 from envs import GymVectorEnv, SnapshotError, VectorEnv, make_vec
@@ -262,36 +263,127 @@ def test_where_environments_cannot_be_put_back_new_episodes_begin(
     assert not torch.equal(parameters(loaded), parameters(agent))
 
 
-def test_what_was_saved_within_an_iteration_says_so(algorithm: type[Agent], tmp_path: Path) -> None:
-    env = vector(algorithm, "InvertedPendulum-v5", 8)
-    make(algorithm, env).learn(128 * 2, callback=CheckpointCallback(5, str(tmp_path), "amid"))
-    files = sorted(tmp_path.glob("*.zip"))
-    with pytest.warns(UserWarning, match="New episodes begin: .* within an iteration"):
-        agent = algorithm.load(files[0], env, device="cpu")
-    agent.learn(128, reset_num_timesteps=False)
+@pytest.mark.parametrize("backend", ["mujoco", pytest.param("gymnasium", marks=pytest.mark.slow)])
+def test_what_a_callback_saved_within_an_iteration_goes_on_exactly(
+    algorithm: type[Agent], backend: str, tmp_path: Path
+) -> None:
+    def env() -> VectorEnv:
+        return make_vec("InvertedPendulum-v5", 4, backend=backend, autoreset=algorithm.autoreset)
 
-    class AtTheBeginning(BaseCallback):
-        def _on_rollout_start(self) -> None:
-            if self.num_timesteps:
-                self.model.save(tmp_path / "between")
+    whole = make(algorithm, env()).learn(96 * 4, callback=CheckpointCallback(37, str(tmp_path), "amid"))
+    files = sorted(tmp_path.glob("*.zip"), key=lambda file: int(re.findall(r"\d+", file.name)[0]))
+    for file in (files[0], files[-1]):
+        assert checkpoint.read_manifest(file)["env_snapshot"] == "exact"
+        agent = algorithm.load(file, env(), device="cpu")
+        assert agent.num_timesteps < whole.num_timesteps
+        agent.learn(whole.num_timesteps - agent.num_timesteps, reset_num_timesteps=False)
+        assert agent.num_timesteps == whole.num_timesteps
+        assert torch.equal(parameters(agent), parameters(whole))
+        assert agent.episode_returns == whole.episode_returns
 
-        def _on_step(self) -> bool:
-            return True
 
-    whole = make(algorithm, "InvertedPendulum-v5").learn(128 * 4, callback=AtTheBeginning())
-    between = algorithm.load(tmp_path / "between", env, device="cpu")
-    assert between.num_timesteps < whole.num_timesteps
-    between.learn(whole.num_timesteps - between.num_timesteps, reset_num_timesteps=False)
-    assert torch.equal(parameters(between), parameters(whole))
+def test_what_is_saved_before_it_learned_learns_the_same(algorithm: type[Agent], tmp_path: Path) -> None:
+    agent = make(algorithm, "InvertedPendulum-v5", num_envs=4)
+    agent.save(tmp_path / "new")
+    loaded = algorithm.load(tmp_path / "new", vector(algorithm, "InvertedPendulum-v5", 4), device="cpu")
+    assert torch.equal(parameters(agent.learn(128)), parameters(loaded.learn(128)))
+
+
+def test_what_an_error_ended_is_saved_as_the_iteration_began(algorithm: type[Agent], tmp_path: Path) -> None:
+    agent = make(algorithm, "InvertedPendulum-v5", num_envs=4)
+    agent.keeps_beginnings = True
+    iterations = agent.iterations(10_000)
+    next(iterations)
+    agent.save(tmp_path / "before")
+    step, calls = agent.collector.vector.step, []
+
+    def breaks(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 5:
+            raise RuntimeError("broken")
+        return step(*args, **kwargs)
+
+    agent.collector.vector.step = breaks  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="broken"):
+        next(iterations)
+    agent.save(tmp_path / "after")
+    before, after = (checkpoint.read_manifest(tmp_path / f"{name}.zip") for name in ("before", "after"))
+    assert before["sha256"] == after["sha256"]
+    assert before["num_timesteps"] == after["num_timesteps"]
+
+
+@pytest.mark.parametrize("kind", [pytest.param("error", marks=pytest.mark.slow), "parameter"])
+def test_updates_that_are_not_finite_are_undone_counted_and_end_training(
+    algorithm: type[Agent], kind: str, tmp_path: Path
+) -> None:
+    agent, fail = make(algorithm, "InvertedPendulum-v5", num_envs=4), [3, 5, 6, 7, 8, 9]
+    train, before = agent.train, []
+
+    def fails(batch: Any) -> None:
+        if agent.iteration + 1 not in fail:
+            return train(batch)
+        before.append(parameters(agent).clone())
+        next(iter(agent.policy.parameters())).data.fill_(0.0 if kind == "error" else float("nan"))
+        if kind == "error":
+            raise FloatingPointError("A direction is not finite.")
+
+    agent.train = fails  # type: ignore[method-assign]
+    iterations = agent.iterations(10_000)
+    for iteration in range(1, 10):
+        next(iterations)
+        if iteration in fail:
+            assert torch.equal(parameters(agent), before[-1])
+            assert agent.last_metrics["train/failed_updates"] == agent.failures.updates
+    with pytest.raises(FloatingPointError, match=r"not finite.*This was the 5th update in a row that failed"):
+        next(iterations)
+    assert agent.failures == Failures(updates=6, in_a_row=5)
+    agent.save(tmp_path / "agent")
+    loaded = algorithm.load(tmp_path / "agent")
+    assert loaded.failures == agent.failures
+    assert torch.equal(parameters(loaded), before[-1])
+
+
+def test_what_an_error_ended_within_an_update_is_not_called_exact(algorithm: type[Agent], tmp_path: Path) -> None:
+    agent = make(algorithm, "InvertedPendulum-v5", num_envs=4)
+
+    def breaks(_: Any) -> None:
+        raise RuntimeError("broken")
+
+    agent.train, agent.keeps_beginnings = breaks, True  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="broken"):
+        agent.learn(64)
+    with pytest.warns(UserWarning, match="is not exact: .*within an iteration"):
+        agent.save(tmp_path / "agent")
+    with pytest.warns(UserWarning, match="New episodes begin: .*within an iteration"):
+        algorithm.load(tmp_path / "agent", vector(algorithm, "InvertedPendulum-v5", 4))
 
 
 def test_environments_that_cannot_be_put_back_are_saved_without(algorithm: type[Agent], tmp_path: Path) -> None:
     env = Unrestorable([gymnasium.make("CartPole-v1") for _ in range(2)], autoreset=algorithm.autoreset)
     agent = make(algorithm, env).learn(64)
-    agent.save(tmp_path / "agent.zip")
+    with pytest.warns(UserWarning, match="What goes on from .*agent.zip is not exact: its state is out of reach"):
+        agent.save(tmp_path / "agent.zip")
     manifest, _ = checkpoint.read(tmp_path / "agent.zip")
     assert manifest["env_snapshot"] == "its state is out of reach"
     algorithm.load(tmp_path / "agent.zip", env).learn(32, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize("kind", ["DummyVecEnv", pytest.param("gymnasium.make_vec", marks=pytest.mark.slow)])
+def test_environments_out_of_reach_are_said_to_be_inexact(algorithm: type[Agent], kind: str, tmp_path: Path) -> None:
+    if algorithm.name == "pes":
+        pytest.skip("steps the single environments, whose states are in reach")
+    same_step = {"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP}
+    env: Any = (
+        DummyVecEnv([lambda: gymnasium.make("CartPole-v1")] * 2)
+        if kind == "DummyVecEnv"
+        else gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="sync", vector_kwargs=same_step)
+    )
+    agent = make(algorithm, env).learn(32)
+    with pytest.warns(UserWarning, match=r"What goes on from .*agent\.zip is not exact: .*cannot be snapshot"):
+        agent.save(tmp_path / "agent")
+    assert "out of reach" in checkpoint.read_manifest(tmp_path / "agent.zip")["env_snapshot"]
+    with pytest.warns(UserWarning, match="New episodes begin: .*cannot be snapshot"):
+        algorithm.load(tmp_path / "agent", env)
 
 
 class Unrestorable(GymVectorEnv):

@@ -352,6 +352,28 @@ def test_what_is_no_step_and_no_reset_is_refused() -> None:
             begin_and_step(GymVectorEnv([odd]))
 
 
+@pytest.mark.parametrize(
+    ("outcome", "words"),
+    [
+        (None, r"None \(NoneType\) from step 1 of its episode"),
+        (3.5, r"3.5 \(float\) from step 1"),
+        ((np.zeros(2), "high", False, False, {}), "'high' as reward at step 1 of its episode, which is no number"),
+        ((np.zeros(2), None, False, False, {}), "reward that is NaN or infinite at step 1"),
+        ((["a", "b"], 0.0, False, False, {}), r"as observation at step 1 of its episode, which is no number"),
+        ((np.zeros(2), 0.0, False, False, [1]), r"\(tuple\) from step 1 .*info, a dict"),
+    ],
+)
+def test_nonsense_from_a_step_is_named_with_environment_and_step(outcome: Any, words: str) -> None:
+    class Nonsense(Scripted):
+        def step(self, action: Any) -> Any:
+            return outcome
+
+    env = GymVectorEnv([Scripted(), Nonsense()])
+    env.reset()
+    with pytest.raises(ValueError, match=rf"environment 1 of .* gave .*{words}"):
+        env.step([0, 0])
+
+
 def test_images_are_refused_with_a_remedy() -> None:
     class Images(Scripted):
         def __init__(self) -> None:

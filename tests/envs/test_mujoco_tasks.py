@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import re
+import warnings
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -12,11 +15,12 @@ import mujoco
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.mujoco.mujoco_env import expand_model_path
 from gymnasium.vector import AutoresetMode
 
 from envs import make_vec
 from envs.infos import row_of
-from envs.mujoco import TASKS, MujocoVectorEnv
+from envs.mujoco import TASKS, MujocoVectorEnv, model
 from envs.mujoco.model import skip_idle_work
 from envs.mujoco.tasks import Hopper, RandomStreams
 
@@ -363,3 +367,70 @@ def test_only_idle_parts_of_the_pipeline_are_skipped(masks: str, pair: str, tree
     bits = {name: getattr(mujoco.mjtDisableBit, f"mjDSBL_{name}") for name in ("CONTACT", "ISLAND", "MIDPHASE")}
     assert {name for name, bit in bits.items() if model.opt.disableflags & bit} == skipped
     assert model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_GRAVITY
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "Ant-v5"])  # both kinds of physics
+def test_physics_that_diverges_is_counted_in_silence(
+    env_id: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = {"Hopper-v5": "hopper.xml", "Ant-v5": "ant.xml"}[env_id]
+    text = Path(expand_model_path(name)).read_text()
+    unstable = re.sub(r'gear="[^"]*"', 'gear="1e8"', re.sub(r'timestep="[^"]*"', 'timestep="0.5"', text))
+    Path("unstable.xml").write_text(unstable)
+    env = make_vec(env_id, 3, xml_file=str(tmp_path / "unstable.xml"), seed=0)
+    env.reset()
+    for _ in range(5):
+        env.step(np.ones((3, env.single_action_space.shape[0]), np.float32))
+    env.step(np.ones((2, env.single_action_space.shape[0]), np.float32), ids=[0, 2])
+    assert env.blowups == 17
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
+    assert [file.name for file in tmp_path.iterdir()] == ["unstable.xml"]
+
+
+def test_gymnasiums_own_physics_warns_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(model, "_said", set())
+    text = Path(expand_model_path("hopper.xml")).read_text()
+    Path("unstable.xml").write_text(re.sub(r'gear="[^"]*"', 'gear="1e12"', text))
+    env = make_vec("Hopper-v5", 3, backend="gymnasium", xml_file=str(tmp_path / "unstable.xml"), seed=0)
+    env.reset()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for _ in range(5):
+            env.step(np.ones((3, 3), np.float32))
+    assert len([one for one in warned if "MuJoCo: " in str(one.message) and "unstable" in str(one.message)]) == 1
+    assert "unstable" not in capfd.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["unstable.xml"]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "arguments", "sentence"),
+    [
+        ("Hopper-v5", {"frame_skip": 0}, r"frame_skip=0; give a whole number from 1 to 1,000,000"),
+        ("Hopper-v5", {"frame_skip": 1.5}, "frame_skip=1.5; give a whole number"),
+        ("Hopper-v5", {"reset_noise_scale": math.nan}, r"reset_noise_scale=nan; give a finite number from 0"),
+        ("Hopper-v5", {"reset_noise_scale": "x"}, r"reset_noise_scale='x'; give a finite number"),
+        ("Hopper-v5", {"reset_noise_scale": -1}, "reset_noise_scale=-1"),
+        ("Hopper-v5", {"ctrl_cost_weight": math.inf}, "ctrl_cost_weight=inf; give a finite number"),
+        ("Hopper-v5", {"healthy_z_range": 3}, "healthy_z_range=3; give 2 numbers"),
+        ("Hopper-v5", {"healthy_z_range": [1, "b"]}, "healthy_z_range=.*; give 2 numbers"),
+        ("Hopper-v5", {"terminate_when_unhealthy": 3}, "terminate_when_unhealthy=3; give true or false"),
+        ("Hopper-v5", {"max_episode_steps": 0}, "max_episode_steps=0; give a whole number from 1"),
+        ("Hopper-v5", {"num_threads": 100_000}, "num_threads=100000; give a whole number from 0 to 1,024"),
+        ("Hopper-v5", {"xml_file": 3}, "xml_file=3; give a text"),
+        ("families/HopperRandParams-v0", {"task_seed": "x"}, "task_seed='x'; give a whole number"),
+        (".:x", {}, "before its last colon stands a module's name"),
+    ],
+)
+def test_odd_arguments_are_one_sentence(env_id: str, arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        make_vec(env_id, 2, **arguments)
+
+
+def test_ordinary_arguments_are_taken() -> None:
+    own = {"healthy_z_range": (0.5, math.inf), "frame_skip": np.int64(3), "reset_noise_scale": 0, "num_threads": 2}
+    make_vec("Hopper-v5", 1, **own).reset(seed=0)

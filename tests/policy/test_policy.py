@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
 from torch import distributions as reference
 
+from agents import NPG
 from agents.policy.actor_critic import ActorCriticPolicy, LinearPolicy, RBFPolicy
 from agents.policy.base import Moments, ObservationNormalizer
 from agents.policy.distributions import Bernoullis, Categoricals, DiagonalGaussian, Head
@@ -273,3 +274,17 @@ def test_tanh_has_all_derivatives() -> None:
     torch.testing.assert_close(torch.func.jvp(tanh, (x,), (v,))[1], v * slope)
     per_sample = torch.func.vmap(torch.func.grad(lambda row: tanh(row).sum()))(x.detach())
     torch.testing.assert_close(per_sample, slope.detach())
+
+
+def test_a_first_policy_does_not_depend_on_the_number_of_threads() -> None:
+    def first(threads: int) -> torch.Tensor:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            agent = NPG("MlpPolicy", "Hopper-v5", num_envs=1, net_arch=(400, 300), seed=0, device="cpu")
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+        return torch.nn.utils.parameters_to_vector(agent.policy.parameters())
+
+    assert torch.equal(first(1), first(4))

@@ -15,7 +15,7 @@ from agents.run import cli, training
 from agents.run.commands import COMMANDS
 from agents.run.errors import UsageError
 from agents.run.help import GROUPS
-from agents.run.options import RunOptions
+from agents.run.options import RunOptions, check_device
 from agents.run.process import program, typed
 
 
@@ -118,6 +118,31 @@ def test_a_bad_environment_argument_is_shown(pair: str) -> None:
 def test_an_impossible_option_is_named(name: str, value: float) -> None:
     with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} is {value}; give at least"):
         RunOptions(**{"env": "Ant-v5", name: value}).check()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("seed", 2**63, "--seed is 9223372036854775808; give at most 4,294,967,295"),
+        ("threads", 100_000, "--threads is 100000; give at most 4,096"),
+        ("steps", 10**30, "--steps is 1.*; give at most 1,000,000,000,000,000"),
+        ("step_timeout", 0.0, r"--step-timeout is 0\.0; give a number above 0"),
+        ("step_timeout", float("nan"), "--step-timeout is nan; give a number above 0"),
+        ("policy", "", "--policy is empty"),
+        ("run_dir", "", "--run-dir is empty"),
+        ("env_kwargs", ("seed=1",), "--env-kwargs has seed, which the option --seed decides; leave it out"),
+        ("env_kwargs", ("num_envs=5",), "--env-kwargs has num_envs, which the option --num-envs decides"),
+        ("env_kwargs", ("autoreset=disabled",), "--env-kwargs has autoreset, which the run itself decides"),
+    ],
+)
+def test_an_option_that_no_run_can_have_is_named(name: str, value: object, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        RunOptions(**{"env": "Ant-v5", name: value}).check()  # type: ignore[arg-type]
+
+
+def test_a_device_that_holds_no_numbers_is_none() -> None:
+    with pytest.raises(UsageError, match="--device is 'meta', which is not possible here"):
+        check_device("meta")
 
 
 def test_an_impossible_hyperparameter_is_one_sentence(started: list[tuple], capsys: pytest.CaptureFixture[str]) -> None:

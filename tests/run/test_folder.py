@@ -1,6 +1,10 @@
+import errno
 import json
+import os
 import re
+import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -163,6 +167,8 @@ ODD_LINES = {
     "a list for the config": "config: []",
     "aliases": "config: {a: &a [1], b: *a}",
     "much": "config: {a: " + "1" * 2**18 + "}",
+    "a text that does not end": "config: '",
+    "a call": "config: !!python/object/apply:os.system ['ls']",
     "depth": "config: " + "[" * 20_000,
 }
 
@@ -173,8 +179,9 @@ def test_an_odd_configuration_is_one_sentence(tmp_path: Path, kind: str) -> None
     name = ODD_LINES[kind].partition(":")[0]
     lines = [line for line in folder.config.read_text().splitlines() if name == "config" or not line.startswith("  ")]
     folder.config.write_text("\n".join([line for line in lines if not line.startswith(name)] + [ODD_LINES[kind]]))
-    with pytest.raises(RunError, match=r"config\.yaml cannot be read as a run's configuration"):
+    with pytest.raises(RunError, match=r"config\.yaml cannot be read as a run's configuration") as caught:
         folder.read_config()
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"state": "running"}', "[]", '{"state": 1, "steps": "a"}'])
@@ -182,3 +189,99 @@ def test_half_a_state_is_none(tmp_path: Path, text: str) -> None:
     folder = RunFolder.create(settings(tmp_path), "")
     folder.state.write_text(text)
     assert folder.read_state() is None
+
+
+@pytest.mark.parametrize("name", ["progress.csv", "checkpoints/last.zip", "command.txt", ".lock", "curve.png"])
+def test_nothing_is_written_through_a_link_out_of_the_run(tmp_path: Path, name: str) -> None:
+    folder, outside = RunFolder.create(settings(tmp_path), ""), tmp_path / "outside"
+    outside.write_text("mine")
+    (folder.path / name).unlink(missing_ok=True)
+    (folder.path / name).symlink_to(outside)
+    with pytest.raises(RunError, match=rf"{name} is a link out of the run's folder, to {outside}"):
+        folder.lock()
+    assert outside.read_text() == "mine"
+
+
+def test_the_folder_of_checkpoints_is_no_link_either(tmp_path: Path) -> None:
+    folder = RunFolder.create(settings(tmp_path), "")
+    (folder.path / "checkpoints").rmdir()
+    (folder.path / "checkpoints").symlink_to(tmp_path)
+    with pytest.raises(RunError, match="checkpoints is a link out of"):
+        folder.lock()
+
+
+def test_a_row_is_not_added_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").symlink_to(tmp_path / "outside.csv")
+    (tmp_path / "outside.csv").write_text("steps\n1\n")
+    with pytest.raises(OSError, match="symbolic link"):
+        append_row(tmp_path / "rows.csv", {"steps": 2})
+
+
+@pytest.mark.parametrize("name", ["checkpoints/last.zip", "progress.csv", "evaluations.csv"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_is_named(tmp_path: Path, name: str, make: Callable[[Path], None]) -> None:
+    folder = RunFolder.create(settings(tmp_path), "")
+    make(folder.path / name)
+    with pytest.raises(RunError, match=rf"{name} is not a file"):
+        RunFolder.open(folder.path).lock() if name.endswith("zip") else folder.lock()
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, original = RunFolder.create(settings(tmp_path), ""), Path.open
+
+    def refused(path: Path, mode: str = "r", *args: object, **kwargs: object) -> object:
+        if mode != "r":
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return original(path, mode, *args, **kwargs)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(RunError, match=r"cannot be written \(Read-only file system\).*copy it"):
+        folder.lock()
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    folder = RunFolder.create(settings(tmp_path), "")
+    gone = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
+    left = [folder.path / f".curve.{gone}.tmp.png", folder.last.parent / f".last.zip.{gone}.tmp"]
+    others = [folder.path / ".mine.tmp", folder.path / f".state.{os.getpid()}.tmp.json", folder.path / ".a.0.tmp"]
+    for file in (*left, *others):
+        file.touch()
+    folder.lock().close()
+    assert not any(file.exists() for file in left)
+    assert all(file.exists() for file in others)
+
+
+@pytest.mark.parametrize(
+    "text", ["steps,me", "eps,mean\n1,2\n", "1,2\n3,4\n", "steps,me1,2\n3,4\n", "\0\n\0", '"steps,mean\n1,2\n']
+)
+def test_a_file_without_its_header_is_set_aside(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text(text)
+    said = keep_rows(file, "steps", 5)
+    assert said is not None
+    assert "no whole header: it is kept as damaged-rows.csv" in said
+    assert (tmp_path / "damaged-rows.csv").read_text() == text
+    append_row(file, {"steps": 6, "mean": 1})
+    assert read_rows(file) == [{"steps": "6", "mean": "1"}]
+
+
+def test_rows_that_are_no_numbers_are_dropped(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_bytes(b"steps,mean\n1,2\nx,2\n\xff,3\n2,5\n7,5\n3\n")
+    assert keep_rows(file, "steps", 5) is None
+    assert [row["steps"] for row in read_rows(file)] == ["1", "2"]
+
+
+def test_a_row_that_finds_no_room_leaves_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, write = tmp_path / "rows.csv", os.write
+    append_row(file, {"steps": 1})
+
+    def half(descriptor: int, data: memoryview) -> int:
+        if len(data) < 4:
+            raise OSError(errno.ENOSPC, "no room")
+        return write(descriptor, data[:2])
+
+    monkeypatch.setattr(os, "write", half)
+    with pytest.raises(OSError, match="no room"):
+        append_row(file, {"steps": 22222})
+    assert file.read_text() == "steps\n1\n"

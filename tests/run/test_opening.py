@@ -112,6 +112,26 @@ def test_who_allows_the_import_has_it(shared: RunFolder, capfd: pytest.CaptureFi
     assert cli.main(["evaluate", "runs/shared", "--env", PLANTED, "--episodes", "1"]) == 0
 
 
+def test_a_state_that_the_first_update_cannot_use_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["fomaml", "--env", "families/Point-v0", "--env-kwargs", "horizon=5", "--num-envs", "4", "--n-steps", "5"]
+    words += ["--meta-batch-size", "2", "--steps", "40", "--eval-episodes", "1", "--quiet", "--device", "cpu"]
+    assert cli.main(["train", *words, "--run-dir", str(tmp_path / "run")]) == 0
+    folder = RunFolder(tmp_path / "run")
+    manifest, tensors = checkpoint.read(folder.last)
+    del tensors["fomaml.optimizer.adam.0.exp_avg_sq"]
+    checkpoint.write(folder.last, manifest, tensors)
+    asked = ["resume", str(folder.path), "--steps", "100", "--quiet"]
+    capsys.readouterr()
+    assert cli.main(asked) == 1
+    sentence = capsys.readouterr().err.splitlines()[0]
+    assert (
+        f"error: {folder.last} holds a state from which training does not go on (KeyError: 'exp_avg_sq');" in sentence
+    )
+    with pytest.raises(checkpoint.CheckpointError) as caught:
+        cli.main([*asked, "--debug"])
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
 @pytest.mark.parametrize(("line", "odd"), [("algorithm: npg", "algorithm: npq"), ("num_envs: 2", "num_envs: 10000")])
 def test_a_configuration_of_another_run_is_refused(
     tmp_path: Path, line: str, odd: str, capsys: pytest.CaptureFixture[str]

@@ -1,12 +1,15 @@
 """What the commands set in their process, and that importing the package sets none of it."""
 
 import ctypes
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from agents.run import cli
 
 ROOT = Path(__file__).parents[2]
 SET = ("GOMP_SPINCOUNT", "MKL_CBWR")
@@ -117,3 +120,22 @@ print(faults())
         ]
     )
     assert prepared < 100 < 10_000 < min(untouched, imported, own)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_a_terminal_cannot_show_is_replaced(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    with pytest.raises(SystemExit, match="0"):
+        cli.train(["npg", "--help"])
+    assert cli.train(["npg→", "--env", "Hopper-v5"]) == 2
+    assert cli.train(["nρg…", "--env", "Hopper-v5"]) == 2
+    for stream in (out, err):
+        stream.flush()
+    shown, said = (stream.buffer.getvalue().decode(encoding) for stream in (out, err))
+    assert "theta <- theta + beta w" in shown
+    assert "--target-kl" in shown
+    assert "?" not in shown
+    assert "There is no 'npg?'" in said
+    assert "There is no 'nrhog...'" in said
