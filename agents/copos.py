@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -14,14 +14,14 @@ from torch.func import functional_call, jvp
 
 from agents import noise
 from agents.base import Agent
-from agents.config import above, at_least, between
+from agents.config import SCHEDULED, above, at_least, between
 from agents.natural import make_curvature
 from agents.natural.critic_fits import CRITIC_FITS, CriticFitConfig
 from agents.natural.curvature import check_solver
 from agents.natural.scores import scores
-from agents.natural.step import CURVES, KL_TOLERANCE, Rejections, step_size
+from agents.natural.step import CURVES, KL_TOLERANCE, Rejections, match_kl, step_size
 from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
-from agents.policy.distributions import Distribution, Head
+from agents.policy.distributions import Head
 from agents.policy.networks import Actor, assign_parameters
 from agents.rollout.buffer import Rollout, advantages, explained_variance, standardize
 from agents.saving import Stateful
@@ -30,8 +30,10 @@ from envs.sb3 import SB3View
 SHORTEST = 0.1
 """The least η above its floor, in units of the natural gradient's √(wᵀ F w / 2 ε): where the bound on entropy alone
 binds, the dual's η goes to 0 and the hidden layers' step w / η to infinity."""
-TRIES = 20
-"""Values of η that are tried for one that keeps the bounds."""
+FARTHEST = 1000.0
+"""The η, in the same units, at which all of the KL is the entropy's: as an equality, b is halved until ε allows it."""
+TEMPERATURES = 1e6
+"""The most by which η + ω differs from η."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +46,13 @@ class COPOSConfig(CriticFitConfig):
     """Damping of the Fisher matrix, in units of its mean eigenvalue tr(F) / p."""
     target_kl: Annotated[float, above(0)] = 0.01
     """ε: the most mean KL(new || old) of an update, in nats."""
-    entropy_decrease: Annotated[float, above(0)] | None = None
-    """b: the most mean entropy that an update may lose, in nats; None takes 2 H₀ / (number of updates) with the entropy
-    H₀ of the first policy (for discrete actions, of equal probabilities)."""
+    entropy_decrease: Annotated[float, at_least(0), SCHEDULED] | None = None
+    """b: the mean entropy that an update may lose, in nats. None takes 2 H₀ / (number of updates) with the entropy H₀
+    of the first policy, so that it may end at -H₀; for discrete actions H₀ / (number of updates), with that of equal
+    probabilities."""
+    entropy_constraint: Literal["inequality", "equality"] = "inequality"
+    """inequality: an update loses at most b. equality: the entropy follows its schedule, the first policy's less b for
+    each update, up or down; as far in one update as ε allows."""
     gae_lambda: Annotated[float, between(0, 1)] = 0.98
     """λ of generalized advantage estimation (Schulman et al. 2016)."""
 
@@ -61,9 +67,9 @@ class COPOS(Agent):
     Source: Pajarinen et al. 2019, "Compatible natural gradient policy search",
     https://doi.org/10.1007/s10994-019-05807-0.
 
-    Differs from the paper: σ is diagonal; the dual is minimized by finding the roots of its derivatives; where the true
-    KL or loss of entropy is above its bound, η grows until it is not, but never shrinks; advantages are standardized,
-    and the critic is fitted, as by `NPG`.
+    Differs from the paper: σ is diagonal; the dual is minimized by finding the roots of its derivatives; then η is
+    corrected until the true KL is ε, with the ω of the true entropy for each η, where the paper's code bisects η for
+    the best surrogate and solves for ω once; advantages are standardized, and the critic is fitted, as by `NPG`.
 
     Raises:
         ValueError: as of `NPG`; or the actor's last layer is not Linear; or b has no default, as H₀ is not above 0.
@@ -75,14 +81,18 @@ class COPOS(Agent):
     dashboard: ClassVar[dict[str, dict[str, list[str]]]] = {
         "do the constraints hold": {
             "KL(new || old), nats": ["train/kl"],
-            "entropy and its bound, nats": ["train/entropy", "train/entropy_bound"],
+            "entropy, its bound and its schedule, nats": [
+                "train/entropy",
+                "train/entropy_bound",
+                "train/entropy_schedule",
+            ],
             "η and ω": ["train/eta", "train/omega"],
         },
         **{group: CURVES[group] for group in ("do the fits explain", "does it learn", "where the seconds go")},
     }
     Config = COPOSConfig
     config: COPOSConfig
-    entropy_decrease: float
+    current: COPOSConfig
     policy: ActorCriticPolicy
 
     # Learning --------------------------------------------------------------------------------------------------------
@@ -101,17 +111,19 @@ class COPOS(Agent):
         rows = None if few is None else noise.few(self.stream_seed, "curvature", self.counter, len(s), few)
         step = self.curvature.direction(Psi, A, rows)  # Â = Ψ w
 
+        entropy, b = old.entropy().mean().item(), self.entropy_decrease
+        scheduled = self.schedule.next(entropy, b, begins=self.iteration == 0)
+        equality = c.entropy_constraint == "equality"
+        bound = scheduled if equality else entropy - b
         eta = omega = math.inf
         if 0 < step.quadratic < math.inf:
             update = Update(policy.actor, step.direction, s)
-            dual = Dual(policy.head, update.log_linear(), c.target_kl, self.entropy_decrease)
-            eta, omega = dual.minimize(1 / step_size(step.quadratic, c.target_kl))
-            eta, omega = update.search(old, dual, eta, omega)
+            dual = Dual(policy.head, update.log_linear(), c.target_kl, entropy - bound, equality)
+            eta, omega = update.search(dual, dual.minimize(1 / step_size(step.quadratic, c.target_kl)))
         new = policy.actor(s)
         values = {
             "kl": new.kl(old).mean(),
             "entropy": new.entropy().mean(),
-            "entropy_bound": old.entropy().mean() - self.entropy_decrease,
             "gain": (torch.expm1(new.log_prob(a) - Psi.values) * A).mean(),
             "compatible_r2": step.compatible_r2,
             "explained_variance": explained,
@@ -120,9 +132,15 @@ class COPOS(Agent):
 
         self.critic_fit.fit(policy.critic, s, policy.critic.update_scale(returns), rows)
         self.stop_reason = self.rejections.count(1 / eta, step, line_search=False)
-        metrics["rejected_updates"] = self.rejections.updates
+        metrics |= {"entropy_bound": bound, "entropy_schedule": scheduled, "rejected_updates": self.rejections.updates}
         self.record(metrics | ({"eta": eta, "omega": omega} if eta < math.inf else {}))
         policy.update_normalizer(observations)
+
+    @property
+    def entropy_decrease(self) -> float:
+        """b now, in nats."""
+        given = self.current.entropy_decrease
+        return self.planned_decrease if given is None else given
 
     # Set-up ----------------------------------------------------------------------------------------------------------
 
@@ -130,7 +148,7 @@ class COPOS(Agent):
         super()._setup_model()
         c, actor, seed = self.config, self.policy.actor, self.stream_seed
         last_layer(actor)
-        self.rejections = Rejections(5)
+        self.rejections, self.schedule = Rejections(5), EntropySchedule()
         self.curvature = make_curvature(c, actor, seed)
         self.critic_fit = CRITIC_FITS[c.critic](c, self.policy.critic, self.curvature.precondition, seed)
 
@@ -146,12 +164,37 @@ class COPOS(Agent):
         of_one = 0.5 * math.log(2 * math.pi * math.e) + log_std if head.kind == "gaussian" else math.log(2)
         first = sum(map(math.log, head.choices)) if head.kind == "categorical" else head.outputs * of_one
         updates = -(-self._total_timesteps // self.steps_per_iteration)
-        self.entropy_decrease = 2 * first / updates if c.entropy_decrease is None else c.entropy_decrease
-        if self.entropy_decrease <= 0:
+        self.planned_decrease = (2 if head.kind == "gaussian" else 1) * first / updates
+        if c.entropy_decrease is None and first <= 0:
             raise ValueError(f"the first policy has an entropy of {first:.3g} nats; give entropy_decrease.")
 
     def parts(self) -> dict[str, Stateful]:
-        return {"rejections": self.rejections, "curvature": self.curvature, "critic": self.critic_fit}
+        return {
+            "rejections": self.rejections,
+            "curvature": self.curvature,
+            "critic": self.critic_fit,
+            "schedule": self.schedule,
+        }
+
+
+@dataclass
+class EntropySchedule:
+    """The entropy that a training is to have: that of its first policy, less b for each update, in nats."""
+
+    entropy: float = math.nan
+
+    def next(self, entropy: float, b: float, *, begins: bool) -> float:
+        """Go on by b from where it is, or, where a training begins, from the policy's entropy."""
+        self.entropy = (entropy if begins or math.isnan(self.entropy) else self.entropy) - b
+        return self.entropy
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Give what it keeps between updates."""
+        return {} if math.isnan(self.entropy) else {"entropy": torch.tensor(self.entropy, dtype=torch.float64)}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `tensors` gave."""
+        self.entropy = tensors["entropy"].item() if "entropy" in tensors else math.nan
 
 
 @dataclass
@@ -179,50 +222,88 @@ class LogLinear:
         return self.y + self.m / rest, self.log_std + 0.5 * torch.log((eta + omega) / rest)
 
 
+@dataclass
 class Dual:
     """g(η, ω) = η ε + ω (b - H_old) + (η + ω) mean_s log ∫ exp((η log π_old + Â) / (η + ω)) da.
 
     It is convex with the derivatives ε - KL(new || old) and b - (H_old - H_new), where the hidden layers count as
-    linear; so it is minimized by the largest change that keeps both bounds.
+    linear; so it is minimized by the largest change that keeps both constraints. ω is 0 or above for a bound on the
+    loss of entropy; for an equality only η + ω is above 0.
 
-    Args:
+    Attributes:
         head: of the actions.
-        policies: at n states, [n, K]; float64.
-        epsilon, b: nats, above 0.
+        policies: at n states, [n, K], as if the hidden layers were linear; float64.
+        epsilon: ε, in nats, above 0.
+        b: nats. As an equality it is halved until ε allows it.
+        equality: whether H_old - H_new is to be b, not only at most.
+        floor: below which no η has a policy.
     """
 
-    def __init__(self, head: Head, policies: LogLinear, epsilon: float, b: float) -> None:
-        self.head, self.policies, self.epsilon, self.b, self.floor = head, policies, epsilon, b, 0.0
-        if policies.w_std is not None:
-            self.floor = max(2 * policies.w_std.max().item(), 0.0)
+    head: Head
+    policies: LogLinear
+    epsilon: float
+    b: float
+    equality: bool = False
+    floor: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        x = self.policies
+        self.old = self.few_old = self.head.distribution(x.y, x.log_std)
+        self.old_entropy = self.old.entropy().mean().item()
+        self.few = x
+        if x.w_std is not None:
+            self.floor = max(2 * x.w_std.max().item(), 0.0)
             # σ is the same in all states, and the KL quadratic in m: the root mean square stands for all of them.
-            m = policies.m.square().mean(0, keepdim=True).sqrt()
-            self.policies = LogLinear(torch.zeros_like(m), m, policies.log_std, policies.w_std)
-        self.old = head.distribution(self.policies.y, policies.log_std)
+            m = x.m.square().mean(0, keepdim=True).sqrt()
+            self.few = LogLinear(torch.zeros_like(m), m, x.log_std, x.w_std)
+            self.few_old = self.head.distribution(self.few.y, x.log_std)
 
-    def constraints(self, eta: float, omega: float) -> tuple[float, float]:
-        """Give the mean KL(new || old) and H_old - H_new, in nats."""
-        new = self.head.distribution(*self.policies.at(eta, omega))
-        return new.kl(self.old).mean().item(), (self.old.entropy() - new.entropy()).mean().item()
+    def solve(self, eta: float, policies: LogLinear | None = None) -> tuple[float, float]:
+        """Minimize g over ω for an η above the floor: give ω and the mean KL(new || old) there, in nats.
 
-    def omega(self, eta: float) -> float:
-        """Minimize g over ω ≥ 0 for an η above the floor."""
-        return root(lambda omega: self.b - self.constraints(eta, omega)[1], eta)
+        Args:
+            policies: at the same states, with the hidden layers' true outputs for this η; None takes the linear ones.
+        """
+        x, old = (self.few, self.few_old) if policies is None else (policies, self.old)
+        omega = self._temperature(eta, x) - eta
+        omega = omega if self.equality else max(omega, 0.0)
+        return omega, self.head.distribution(*x.at(eta, omega)).kl(old).mean().item()
 
-    def minimize(self, size: float) -> tuple[float, float]:
-        """Minimize g over η and ω ≥ 0, with η at least `SHORTEST` times its expected size above the floor."""
+    def minimize(self, size: float) -> float:
+        """Minimize g over η, at least `SHORTEST` times its expected size above the floor."""
         least = self.floor + SHORTEST * size
+        while self.equality and self.solve(least + FARTHEST * size)[1] >= self.epsilon:
+            self.b /= 2
+        return least + root(lambda more: self.epsilon - self.solve(least + more)[1], size)
 
-        def slope(more: float) -> float:
-            return self.epsilon - self.constraints(least + more, self.omega(least + more))[0]
+    def _temperature(self, eta: float, x: LogLinear) -> float:
+        """Find the η + ω at which H_old - H_new is b; of discrete actions it divides the logits η y + m."""
+        if x.w_std is not None:
+            # H_old - H_new is half the sum of log((η - 2 w_σ) / (η + ω)).
+            return math.exp((torch.log(eta - 2 * x.w_std).sum().item() - 2 * self.b) / len(x.w_std))
+        from scipy.optimize import brentq  # not above: it takes its time, and only some runs use it
 
-        eta = least + root(slope, size)
-        return eta, self.omega(eta)
+        logits, wanted = eta * x.y + x.m, self.old_entropy - self.b
+        most = math.log(TEMPERATURES)
+
+        def above(logarithm: float) -> float:
+            t = eta * math.exp(logarithm)
+            return self.head.distribution(logits / t).entropy().mean().item() - wanted
+
+        rest = above(0.0)
+        if rest == 0 or (rest > 0 and not self.equality):
+            return eta
+        far = 1.0 if rest < 0 else -1.0
+        while above(far) * rest > 0 and abs(far) < most:
+            far *= 2
+        if above(far) * rest > 0:
+            return eta * math.exp(far)
+        return eta * math.exp(float(brentq(above, 0.0, far, xtol=1e-13, rtol=1e-13)))
 
 
 def root(slope: Callable[[float], float], size: float) -> float:
     """Find the root x ≥ 0, of about a size, of an increasing function that gets above 0; 0 if it begins there."""
-    from scipy.optimize import brentq  # not above: it takes its time, and only some runs use it
+    from scipy.optimize import brentq
 
     if slope(0.0) >= 0:
         return 0.0
@@ -244,6 +325,7 @@ class Update:
         self.actor, self.before, self.w, self.s = actor, copy.deepcopy(actor), copy.deepcopy(actor), s
         assign_parameters(self.w, w)
         self.stds = [x.log_std.bias for x in (self.before, self.w) if x.log_std is not None]
+        self.last = [last_layer(x) for x in (self.before, self.w)]
 
     def log_linear(self) -> LogLinear:
         """Give the policies at s, as if the hidden layers were linear; float64."""
@@ -251,38 +333,51 @@ class Update:
         outputs = jvp(lambda parameters: functional_call(self.before.net, parameters, (self.s,)), (theta,), (w,))
         return LogLinear(*(x.cpu().double() for x in (*outputs, *self.stds)))
 
-    def search(self, old: Distribution, dual: Dual, eta: float, omega: float) -> tuple[float, float]:
-        """Update with the first of growing η, and their ω, that keeps both bounds; infinite ones if none does."""
-        for _ in range(TRIES):
-            new = self.take(eta, omega)
-            kl, drop = new.kl(old).mean().item(), (old.entropy() - new.entropy()).mean().item()
-            within = drop <= (1 + KL_TOLERANCE) * dual.b
-            if within and kl <= (1 + KL_TOLERANCE) * dual.epsilon:
-                return eta, omega
-            # The KL falls as 1 / η²; by how much the entropy falls too far, as fast, but from b on.
-            factor = max(math.sqrt(kl / dual.epsilon), 1.0 if within else 2.0) if math.isfinite(kl) else 10.0
-            eta = dual.floor + factor * (eta - dual.floor)
-            omega = dual.omega(eta)
-        self.actor.load_state_dict(self.before.state_dict())
-        return math.inf, math.inf
+    def search(self, dual: Dual, eta: float) -> tuple[float, float]:
+        """Update with the η near the dual's at which the true KL is ε, and its ω; infinite ones if there is none.
 
-    def take(self, eta: float, omega: float) -> Distribution:
-        """Put the policy of η and ω into the actor, and give its distributions at s."""
-        for x, beta, w in zip(self.actor.parameters(), self.before.parameters(), self.w.parameters(), strict=True):
-            x.copy_(beta + w / eta)  # of the hidden layers; others are overwritten
-        last, *layers = map(last_layer, (self.actor, self.before, self.w))
-        theta, w_theta = (torch.cat((layer.weight, layer.bias[:, None]), 1).T for layer in layers)
+        Where the dual leaves the KL below ε, so may the true one be.
+        """
+        omega = math.inf
+
+        def kl(step: float) -> float:
+            nonlocal eta, omega
+            eta = dual.floor + 1 / step
+            omega, found = dual.solve(eta, self.log_linear_at(eta))
+            return found
+
+        step, slack = 1 / (eta - dual.floor), dual.solve(eta)[1] < (1 - KL_TOLERANCE) * dual.epsilon
+        if not (slack and kl(step) <= (1 + KL_TOLERANCE) * dual.epsilon):
+            step, _ = match_kl(kl, step, dual.epsilon)
+        if step == 0:
+            self.actor.load_state_dict(self.before.state_dict())
+            return math.inf, math.inf
+        self.take(eta, omega)
+        return eta, omega
+
+    def log_linear_at(self, eta: float) -> LogLinear:
+        """Put the hidden layers of η into the actor, and give the policies at s with their true outputs; float64."""
+        layers = (x.net[:-1].parameters() for x in (self.actor, self.before, self.w))
+        for x, beta, w in zip(*layers, strict=True):
+            x.copy_(beta + w / eta)
+        features = self.actor.net[:-1](self.s)
+        outputs = (layer(features) for layer in self.last)
+        return LogLinear(*(x.cpu().double() for x in (*outputs, *self.stds)))
+
+    def take(self, eta: float, omega: float) -> None:
+        """Put the natural parameters of η and ω into the actor, whose hidden layers have been put."""
+        theta, w_theta = (torch.cat((layer.weight, layer.bias[:, None]), 1).T for layer in self.last)
         new, log_std = LogLinear(theta, w_theta, *self.stds).at(eta, omega)
+        last = last_layer(self.actor)
         last.weight.copy_(new[:-1].T)
         last.bias.copy_(new[-1])
         if self.actor.log_std is not None and log_std is not None:
             self.actor.log_std.bias.copy_(log_std)
-        return self.actor(self.s)
 
 
 def last_layer(actor: Actor) -> nn.Linear:
     """Return the layer that is log-linear; ValueError if it is no Linear with a bias."""
-    *_, last = actor.net.modules()
+    last = actor.net[-1]
     if not isinstance(last, nn.Linear) or last.bias is None:
         raise ValueError(f"the actor ends in {last}; copos updates natural parameters: give a Linear with a bias.")
     return last
