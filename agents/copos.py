@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
+from torch.nn.functional import linear
 
 from agents import noise
 from agents.base import Agent
@@ -21,8 +21,8 @@ from agents.natural.curvature import check_solver
 from agents.natural.scores import scores
 from agents.natural.step import CURVES, KL_TOLERANCE, Rejections, match_kl, step_size
 from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
-from agents.policy.distributions import Head
-from agents.policy.networks import Actor, assign_parameters
+from agents.policy.distributions import Distribution, Head
+from agents.policy.networks import Actor
 from agents.rollout.buffer import Rollout, advantages, explained_variance, standardize
 from agents.saving import Stateful
 from envs.sb3 import SB3View
@@ -32,8 +32,10 @@ SHORTEST = 0.1
 binds, the dual's η goes to 0 and the hidden layers' step w / η to infinity."""
 FARTHEST = 1000.0
 """The η, in the same units, at which all of the KL is the entropy's: as an equality, b is halved until ε allows it."""
-TEMPERATURES = 1e6
-"""The most by which η + ω differs from η."""
+FEW = 256
+"""States that tell where the search for η begins."""
+HEAT = 14.0
+"""The most by which log(η + ω) differs from log η."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +120,7 @@ class COPOS(Agent):
         eta = omega = math.inf
         if 0 < step.quadratic < math.inf:
             update = Update(policy.actor, step.direction, s)
-            dual = Dual(policy.head, update.log_linear(), c.target_kl, entropy - bound, equality)
+            dual = Dual(policy.head, update.log_linear(), c.target_kl, entropy - bound, equality, update.exact)
             eta, omega = update.search(dual, dual.minimize(1 / step_size(step.quadratic, c.target_kl)))
         new = policy.actor(s)
         values = {
@@ -147,7 +149,8 @@ class COPOS(Agent):
     def _setup_model(self) -> None:
         super()._setup_model()
         c, actor, seed = self.config, self.policy.actor, self.stream_seed
-        last_layer(actor)
+        if not isinstance(last := actor.net[-1], nn.Linear) or last.bias is None:
+            raise ValueError(f"the actor ends in {last}; copos updates natural parameters: give a Linear with a bias.")
         self.rejections, self.schedule = Rejections(5), EntropySchedule()
         self.curvature = make_curvature(c, actor, seed)
         self.critic_fit = CRITIC_FITS[c.critic](c, self.policy.critic, self.curvature.precondition, seed)
@@ -236,7 +239,9 @@ class Dual:
         epsilon: ε, in nats, above 0.
         b: nats. As an equality it is halved until ε allows it.
         equality: whether H_old - H_new is to be b, not only at most.
+        exact: whether there are no hidden layers; otherwise η is where a search begins, and some states tell enough.
         floor: below which no η has a policy.
+        heat: the last log((η + ω) / η) of discrete actions, and how the entropy lost changes with it.
     """
 
     head: Head
@@ -244,19 +249,22 @@ class Dual:
     epsilon: float
     b: float
     equality: bool = False
+    exact: bool = True
     floor: float = field(default=0.0, init=False)
+    heat: tuple[float, float] = field(default=(0.0, -1.0), init=False)
 
     def __post_init__(self) -> None:
         x = self.policies
-        self.old = self.few_old = self.head.distribution(x.y, x.log_std)
-        self.old_entropy = self.old.entropy().mean().item()
-        self.few = x
-        if x.w_std is not None:
+        self.old = self.head.distribution(x.y, x.log_std)
+        if x.w_std is None:
+            some = slice(None, None, 1 if self.exact else -(-len(x.y) // FEW))
+            self.few = LogLinear(x.y[some], x.m[some])
+        else:
             self.floor = max(2 * x.w_std.max().item(), 0.0)
             # σ is the same in all states, and the KL quadratic in m: the root mean square stands for all of them.
             m = x.m.square().mean(0, keepdim=True).sqrt()
             self.few = LogLinear(torch.zeros_like(m), m, x.log_std, x.w_std)
-            self.few_old = self.head.distribution(self.few.y, x.log_std)
+        self.few_old = self.head.distribution(self.few.y, x.log_std)
 
     def solve(self, eta: float, policies: LogLinear | None = None) -> tuple[float, float]:
         """Minimize g over ω for an η above the floor: give ω and the mean KL(new || old) there, in nats.
@@ -265,51 +273,62 @@ class Dual:
             policies: at the same states, with the hidden layers' true outputs for this η; None takes the linear ones.
         """
         x, old = (self.few, self.few_old) if policies is None else (policies, self.old)
-        omega = self._temperature(eta, x) - eta
+        omega = self._temperature(eta, x, old) - eta
         omega = omega if self.equality else max(omega, 0.0)
         return omega, self.head.distribution(*x.at(eta, omega)).kl(old).mean().item()
 
     def minimize(self, size: float) -> float:
         """Minimize g over η, at least `SHORTEST` times its expected size above the floor."""
-        least = self.floor + SHORTEST * size
-        while self.equality and self.solve(least + FARTHEST * size)[1] >= self.epsilon:
-            self.b /= 2
-        return least + root(lambda more: self.epsilon - self.solve(least + more)[1], size)
 
-    def _temperature(self, eta: float, x: LogLinear) -> float:
+        def excess(logarithm: float) -> float:
+            found = self.solve(self.floor + size * math.exp(logarithm))[1]
+            return math.log(max(found, 1e-300) / self.epsilon)
+
+        low, high = math.log(SHORTEST), math.log(FARTHEST)
+        while self.equality and excess(high) >= 0:
+            self.b /= 2
+        if excess(low) <= 0:
+            return self.floor + SHORTEST * size
+        logarithm, _ = secant(excess, 0.0, -2.0, (low, high), 1e-12 if self.exact else 0.5 * KL_TOLERANCE)
+        return self.floor + size * math.exp(logarithm)
+
+    def _temperature(self, eta: float, x: LogLinear, old: Distribution) -> float:
         """Find the η + ω at which H_old - H_new is b; of discrete actions it divides the logits η y + m."""
         if x.w_std is not None:
             # H_old - H_new is half the sum of log((η - 2 w_σ) / (η + ω)).
             return math.exp((torch.log(eta - 2 * x.w_std).sum().item() - 2 * self.b) / len(x.w_std))
-        from scipy.optimize import brentq  # not above: it takes its time, and only some runs use it
+        logits, wanted = eta * x.y + x.m, old.entropy().mean().item() - self.b
 
-        logits, wanted = eta * x.y + x.m, self.old_entropy - self.b
-        most = math.log(TEMPERATURES)
+        def lost(heat: float) -> float:
+            return wanted - self.head.distribution(logits / (eta * math.exp(heat))).entropy().mean().item()
 
-        def above(logarithm: float) -> float:
-            t = eta * math.exp(logarithm)
-            return self.head.distribution(logits / t).entropy().mean().item() - wanted
-
-        rest = above(0.0)
-        if rest == 0 or (rest > 0 and not self.equality):
+        if not self.equality and lost(0.0) <= 0:
             return eta
-        far = 1.0 if rest < 0 else -1.0
-        while above(far) * rest > 0 and abs(far) < most:
-            far *= 2
-        if above(far) * rest > 0:
-            return eta * math.exp(far)
-        return eta * math.exp(float(brentq(above, 0.0, far, xtol=1e-13, rtol=1e-13)))
+        self.heat = secant(lost, *self.heat, (-HEAT, HEAT), 1e-13)
+        return eta * math.exp(self.heat[0])
 
 
-def root(slope: Callable[[float], float], size: float) -> float:
-    """Find the root x ≥ 0, of about a size, of an increasing function that gets above 0; 0 if it begins there."""
-    from scipy.optimize import brentq
+def secant(
+    decreasing: Callable[[float], float], x: float, slope: float, between: tuple[float, float], tolerance: float
+) -> tuple[float, float]:
+    """Find the root of a decreasing function between two ends, from an x and the slope there; and the slope at it.
 
-    if slope(0.0) >= 0:
-        return 0.0
-    while slope(size) < 0:
-        size *= 4
-    return float(brentq(slope, 0.0, size, xtol=1e-12 * size, rtol=1e-12))
+    Steps that would leave the interval in which the root is known to lie halve it instead. Where there is no root the
+    end that is nearer to one is found.
+    """
+    (low, high), last = between, None
+    for _ in range(100):
+        value = decreasing(x)
+        low, high = (x, high) if value > 0 else (low, x)
+        if last is not None and value != last[1]:
+            slope = (value - last[1]) / (x - last[0])
+        last = x, value
+        if abs(value) <= tolerance or high - low <= 1e-12:
+            break
+        x = x - value / slope if slope < 0 else low
+        if not low < x < high:
+            x = (low + high) / 2
+    return x, slope
 
 
 class Update:
@@ -322,15 +341,18 @@ class Update:
     """
 
     def __init__(self, actor: Actor, w: Tensor, s: Tensor) -> None:
-        self.actor, self.before, self.w, self.s = actor, copy.deepcopy(actor), copy.deepcopy(actor), s
-        assign_parameters(self.w, w)
-        self.stds = [x.log_std.bias for x in (self.before, self.w) if x.log_std is not None]
-        self.last = [last_layer(x) for x in (self.before, self.w)]
+        self.actor, self.s = actor, s
+        parts = dict(zip(actor.parameters(), w.split([x.numel() for x in actor.parameters()]), strict=True))
+        self.theta = {name: x.detach().clone() for name, x in actor.net.named_parameters()}
+        self.w = {name: parts[x].view_as(x) for name, x in actor.net.named_parameters()}
+        log_std = [] if actor.log_std is None else [actor.log_std.bias]
+        self.stds = [y for x in log_std for y in (x.detach().clone(), parts[x])]
+        self.exact = len(self.theta) == 2
 
     def log_linear(self) -> LogLinear:
         """Give the policies at s, as if the hidden layers were linear; float64."""
-        theta, w = (dict(x.net.named_parameters()) for x in (self.before, self.w))
-        outputs = jvp(lambda parameters: functional_call(self.before.net, parameters, (self.s,)), (theta,), (w,))
+        net = self.actor.net
+        outputs = jvp(lambda theta: functional_call(net, theta, (self.s,)), (self.theta,), (self.w,))
         return LogLinear(*(x.cpu().double() for x in (*outputs, *self.stds)))
 
     def search(self, dual: Dual, eta: float) -> tuple[float, float]:
@@ -350,34 +372,31 @@ class Update:
         if not (slack and kl(step) <= (1 + KL_TOLERANCE) * dual.epsilon):
             step, _ = match_kl(kl, step, dual.epsilon)
         if step == 0:
-            self.actor.load_state_dict(self.before.state_dict())
+            self.actor.net.load_state_dict(self.theta, strict=False)
             return math.inf, math.inf
         self.take(eta, omega)
         return eta, omega
 
     def log_linear_at(self, eta: float) -> LogLinear:
         """Put the hidden layers of η into the actor, and give the policies at s with their true outputs; float64."""
-        layers = (x.net[:-1].parameters() for x in (self.actor, self.before, self.w))
-        for x, beta, w in zip(*layers, strict=True):
-            x.copy_(beta + w / eta)
-        features = self.actor.net[:-1](self.s)
-        outputs = (layer(features) for layer in self.last)
+        hidden = self.actor.net[:-1]
+        for name, x in hidden.named_parameters():
+            torch.add(self.theta[name], self.w[name], alpha=1 / eta, out=x)
+        features = hidden(self.s)
+        outputs = (linear(features, *last_layer(layers)) for layers in (self.theta, self.w))
         return LogLinear(*(x.cpu().double() for x in (*outputs, *self.stds)))
 
     def take(self, eta: float, omega: float) -> None:
         """Put the natural parameters of η and ω into the actor, whose hidden layers have been put."""
-        theta, w_theta = (torch.cat((layer.weight, layer.bias[:, None]), 1).T for layer in self.last)
-        new, log_std = LogLinear(theta, w_theta, *self.stds).at(eta, omega)
-        last = last_layer(self.actor)
-        last.weight.copy_(new[:-1].T)
-        last.bias.copy_(new[-1])
+        theta, w = (torch.cat((x, bias[:, None]), 1).T for x, bias in map(last_layer, (self.theta, self.w)))
+        new, log_std = LogLinear(theta, w, *self.stds).at(eta, omega)
+        weight, bias = last_layer(dict(self.actor.net.named_parameters()))
+        weight.copy_(new[:-1].T)
+        bias.copy_(new[-1])
         if self.actor.log_std is not None and log_std is not None:
             self.actor.log_std.bias.copy_(log_std)
 
 
-def last_layer(actor: Actor) -> nn.Linear:
-    """Return the layer that is log-linear; ValueError if it is no Linear with a bias."""
-    last = actor.net[-1]
-    if not isinstance(last, nn.Linear) or last.bias is None:
-        raise ValueError(f"the actor ends in {last}; copos updates natural parameters: give a Linear with a bias.")
-    return last
+def last_layer(parameters: Mapping[str, Tensor]) -> list[Tensor]:
+    """Give the weights [K, m] and the bias [K] of a network's last layer, by name among all."""
+    return list(parameters.values())[-2:]
