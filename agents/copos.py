@@ -15,9 +15,8 @@ from torch.nn.functional import linear
 from agents import noise
 from agents.base import Agent
 from agents.config import SCHEDULED, above, at_least, between
-from agents.natural import make_curvature
-from agents.natural.critic_fits import CRITIC_FITS, CriticFitConfig
-from agents.natural.curvature import check_solver
+from agents.natural import check_size, make_natural
+from agents.natural.critic_fits import CriticFitConfig
 from agents.natural.scores import scores
 from agents.natural.step import CURVES, KL_TOLERANCE, Rejections, match_kl, step_size
 from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
@@ -148,16 +147,13 @@ class COPOS(Agent):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        c, actor, seed = self.config, self.policy.actor, self.stream_seed
-        if not isinstance(last := actor.net[-1], nn.Linear) or last.bias is None:
+        if not isinstance(last := self.policy.actor.net[-1], nn.Linear) or last.bias is None:
             raise ValueError(f"the actor ends in {last}; copos updates natural parameters: give a Linear with a bias.")
         self.rejections, self.schedule = Rejections(5), EntropySchedule()
-        self.curvature = make_curvature(c, actor, seed)
-        self.critic_fit = CRITIC_FITS[c.critic](c, self.policy.critic, self.curvature.precondition, seed)
+        self.curvature, self.critic_fit = make_natural(self.config, self.policy, self.stream_seed)
 
     def _connect(self, env: SB3View) -> None:
-        n, p = self.config.n_steps * env.num_envs, sum(x.numel() for x in self.policy.actor.parameters())
-        check_solver(self.config.solver, min(self.config.curvature_samples or n, n), p)
+        check_size(self.config, self.policy.actor, env.num_envs)
         super()._connect(env)
 
     def _plan(self) -> None:
