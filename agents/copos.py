@@ -285,7 +285,7 @@ class Dual:
             self.b /= 2
         if excess(low) <= 0:
             return self.floor + SHORTEST * size
-        logarithm, _ = secant(excess, 0.0, -2.0, (low, high), 1e-12 if self.exact else 0.5 * KL_TOLERANCE)
+        logarithm, _ = secant(excess, 0.0, -2.0, (low, high), 1e-12 if self.exact else KL_TOLERANCE / 2)
         return self.floor + size * math.exp(logarithm)
 
     def _temperature(self, eta: float, x: LogLinear, old: Distribution) -> float:
@@ -300,7 +300,7 @@ class Dual:
 
         if not self.equality and lost(0.0) <= 0:
             return eta
-        self.heat = secant(lost, *self.heat, (-HEAT, HEAT), 1e-13)
+        self.heat = secant(lost, *self.heat, (-HEAT, HEAT), 1e-13 if self.exact else 1e-6)
         return eta * math.exp(self.heat[0])
 
 

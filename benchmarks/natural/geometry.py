@@ -40,7 +40,7 @@ CHARTS: dict[str, tuple[Chart, Chart]] = {
     ),
 }
 """Name -> coordinates to (μ, log σ), and back."""
-START, TARGET = (-1.5, -1.0), (1.0, 0.5)
+START, TARGET = (-1.5, 0.7), (1.0, -2.0)
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -348,38 +348,35 @@ def main() -> None:
 
 def draw_contours(axis: Any) -> None:
     """Draw KL(target || Gaussian), and unit circles of the metric, over (μ, log σ)."""
-    means, stds = np.linspace(-2.4, 2.6, 120), np.linspace(-1.7, 1.3, 120)
-    kl = [[TARGET[1] for _ in means] for _ in stds]
-    for i, log_std in enumerate(stds):
-        for j, mean in enumerate(means):
-            distance = math.exp(2 * TARGET[1]) + (TARGET[0] - mean) ** 2
-            kl[i][j] = log_std - TARGET[1] + 0.5 * (distance * math.exp(-2 * log_std) - 1)
-    axis.contour(means, stds, np.log(np.array(kl) + 1e-3), levels=14, cmap="Greys", linewidths=0.7, alpha=0.7)
+    means, stds = np.meshgrid(np.linspace(-2.4, 2.4, 160), np.linspace(-2.6, 1.4, 160))
+    distance = math.exp(2 * TARGET[1]) + (TARGET[0] - means) ** 2
+    kl = stds - TARGET[1] + 0.5 * (distance * np.exp(-2 * stds) - 1)
+    axis.contour(means, stds, np.log(kl + 1e-3), levels=14, cmap="Greys", linewidths=0.7, alpha=0.7)
     turn = torch.linspace(0, 2 * math.pi, 60, dtype=torch.float64)
     circle = torch.stack((turn.cos(), turn.sin()))
     for mean in (-2.0, -1.0, 0.0, 1.0, 2.0):
-        for log_std in (-1.2, -0.4, 0.4, 1.0):
+        for log_std in (-2.0, -1.2, -0.4, 0.4, 1.0):
             x = torch.tensor((mean, log_std), dtype=torch.float64)
             ellipse = torch.linalg.inv(torch.linalg.cholesky(metric(lambda x: x, x))).T @ circle
             axis.plot(*(x[:, None] + 0.15 * ellipse), color="#3f9a5f", linewidth=0.8, alpha=0.8)
     axis.plot(*TARGET, "*", color="black", markersize=10)
-    axis.set(xlabel="μ", ylabel="log σ", xlim=(-2.4, 2.6), ylim=(-1.7, 1.3))
+    axis.set(xlabel="μ", ylabel="log σ", xlim=(-2.4, 2.4), ylim=(-2.6, 1.4))
 
 
 def draw_steps(steepest: Any, charts: Any) -> None:
     draw_contours(steepest)
     steepest.set_title("steps of steepest descent and of the natural gradient")
-    for natural, step, color in ((False, 0.05, "#d1741f"), (True, 0.3, "#1f5fa8")):
-        name = "natural gradient" if natural else "steepest descent"
-        steepest.plot(*path("(μ, log σ)", natural, step, 14).T, "o-", color=color, markersize=3, label=name)
-    steepest.legend(frameon=True, fontsize=8, loc="lower right")
+    for natural, step, steps, color in ((False, 0.036, 60, "#d1741f"), (True, 0.4, 25, "#1f5fa8")):
+        name = f"{'natural gradient' if natural else 'steepest descent'}, {steps} steps of {step}"
+        steepest.plot(*path("(μ, log σ)", natural, step, steps).T, "o-", color=color, markersize=3, label=name)
+    steepest.legend(frameon=True, fontsize=8, loc="lower left")
     draw_contours(charts)
     charts.set_title("flows in three charts: natural ones coincide")
+    plain = {"(μ, log σ)": (0.02, 800), "(μ, σ)": (0.012, 900), "(μ / σ², 1 / σ²)": (0.05, 900)}
     for name, color, style, width in zip(CHARTS, ("#1f5fa8", "#d1741f", "#8e5bb5"), "-:-", (4, 2.5, 1), strict=True):
-        charts.plot(*path(name, True, 0.02, 250).T, style, color=color, linewidth=width, alpha=0.6, label=name)
-        step = {"(μ, σ)": 2e-4}.get(name, 2e-3)
-        charts.plot(*path(name, False, step, 2500 if step > 1e-3 else 12_000).T, "--", color=color, linewidth=1.2)
-    charts.legend(frameon=True, fontsize=8, loc="lower right", title="natural; dashed: plain", title_fontsize=8)
+        charts.plot(*path(name, True, 0.02, 500).T, style, color=color, linewidth=width, alpha=0.6, label=name)
+        charts.plot(*path(name, False, *plain[name]).T, "--", color=color, linewidth=1.2)
+    charts.legend(frameon=True, fontsize=8, loc="lower left", title="natural; dashed: plain", title_fontsize=8)
 
 
 def draw_table(axis: Any) -> None:

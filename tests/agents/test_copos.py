@@ -257,8 +257,8 @@ def test_the_search_finds_the_true_kl_and_entropy(kind: str, equality: bool) -> 
     eta, omega = update.search(dual, far)
     new = update.actor(update.s)
     assert new.kl(old).mean().item() == pytest.approx(EPSILON, rel=1.01 * KL_TOLERANCE)
-    assert (old.entropy() - new.entropy()).mean().item() == pytest.approx(0.003, abs=1e-9)
-    assert omega == dual.solve(eta, update.log_linear_at(eta))[0]
+    assert (old.entropy() - new.entropy()).mean().item() == pytest.approx(0.003, abs=1e-6)
+    assert omega == pytest.approx(dual.solve(eta, update.log_linear_at(eta))[0], abs=1e-2 * eta)
 
 
 @torch.no_grad()
