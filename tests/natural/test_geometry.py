@@ -78,7 +78,7 @@ def test_newton_s_matrix_is_another_away_from_a_gaussian_s_maximum() -> None:
     torch.testing.assert_close(hessian, fisher, rtol=1e-9, atol=1e-9)
     hessian, fisher = g.of_a_sample(at + torch.tensor([0.0, 1.0]), y)
     assert (hessian - fisher).norm() > 0.5 * fisher.norm()
-    hessian, fisher = g.of_a_sample(at + torch.tensor([0.8, 0.8]), y)
+    hessian, fisher = g.of_a_sample(at + torch.tensor([1.5, 0.0]), y)  # farther than σ
     assert torch.linalg.eigvalsh(hessian)[0] < 0 < torch.linalg.eigvalsh(fisher)[0]
 
 
