@@ -119,7 +119,8 @@ class COPOS(Agent):
         eta = omega = math.inf
         if 0 < step.quadratic < math.inf:
             update = Update(policy.actor, step.direction, s)
-            dual = Dual(policy.head, update.log_linear(), c.target_kl, entropy - bound, equality, update.exact)
+            linear, known = update.log_linear(), None if update.exact else old
+            dual = Dual(policy.head, linear, c.target_kl, entropy - bound, equality, known)
             eta, omega = update.search(dual, dual.minimize(1 / step_size(step.quadratic, c.target_kl)))
         new = policy.actor(s)
         values = {
@@ -231,11 +232,12 @@ class Dual:
 
     Attributes:
         head: of the actions.
-        policies: at n states, [n, K], as if the hidden layers were linear; float64.
+        policies: at some states, [n, K], as if the hidden layers were linear; float64.
         epsilon: ε, in nats, above 0.
         b: nats. As an equality it is halved until ε allows it.
         equality: whether H_old - H_new is to be b, not only at most.
-        exact: whether there are no hidden layers; otherwise η is where a search begins, and some states tell enough.
+        known: the old distributions at all states, where there are hidden layers: η is then where a search begins. None
+            where there are none, and the policies are at all states.
         floor: below which no η has a policy.
         heat: the last log((η + ω) / η) of discrete actions, and how the entropy lost changes with it.
     """
@@ -245,22 +247,20 @@ class Dual:
     epsilon: float
     b: float
     equality: bool = False
-    exact: bool = True
+    known: Distribution | None = None
     floor: float = field(default=0.0, init=False)
     heat: tuple[float, float] = field(default=(0.0, -1.0), init=False)
 
     def __post_init__(self) -> None:
-        x = self.policies
-        self.old = self.head.distribution(x.y, x.log_std)
-        if x.w_std is None:
-            some = slice(None, None, 1 if self.exact else -(-len(x.y) // FEW))
-            self.few = LogLinear(x.y[some], x.m[some])
-        else:
+        x = self.linear = self.policies
+        self.exact = self.known is None
+        self.old = self.head.distribution(x.y, x.log_std) if self.known is None else self.known
+        if x.w_std is not None:
             self.floor = max(2 * x.w_std.max().item(), 0.0)
             # σ is the same in all states, and the KL quadratic in m: the root mean square stands for all of them.
             m = x.m.square().mean(0, keepdim=True).sqrt()
-            self.few = LogLinear(torch.zeros_like(m), m, x.log_std, x.w_std)
-        self.few_old = self.head.distribution(self.few.y, x.log_std)
+            self.linear = LogLinear(torch.zeros_like(m), m, x.log_std, x.w_std)
+        self.linear_old = self.head.distribution(self.linear.y, x.log_std)
 
     def solve(self, eta: float, policies: LogLinear | None = None) -> tuple[float, float]:
         """Minimize g over ω for an η above the floor: give ω and the mean KL(new || old) there, in nats.
@@ -268,7 +268,7 @@ class Dual:
         Args:
             policies: at the same states, with the hidden layers' true outputs for this η; None takes the linear ones.
         """
-        x, old = (self.few, self.few_old) if policies is None else (policies, self.old)
+        x, old = (self.linear, self.linear_old) if policies is None else (policies, self.old)
         omega = self._temperature(eta, x, old) - eta
         omega = omega if self.equality else max(omega, 0.0)
         return omega, self.head.distribution(*x.at(eta, omega)).kl(old).mean().item()
@@ -280,12 +280,11 @@ class Dual:
             found = self.solve(self.floor + size * math.exp(logarithm))[1]
             return math.log(max(found, 1e-300) / self.epsilon)
 
-        low, high = math.log(SHORTEST), math.log(FARTHEST)
-        while self.equality and excess(high) >= 0:
+        ends, tolerance = (math.log(SHORTEST), math.log(FARTHEST)), 1e-12 if self.exact else KL_TOLERANCE / 2
+        logarithm, _ = secant(excess, 0.0, -2.0, ends, tolerance)
+        while self.equality and logarithm > ends[1] - 0.1:
             self.b /= 2
-        if excess(low) <= 0:
-            return self.floor + SHORTEST * size
-        logarithm, _ = secant(excess, 0.0, -2.0, (low, high), 1e-12 if self.exact else KL_TOLERANCE / 2)
+            logarithm, _ = secant(excess, 0.0, -2.0, ends, tolerance)
         return self.floor + size * math.exp(logarithm)
 
     def _temperature(self, eta: float, x: LogLinear, old: Distribution) -> float:
@@ -319,7 +318,7 @@ def secant(
         if last is not None and value != last[1]:
             slope = (value - last[1]) / (x - last[0])
         last = x, value
-        if abs(value) <= tolerance or high - low <= 1e-12:
+        if abs(value) <= tolerance or high - low <= tolerance:
             break
         x = x - value / slope if slope < 0 else low
         if not low < x < high:
@@ -346,10 +345,10 @@ class Update:
         self.exact = len(self.theta) == 2
 
     def log_linear(self) -> LogLinear:
-        """Give the policies at s, as if the hidden layers were linear; float64."""
-        net = self.actor.net
-        outputs = jvp(lambda theta: functional_call(net, theta, (self.s,)), (self.theta,), (self.w,))
-        return LogLinear(*(x.cpu().double() for x in (*outputs, *self.stds)))
+        """Give the policies at s, or some of it if that will do, as if the hidden layers were linear; float64."""
+        net, every = self.actor.net, 1 if self.exact or self.stds else -(-len(self.s) // FEW)
+        outputs = jvp(lambda theta: functional_call(net, theta, (self.s[::every],)), (self.theta,), (self.w,))
+        return LogLinear(*(x.double() for x in (*outputs, *self.stds)))
 
     def search(self, dual: Dual, eta: float) -> tuple[float, float]:
         """Update with the η near the dual's at which the true KL is ε, and its ω; infinite ones if there is none.
@@ -380,7 +379,7 @@ class Update:
             torch.add(self.theta[name], self.w[name], alpha=1 / eta, out=x)
         features = hidden(self.s)
         outputs = (linear(features, *last_layer(layers)) for layers in (self.theta, self.w))
-        return LogLinear(*(x.cpu().double() for x in (*outputs, *self.stds)))
+        return LogLinear(*(x.double() for x in (*outputs, *self.stds)))
 
     def take(self, eta: float, omega: float) -> None:
         """Put the natural parameters of η and ω into the actor, whose hidden layers have been put."""
