@@ -18,7 +18,7 @@ from agents.config import SCHEDULED, above, at_least, between
 from agents.natural import check_size, make_natural
 from agents.natural.critic_fits import CriticFitConfig
 from agents.natural.scores import scores
-from agents.natural.step import CURVES, KL_TOLERANCE, Rejections, match_kl, step_size
+from agents.natural.step import CURVES, KL_TOLERANCE, MOST_GROWTH, Rejections, step_size
 from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
 from agents.policy.distributions import Distribution, Head
 from agents.policy.networks import Actor
@@ -277,8 +277,7 @@ class Dual:
         """Minimize g over η, at least `SHORTEST` times its expected size above the floor."""
 
         def excess(logarithm: float) -> float:
-            found = self.solve(self.floor + size * math.exp(logarithm))[1]
-            return math.log(max(found, 1e-300) / self.epsilon)
+            return self.excess(self.solve(self.floor + size * math.exp(logarithm))[1])
 
         ends, tolerance = (math.log(SHORTEST), math.log(FARTHEST)), 1e-12 if self.exact else KL_TOLERANCE / 2
         logarithm, _ = secant(excess, 0.0, -2.0, ends, tolerance)
@@ -286,6 +285,10 @@ class Dual:
             self.b /= 2
             logarithm, _ = secant(excess, 0.0, -2.0, ends, tolerance)
         return self.floor + size * math.exp(logarithm)
+
+    def excess(self, kl: float) -> float:
+        """Give log(KL / ε), which falls nearly as -2 log η; what is not a number is too far."""
+        return math.inf if math.isnan(kl) else math.log(max(kl, 1e-300) / self.epsilon)
 
     def _temperature(self, eta: float, x: LogLinear, old: Distribution) -> float:
         """Find the η + ω at which H_old - H_new is b; of discrete actions it divides the logits η y + m."""
@@ -318,7 +321,7 @@ def secant(
         if last is not None and value != last[1]:
             slope = (value - last[1]) / (x - last[0])
         last = x, value
-        if abs(value) <= tolerance or high - low <= tolerance:
+        if abs(value) <= tolerance or high - low <= tolerance / 10:
             break
         x = x - value / slope if slope < 0 else low
         if not low < x < high:
@@ -355,18 +358,18 @@ class Update:
 
         Where the dual leaves the KL below ε, so may the true one be.
         """
-        omega = math.inf
+        omega = kl = math.inf
 
-        def kl(step: float) -> float:
-            nonlocal eta, omega
-            eta = dual.floor + 1 / step
-            omega, found = dual.solve(eta, self.log_linear_at(eta))
-            return found
+        def excess(logarithm: float) -> float:
+            nonlocal eta, omega, kl
+            eta = dual.floor + math.exp(logarithm)
+            omega, kl = dual.solve(eta, self.log_linear_at(eta))
+            return dual.excess(kl)
 
-        step, slack = 1 / (eta - dual.floor), dual.solve(eta)[1] < (1 - KL_TOLERANCE) * dual.epsilon
-        if not (slack and kl(step) <= (1 + KL_TOLERANCE) * dual.epsilon):
-            step, _ = match_kl(kl, step, dual.epsilon)
-        if step == 0:
+        start, slack = math.log(eta - dual.floor), dual.solve(eta)[1] < (1 - KL_TOLERANCE) * dual.epsilon
+        ends = (start if slack else start - math.log(MOST_GROWTH), start + math.log(FARTHEST))
+        secant(excess, start, -2.0, ends, KL_TOLERANCE)
+        if not kl <= (1 + 2 * KL_TOLERANCE) * dual.epsilon:
             self.actor.net.load_state_dict(self.theta, strict=False)
             return math.inf, math.inf
         self.take(eta, omega)

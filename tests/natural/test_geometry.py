@@ -41,14 +41,14 @@ def test_in_every_chart_it_is_the_same_direction_and_the_plain_gradient_is_not()
 
 
 def test_flows_coincide_in_every_chart_but_for_their_steps() -> None:
-    ends = [g.path(name, natural=True, step=0.01, steps=100)[-1] for name in g.CHARTS]
-    finer = [g.path(name, natural=True, step=0.005, steps=200)[-1] for name in g.CHARTS]
+    ends = [g.path(name, natural=True, step=0.02, steps=50)[-1] for name in g.CHARTS]
+    finer = [g.path(name, natural=True, step=0.01, steps=100)[-1] for name in g.CHARTS]
     for k in (1, 2):
         apart, less = ((x[k] - x[0]).norm() for x in (ends, finer))
         assert less < 0.02
         assert less < 0.6 * apart  # of the order of the step
     plain = [g.path(name, natural=False, step=5e-3, steps=100)[-1] for name in g.CHARTS]
-    assert (plain[0] - plain[1]).norm() > 0.1
+    assert min((plain[0] - plain[1]).norm(), (plain[0] - plain[2]).norm(), (plain[1] - plain[2]).norm()) > 0.05
 
 
 def test_a_chart_s_metric_is_the_curvature_of_the_kl() -> None:
@@ -102,8 +102,8 @@ def test_adam_s_second_moment_is_the_empirical_fisher_s_diagonal_with_its_weight
     found = g.second_moment()
     torch.testing.assert_close(found["Adam"], found["weighted"], rtol=1e-12, atol=0)
     error = (found["Adam"] / found["equal"] - 1).abs().max()
-    longer = g.second_moment(beta2=0.9995, passes=400)
-    assert (longer["Adam"] / longer["equal"] - 1).abs().max() < 0.1 * error
+    longer = g.second_moment(beta2=0.999, passes=100)
+    assert (longer["Adam"] / longer["equal"] - 1).abs().max() < 0.3 * error
 
 
 def test_the_running_inverse_is_that_of_all_samples_and_converges_to_the_fisher_matrix_s() -> None:
