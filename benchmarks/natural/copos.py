@@ -39,7 +39,7 @@ TIMED = {
     "gae_lambda": 0.98,
     "log_std_init": 0.0,
 }
-POINTS = 20
+POINTS = 10
 EPISODES = 16
 
 

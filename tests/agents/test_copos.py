@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -299,6 +300,17 @@ def test_as_an_equality_the_entropy_follows_its_schedule(env_id: str, b: float) 
         assert 0 < metrics["train/kl"] <= 0.01 * (1 + 1.1 * KL_TOLERANCE)
     assert all(followed[0 if env_id == "Hopper-v5" else 4 :])
     assert agent.rejections.updates == 0
+
+
+def test_a_loaded_agent_goes_on_along_its_schedule(tmp_path: Path) -> None:
+    agent = make(entropy_constraint="equality").learn(128 * 3)
+    agent.save(tmp_path / "agent")
+    loaded = COPOS.load(tmp_path / "agent", make_vec("InvertedPendulum-v5", 4), device="cpu")
+    loaded.learn(128, reset_num_timesteps=False)
+    assert loaded.last_metrics["train/entropy_schedule"] == agent.schedule.entropy - 0.02
+    assert loaded.last_metrics["train/entropy"] == pytest.approx(loaded.schedule.entropy, abs=1e-5)
+    loaded.learn(128)  # another training
+    assert loaded.schedule.entropy == pytest.approx(agent.schedule.entropy - 2 * 0.02, abs=1e-5)
 
 
 def test_b_may_have_a_schedule() -> None:
