@@ -11,9 +11,8 @@ import torch
 from agents import noise
 from agents.base import Agent
 from agents.config import at_least
-from agents.natural import make_curvature
-from agents.natural.critic_fits import CRITIC_FITS, CriticFitConfig
-from agents.natural.curvature import check_solver
+from agents.natural import check_size, make_natural
+from agents.natural.critic_fits import CriticFitConfig
 from agents.natural.scores import scores
 from agents.natural.step import (
     CURVES,
@@ -113,14 +112,11 @@ class NPG(Agent):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        c, seed = self.config, self.stream_seed
-        self.rejections = Rejections(c.max_rejected_updates)
-        self.curvature = make_curvature(c, self.policy.actor, seed)
-        self.critic_fit = CRITIC_FITS[c.critic](c, self.policy.critic, self.curvature.precondition, seed)
+        self.rejections = Rejections(self.config.max_rejected_updates)
+        self.curvature, self.critic_fit = make_natural(self.config, self.policy, self.stream_seed)
 
     def _connect(self, env: SB3View) -> None:
-        n, p = self.config.n_steps * env.num_envs, sum(x.numel() for x in self.policy.actor.parameters())
-        check_solver(self.config.solver, min(self.config.curvature_samples or n, n), p)
+        check_size(self.config, self.policy.actor, env.num_envs)
         super()._connect(env)
 
     def parts(self) -> dict[str, Stateful]:

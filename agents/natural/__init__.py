@@ -3,7 +3,16 @@
 from typing import Any
 
 from agents.natural.adaptive import AdaptiveCurvature
-from agents.natural.curvature import MATRIX_BYTES, Curvature, CurvatureConfig, Empirical, Expected, Sampled
+from agents.natural.critic_fits import CRITIC_FITS, CriticFit, CriticFitConfig
+from agents.natural.curvature import (
+    MATRIX_BYTES,
+    Curvature,
+    CurvatureConfig,
+    Empirical,
+    Expected,
+    Sampled,
+    check_solver,
+)
 from agents.natural.kronecker import (
     PRECONDITIONERS,
     DiagonalCurvature,
@@ -12,7 +21,7 @@ from agents.natural.kronecker import (
 )
 from agents.natural.scores import is_factored
 
-__all__ = ["CURVATURES", "Curvature", "make_curvature"]
+__all__ = ["CURVATURES", "Curvature", "check_size", "make_curvature", "make_natural"]
 
 CURVATURES: dict[str, type[Curvature]] = {
     "compatible": Sampled,
@@ -51,3 +60,15 @@ def make_curvature(c: CurvatureConfig, actor: Any, seed: int) -> Curvature:
             f"{MATRIX_BYTES / 2**30:.0f}; give one of {', '.join(x for x in CURVATURES if x != 'adaptive')}."
         )
     return CURVATURES[c.fisher](c, PRECONDITIONERS[c.cg_preconditioner], seed)
+
+
+def make_natural(c: CriticFitConfig, policy: Any, seed: int) -> tuple[Curvature, CriticFit]:
+    """Make the curvature of a policy's actor and the fit of its critic; see `make_curvature`."""
+    curvature = make_curvature(c, policy.actor, seed)
+    return curvature, CRITIC_FITS[c.critic](c, policy.critic, curvature.precondition, seed)
+
+
+def check_size(c: CurvatureConfig, actor: Any, num_envs: int) -> None:
+    """Raise ValueError where the solver's matrix for the rollouts of so many environments is too large."""
+    n, p = c.n_steps * num_envs, sum(x.numel() for x in actor.parameters())
+    check_solver(c.solver, min(c.curvature_samples or n, n), p)

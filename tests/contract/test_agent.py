@@ -907,8 +907,8 @@ def test_evaluating_elsewhere_warns_of_nothing(algorithm: type[Agent], recwarn: 
 
 FOLLOW_THE_SHARE: dict[str, tuple[dict[str, Any], Callable[[Any], float], list[float]]] = {
     "npg": ({"target_kl": 0.01, "target_kl_end": 0.002}, lambda agent: agent.target_kl, [0.008, 0.006, 0.004]),
-    # Four updates of 32 steps are expected after each of three, so a fourth of 2 H0 may be lost in one.
-    "copos": ({}, lambda agent: agent.entropy_decrease, [2 * math.log(2) / 4] * 3),
+    # Four updates of 32 steps are expected after each of three, so a fourth of H0 may be lost in one.
+    "copos": ({}, lambda agent: agent.entropy_decrease, [math.log(2) / 4] * 3),
     "ppo": (
         {"batch_size": 16, "n_epochs": 1, "optimizer": "adabound", "handover": 0.5},
         lambda agent: agent.optimizer.param_groups[0]["gamma"],
