@@ -222,6 +222,8 @@ class PES(Agent):
         if c.top_directions is not None and c.top_directions > (pairs := self.scheme.particles // 2):
             raise ValueError(f"top_directions is {c.top_directions}; there are {pairs} pairs.")
         super()._connect(env)
+        if self.particles is not None:  # a file's, which come before the environments
+            self.particles = self.particles.to(env.vector.device)
         self.task = PolicySearch(self.collector, c, products=c.whitening_memory is not None)
 
     def _buffer_fields(self) -> dict[str, FieldSpec]:

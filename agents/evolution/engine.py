@@ -171,6 +171,11 @@ class Particles:
         estimates = self.xi * ((plus - minus).to(self.xi.dtype) / 2)[:, None]
         return torch.stack([shard.sum(0) for shard in estimates.split(noise.SHARD)])
 
+    def to(self, device: torch.device | str) -> Particles:
+        """Return them on a device."""
+        held = {name: value.to(device) for name, value in self.tensors().items()}
+        return self.of(held, self.seed, self.counter, self.first_pair)
+
     def tensors(self) -> dict[str, Tensor]:
         """Return all but the seed, the counter and the first pair, for a file."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
