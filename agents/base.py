@@ -26,6 +26,7 @@ from torch import Tensor
 from agents import checkpoint, noise
 from agents.checkpoint import with_prefix
 from agents.config import CommonConfig, Schedule, as_attribute, preset_values
+from agents.devices import Stopwatch
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.base import named_as_in, warn_of_units
 from agents.policy.choice import OFF_IN_SB3, checked_kwargs, known_policy, options_of
@@ -129,6 +130,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             monitor_wrapper=False,
             seed=seed,
         )
+        if device != "auto" and torch.device(device).type != self.device.type:  # SB3 takes the CPU then
+            raise ValueError(f"device is {device!r}, but PyTorch sees no such device here; give 'cpu' or 'auto'.")
         self.__dict__.pop("learning_rate", None)
         self.config, self.current = config, config.at(self.schedules, 1.0)
         """What was given, and as it is now, where some of it has a schedule."""
@@ -305,9 +308,10 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         )
         self.collector.listener = listener if callback is not None or progress_bar else None
         listener.on_training_start(locals(), globals())
+        clock = Stopwatch(self.device)
         try:
             while self.num_timesteps < total:
-                started = time.perf_counter()
+                clock.mark()
                 listener.on_rollout_start()
                 self.amid_iteration = True
                 try:
@@ -318,7 +322,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                 if batch is None:
                     break
                 listener.on_rollout_end()
-                collected = time.perf_counter()
+                clock.mark()
                 if self.share_used is not None:
                     self._total_timesteps = math.ceil(self.num_timesteps / max(self.share_used(), 1e-6))
                     self._plan()
@@ -333,7 +337,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                 self.iteration += 1
                 self.counter += 1
                 self.amid_iteration = False
-                self._record(collect=collected - started, train=time.perf_counter() - collected)
+                clock.mark()
+                self._record(**dict(zip(("collect", "train"), clock.read(), strict=False)))
                 if log_interval is not None and self.iteration % log_interval == 0:
                     self.logger.dump(self.num_timesteps)
                 yield self.iteration
@@ -360,10 +365,16 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
     def train(self, batch: Any) -> None:
         """Update once from what `collect` gave; a stop_reason, a sentence, ends training after it."""
 
-    def record(self, metrics: Mapping[str, float]) -> None:
-        """Log what an update did, name by name, under train/ unless a name has a group of its own."""
-        for name, value in metrics.items():
+    def record(self, metrics: dict[str, Any]) -> dict[str, float]:
+        """Log what an update did, name by name, under train/ unless a name has a group of its own.
+
+        Numbers that are tensors, of shape (), come to the host here, together. Gives all numbers.
+        """
+        tensors = {name: value.detach().double() for name, value in metrics.items() if isinstance(value, Tensor)}
+        numbers = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True)) if tensors else {}
+        for name, value in (found := metrics | numbers).items():
             self.logger.record(name if "/" in name else f"train/{name}", value)
+        return found
 
     def _record(self, **seconds: float) -> None:
         """Log how far training is, and the seconds that parts of an iteration took."""

@@ -20,7 +20,7 @@ SUBJECTS = ("agents.optim", "agents.natural", "agents.evolution", "agents.adapta
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("envs",),
-    ("agents.noise", "agents.config", "agents.checkpoint", "agents.presets"),
+    ("agents.noise", "agents.config", "agents.devices", "agents.checkpoint", "agents.presets"),
     ("agents.policy",),
     ("agents.rollout",),
     SUBJECTS,

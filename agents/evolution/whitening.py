@@ -44,7 +44,7 @@ class Products(Moments):
         x = x.to(torch.float64)
         mean = x.sum(0) / max(len(x), 1)
         difference = x - mean
-        return cls(x.new_tensor(len(x)), mean, difference.T @ difference)
+        return cls(x.new_full((), len(x)), mean, difference.T @ difference)
 
     @staticmethod
     def spread(delta: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from agents.devices import sent
 from agents.policy.networks import Constant
 
 BLOCK = 2**22
@@ -118,7 +119,7 @@ class Layout:
             position[parameter] = torch.arange(p, p + parameter.numel()).view(len(parameter), -1)
             p += parameter.numel()
         index = [torch.cat([position[x] for x in layer.parameters(recurse=False)], dim=1) for layer in layers]
-        order = torch.cat([positions.flatten() for positions in index]).to(next(module.parameters()).device)
+        order = sent(torch.cat([positions.flatten() for positions in index]), next(module.parameters()).device)
         if len(order) != p:
             raise UnfactoredModuleError(
                 "layers share a parameter; its score is then no outer product. Use dense_scores."

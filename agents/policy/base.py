@@ -31,7 +31,7 @@ class Moments(NamedTuple):
         """Sum up the rows of x [n, O]; n may be 0."""
         x = x.to(torch.float64)
         mean = x.sum(0) / max(len(x), 1)
-        return cls(x.new_tensor(len(x)), mean, cls.spread(x - mean).sum(0))
+        return cls(x.new_full((), len(x)), mean, cls.spread(x - mean).sum(0))
 
     @staticmethod
     def spread(difference: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class ObservationNormalizer(nn.Module):
 
     def _refresh(self) -> None:
         """Recompute the float32 constants that forward uses."""
-        variance = self.m2 / self.count if self.count > 0 else torch.ones_like(self.m2)
+        variance = torch.where(self.count > 0, self.m2 / self.count, 1.0)
         scale = torch.rsqrt(variance + 1e-8)
         self.shift, self.scale, self.offset = self.mean.float(), scale.float(), (-self.mean * scale).float()
 

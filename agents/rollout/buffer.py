@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.config import CommonConfig, at_least, between
+from agents.devices import resolved, sent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,7 @@ class Rollout:
         }
         self._final: list[tuple[Tensor, Tensor, Tensor]] = []
         self._twin: Rollout | None = None
+        self._copies: torch.Event | None = None  # those to the twin: over once this is
 
     def __getitem__(self, name: str) -> Tensor:
         try:
@@ -110,7 +112,9 @@ class Rollout:
 
     def clear(self) -> None:
         """Begin a new rollout. The fields keep their memory and are overwritten step by step."""
-        self._final, self.last_observations = [], None
+        if self._copies is not None:
+            self._copies.synchronize()
+        self._final, self.last_observations, self._copies = [], None, None
 
     def add(self, t: int, **values: Tensor) -> None:
         """Copy values of one step, [N, *shape] each, into row t of their fields; dtypes are cast. Step 0 begins a new
@@ -124,7 +128,7 @@ class Rollout:
                 f"add got {', '.join(sorted(unknown))}; this rollout keeps {', '.join(sorted(self._fields))}."
             )
         if t == 0:
-            self._final, self.last_observations = [], None
+            self.clear()
         for name, value in values.items():
             row = self[name][t]
             if value.shape != row.shape:
@@ -167,7 +171,7 @@ class Rollout:
         """Give this rollout on another device: itself if it is there already, else a twin that is allocated once and
         filled by one copy per field.
 
-        From pinned memory the copies do not block: read a result from the device before the next `add`.
+        From pinned memory the copies do not block; the next rollout begins when they are over.
         """
         if device == self.device or resolved(device) == self.device:
             return self
@@ -178,14 +182,17 @@ class Rollout:
         for name, tensor in self._fields.items():
             self._twin._fields[name].copy_(tensor, non_blocking=device.type != "cpu")
         if self._final:
-            steps, ids, observations = self.final_observations()
-            self._twin._final.append((steps.to(device), ids.to(device), observations.to(device)))
+            steps, ids, observations = (sent(part, device) for part in self.final_observations())
+            self._twin._final.append((steps, ids, observations))
         if self.last_observations is not None:
-            self._twin.last_observations = self.last_observations.to(device)
+            self._twin.last_observations = sent(self.last_observations, device)
+        if device.type not in ("cpu", "meta"):
+            self._copies = torch.Event(device)
+            self._copies.record()
         return self._twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_twin": None}
+        return {**self.__dict__, "_twin": None, "_copies": None}
 
     def _observation_spec(self) -> FieldSpec:
         if "observations" not in self.specs:
@@ -295,8 +302,3 @@ def explained_variance(targets: Tensor, values: Tensor) -> Tensor:
     variance = targets.var(correction=0)
     share = (targets - values).var(correction=0) / variance
     return torch.where(variance > 0, 1 - share, torch.nan)
-
-
-def resolved(device: torch.device | str) -> torch.device:
-    """Give the device with its index: "cuda" and "cuda:0" are one."""
-    return torch.empty(0, device=device).device

@@ -16,8 +16,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from agents import noise
+from agents.devices import fetched, resolved, sent
 from agents.policy.base import named_as_in
-from agents.rollout.buffer import FieldSpec, Rollout, resolved
+from agents.rollout.buffer import FieldSpec, Rollout
 from envs.infos import row_of
 from envs.sb3 import LazyInfos
 from envs.vector import EpisodeStatistics, VectorEnv
@@ -86,7 +87,7 @@ class Collector:
     def follow(self, policy: Any) -> None:
         """Act as the policy that was trained does."""
         if self.policy is not policy:
-            self.policy.load_state_dict(named_as_in(self.policy, policy.state_dict()))
+            self.policy.load_state_dict(named_as_in(self.policy, fetched(policy.state_dict())))
 
     def fill(self, counter: int, sample: Sample | None = None) -> Rollout | None:
         """Collect T steps of all environments.
@@ -102,7 +103,7 @@ class Collector:
         T, N, seed = self.rollout.n_steps, self.vector.num_envs, self.agent.stream_seed  # type: ignore[attr-defined]
         # Callbacks, where there are any, see ordinary tensors.
         with single_thread(), torch.inference_mode(self.listener is None), torch.no_grad():
-            block = action_noise(self.policy, seed, counter, T, N).to(self.vector.device)
+            block = sent(action_noise(self.policy, seed, counter, T, N), self.vector.device)
             choose = self.policy.sampler() if sample is None else sample
 
             def act(t: int, observations: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ would make the host wait is counted, with the line of agents/ or envs/ that aske
     index     host indices into device memory: copied to the device by every call
     linalg    LAPACK-like calls that check their status on the host (eigh, solve, inv)
 
+Waits for an event are counted as "event", and not among the waits: what they wait for is past where they are used well.
 Copies with non_blocking=True are counted as "sent" and are no waits, but they are watched: a source on the host that is
 overwritten before the host has next waited for the device raises `Race`, and what is copied to the host is NaN until
 then.
@@ -26,6 +27,7 @@ import collections
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -123,6 +125,27 @@ def synchronize() -> None:
         if kind == "d2h":
             host.copy_(snapshot)
     _pending.clear()
+
+
+class Event:
+    """A point in the device's work."""
+
+    def record(self) -> None:
+        self.time = time.perf_counter()
+
+    def synchronize(self) -> None:
+        note("event")
+        synchronize()
+
+    def elapsed_time(self, later: Event) -> float:
+        return 1e3 * (later.time - self.time)
+
+
+class AnyEvent(torch.Event):
+    """In place of torch.Event: an `Event` for this device, and torch's own for others."""
+
+    def __new__(cls, device: Any = None, **options: Any) -> Any:
+        return Event() if _is_sim(device) else super().__new__(cls, device, **options)
 
 
 class Sim(Tensor):
@@ -342,6 +365,7 @@ def install() -> None:
         packet, _, overload = name.partition(".")
         _library.impl(name, _factory(getattr(getattr(aten, packet), overload or "default")), "PrivateUse1")
     _foreach_supported_types.append(Sim)
+    torch.Event = AnyEvent  # type: ignore[misc]
 
 
 def to_host(x: Tensor) -> Tensor:
