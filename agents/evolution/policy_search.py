@@ -120,7 +120,9 @@ class PolicySearch:
         collector, normalizer, n = self.collector, self.collector.policy.normalizer, len(slots)
         ids = 3 * slots + 2 if self.shared else slots
         assert collector.observations is not None
-        collector.observations[ids], _ = collector.vector.reset(seed=keys.cpu().numpy(), ids=ids)
+        collector.observations[ids], _ = collector.vector.reset(
+            seed=keys if collector.vector.masked else keys.cpu().numpy(), ids=ids
+        )
         collector.episodes.restart(ids)
         return {
             "steps": torch.zeros_like(slots),

@@ -160,7 +160,12 @@ class Rollout:
         self._final.append((torch.full_like(ids, t), ids, kept))
 
     def final_observations(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Give what `add_final` kept since `clear`: steps [k], environments [k] and observations [k, *O]."""
+        """Give what `add_final` kept since `clear`: steps [k], environments [k] and observations [k, *O]; of every step
+        where there is a field "final_observations".
+        """
+        if "final_observations" in self.specs:  # of every step
+            place = torch.arange(self.n_steps * self.num_envs, device=self.device)
+            return place // self.num_envs, place % self.num_envs, self["final_observations"].flatten(0, 1)
         if not self._final:
             none = torch.empty(0, dtype=torch.int64, device=self.device)
             return none, none, self["observations"].new_empty((0, *self["observations"].shape[2:]))

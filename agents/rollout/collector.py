@@ -1,4 +1,4 @@
-"""Collecting: the loops that fill a rollout, and who owns the acting policy, the counting and the callbacks."""
+"""Collecting: who owns the acting policy, the counting and the callbacks."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
@@ -19,6 +19,7 @@ from agents import noise
 from agents.devices import fetched, resolved, sent
 from agents.policy.base import named_as_in
 from agents.rollout.buffer import FieldSpec, Rollout
+from agents.rollout.collect import ActSome, Step, collect, collect_masked, collect_some
 from envs.infos import row_of
 from envs.sb3 import LazyInfos
 from envs.vector import EpisodeStatistics, VectorEnv
@@ -27,26 +28,6 @@ Sample = Callable[[Tensor, Tensor], Tensor]
 """Observations [N, *O] and noise [N, *noise_shape] to actions [N, *A]."""
 LARGEST_REWARD = 1e15
 """Largest size of a reward: float32 holds the squares of what a rollout of such adds up to."""
-Act = Callable[[int, Tensor], tuple[Tensor, Tensor]]
-"""Step t and observations [N, *O] to the actions that the rollout keeps and those that the environment takes."""
-ActSome = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""The same for some environments: step t, observations [k, *O] and ids [k], a new tensor whenever they change."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What one step of all environments gave."""
-
-    t: int
-    actions: Tensor
-    observations: Tensor
-    rewards: Tensor
-    terminated: Tensor
-    truncated: Tensor
-    info: dict[str, Any]
-    """Of the environments that were stepped, in the order of ids."""
-    ids: Tensor | None = None
-    """The environments that were stepped, or None for all; the others' rewards are 0, and they did not end."""
 
 
 class Collector:
@@ -73,6 +54,8 @@ class Collector:
         shared = resolved(vector.device) == self.device
         self.policy: Any = agent.policy if shared else copy.deepcopy(agent.policy).to(vector.device)
         pin = self.device.type == "cuda" and not shared
+        if vector.masked and vector.autoreset is AutoresetMode.SAME_STEP and "observations" in fields:
+            fields = fields | {"final_observations": fields["observations"]}
         self.rollout = Rollout(n_steps, vector.num_envs, fields, vector.device, pin_memory=pin)
         self.observations: Tensor | None = None
         self.episodes = RunningEpisodes(vector.num_envs, vector.device)
@@ -126,8 +109,9 @@ class Collector:
         assert self.observations is not None
         on_step = None if self.listener is None else self._on_step
         on_end = self._on_end if self.vector.tells_of_episodes else None
+        given = self.vector, act, self.rollout, self.observations, ids, on_step
         with single_thread(), torch.inference_mode(self.listener is None), torch.no_grad():
-            return self._take(*collect_some(self.vector, act, self.rollout, self.observations, ids, on_step, on_end))
+            return self._take(*(collect_masked(*given) if self.vector.masked else collect_some(*given, on_end)))
 
     def leave(self, error: BaseException) -> None:
         """Give up a rollout that an error ended: episodes begin anew, and if the environments gave numbers that the
@@ -142,13 +126,17 @@ class Collector:
         with torch.inference_mode(False):
             # An ordinary tensor, and one that the next step does not overwrite.
             self.observations = self.rollout.last_observations = observations.clone()
-            check_numbers(self.rollout)
+            rollout, found = self.rollout, {"sound": sound(self.rollout)}
             if self.listener is None:
-                rollout = self.rollout
                 ended = rollout["terminated"] | rollout["truncated"]
                 stepped = rollout["stepped"] if "stepped" in rollout.specs else None
-                self.agent.num_timesteps += ended.numel() if stepped is None else int(stepped.sum())
-                self._finish(*self.episodes.update_rollout(rollout["rewards"], ended, stepped))
+                found |= self.episodes.update_rollout(rollout["rewards"], ended, stepped)
+            found = fetched(found)
+            if not found["sound"]:
+                check_numbers(rollout)
+            if self.listener is None:
+                self.agent.num_timesteps += int(found["steps"])
+                self._finish(found["returns"][found["ended"]], found["lengths"][found["ended"]])
         return complete
 
     def _finish(self, returns: Tensor, lengths: Tensor) -> list[dict[str, Any]]:
@@ -215,27 +203,29 @@ class Collector:
 class RunningEpisodes(EpisodeStatistics):
     """Returns and lengths of the episodes that run, counted step by step or a rollout at a time."""
 
-    def update_rollout(self, rewards: Tensor, ended: Tensor, stepped: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def update_rollout(self, rewards: Tensor, ended: Tensor, stepped: Tensor | None = None) -> dict[str, Tensor]:
         """Count T steps, rewards and ended [T, N]: the bits of T updates.
 
         Args:
             stepped: which environments were stepped, [T, N]; None: all. The others' rewards are 0.
 
         Returns:
-            The returns and lengths of the episodes that ended, [k] each, in the order of `ended.nonzero()`.
+            "ended"; "returns" and "lengths" [T, N], which where an episode ended are its own; and "steps", how many
+            were made.
         """
         # Which of an environment's episodes a step belongs to, the one that runs being 0.
         episode = ended.cumsum(0)
         last = episode[-1:].clone()
         episode -= ended.long()
-        shape = int(last.max()) + 1, len(self.returns)
+        shape = len(ended) + 1, len(self.returns)  # as many as there may be, to ask for no number
         returns, lengths = self.returns.new_zeros(shape), self.lengths.new_zeros(shape)
         returns[0], lengths[0] = self.returns, self.lengths
+        counts = torch.ones_like(episode) if stepped is None else stepped.long()
         returns.scatter_add_(0, episode, rewards)
-        lengths.scatter_add_(0, episode, torch.ones_like(episode) if stepped is None else stepped.long())
+        lengths.scatter_add_(0, episode, counts)
         self.returns, self.lengths = returns.gather(0, last)[0], lengths.gather(0, last)[0]
-        which = episode[ended], ended.nonzero()[:, 1]
-        return returns[which], lengths[which]
+        found = {"returns": returns.gather(0, episode), "lengths": lengths.gather(0, episode)}
+        return found | {"ended": ended, "steps": counts.sum()}
 
 
 def _plain(value: Any) -> Any:
@@ -270,23 +260,19 @@ def action_noise(policy: Any, seed: int, counter: int, steps: int, num_envs: int
     return draw(seed, "action", counter, (steps, num_envs, *head.noise_shape))
 
 
+def sound(rollout: Rollout) -> Tensor:
+    """Say whether something can be learned from a rollout, a scalar; see `check_numbers`."""
+    fine = [torch.stack(torch.aminmax(values)).abs() <= most for _, values, _, _, most in _given(rollout)]
+    return torch.cat(fine).all()
+
+
 @torch.no_grad()
 def check_numbers(rollout: Rollout) -> None:
     """Raise ValueError, which names environment, step and value, where nothing can be learned from a rollout: an
     observation is not finite in the policy's dtype, or a reward is not or is larger than LARGEST_REWARD.
     """
-    T, N = rollout.n_steps, rollout.num_envs
-    steps, ids = torch.arange(T, device=rollout.device)[:, None].expand(T, N), torch.arange(N, device=rollout.device)
-    given = [("reward", rollout["rewards"], steps + 1, ids.expand(T, N))] if "rewards" in rollout.specs else []
-    if "observations" in rollout.specs:
-        final_steps, final_ids, final = rollout.final_observations()
-        given += [("observation", rollout["observations"], steps, ids.expand(T, N))]
-        given += [("observation", final, final_steps + 1, final_ids)]
-    if rollout.last_observations is not None:
-        given += [("observation", rollout.last_observations, torch.full_like(ids, T), ids)]
-    for name, values, at, of in given:
-        most = LARGEST_REWARD if name == "reward" else torch.finfo(torch.float32).max
-        if not values.numel() or bool((torch.stack(torch.aminmax(values)).abs() <= most).all()):
+    for name, values, at, of, most in _given(rollout):
+        if bool((torch.stack(torch.aminmax(values)).abs() <= most).all()):
             continue
         place = tuple((~(values.abs() <= most)).nonzero()[0].tolist())
         value, row = values[place].item(), place[: at.ndim]
@@ -297,126 +283,20 @@ def check_numbers(rollout: Rollout) -> None:
         )
 
 
-def collect(
-    env: VectorEnv,
-    act: Act,
-    rollout: Rollout,
-    observations: Tensor,
-    on_step: Callable[[Step], bool] | None = None,
-    on_end: Callable[[Tensor, dict[str, Any]], None] | None = None,
-) -> tuple[Tensor, bool]:
-    """Fill a rollout with T steps of N environments.
-
-    Only the fields that the rollout declares are kept. Where an episode was truncated and another began, the
-    observation that it really ended in is kept too, if the rollout keeps observations.
-
-    Args:
-        env: num_envs = N, in SAME_STEP mode.
-        act: chooses actions.
-        rollout: begins anew.
-        observations: [N, *O], current in env.
-        on_step: called after each step; False stops collecting.
-        on_end: called before it with the mask of the environments that ended, if any did, and the info.
-
-    Returns:
-        The observations to go on from, valid until the next step, and whether all T steps were made.
-    """
-    keeps = rollout.specs.keys()
-    for t in range(rollout.n_steps):
-        actions, environment_actions = act(t, observations)
-        # Before the step, which may reuse the observations' memory.
-        before = {"observations": observations, "actions": actions}
-        rollout.add(t, **{name: value for name, value in before.items() if name in keeps})
-        observations, reward, terminated, truncated, info = env.step(environment_actions)
-        after = {"rewards": reward, "terminated": terminated, "truncated": truncated}
-        rollout.add(t, **{name: value for name, value in after.items() if name in keeps})
-        if "observations" in keeps and truncated.any():
-            ended = truncated.nonzero()[:, 0]
-            rollout.add_final(t, ended, info["final_obs"][ended])
-        if on_end is not None and bool((ended := terminated | truncated).any()):
-            on_end(ended, info)
-        if on_step is not None and not on_step(Step(t, actions, observations, reward, terminated, truncated, info)):
-            return observations, False
-    return observations, True
-
-
-def collect_some(
-    env: VectorEnv,
-    act: ActSome,
-    rollout: Rollout,
-    observations: Tensor,
-    ids: Tensor,
-    on_step: Callable[[Step], bool] | None = None,
-    on_end: Callable[[Tensor, dict[str, Any]], None] | None = None,
-) -> tuple[Tensor, bool]:
-    """Fill a rollout with steps of some environments, each of which stands still once it has ended.
-
-    A step costs what the environments that go on cost: only their rows are worked on. Where environments stand still,
-    the fields "rewards", "terminated", "truncated" and "stepped" hold 0, and what the others hold means nothing.
-    Collecting ends after T steps, or when all have ended.
-
-    Args:
-        env: N environments in DISABLED mode.
-        act: chooses the actions of those that go on.
-        rollout: is cleared first.
-        observations: [N, *O], current in env.
-        ids: the environments to step, int64 [k] in ascending order.
-        on_step: called after each step; False stops collecting.
-        on_end: called before it with the mask of the environments that ended, if any did, and the info.
-
-    Returns:
-        The observations to go on from [N, *O], and whether on_step let all steps be made.
-    """
-    rollout.clear()
-    keeps = rollout.specs.keys()
-    for name in keeps & {"rewards", "terminated", "truncated"}:
-        rollout[name].zero_()
-
-    def keep(name: str, t: int, values: Tensor) -> None:
-        if name in keeps:
-            rollout.put(name, t, ids, values)
-
-    def whole(values: Tensor) -> Tensor:
-        return values.new_zeros(env.num_envs, *values.shape[1:]).index_copy_(0, ids, values)
-
-    observations = observations.clone()
-    current = observations[ids]
-    lengths = torch.zeros(env.num_envs, dtype=torch.int64, device=ids.device)
-    # Cast once a step: between two steps of the physics every operation finds cold caches.
-    observed = rollout["observations"].dtype if "observations" in keeps else current.dtype
-    for t in range(rollout.n_steps):
-        seen = current.to(observed)
-        actions, environment_actions = act(t, seen, ids)
-        keep("observations", t, seen)
-        keep("actions", t, actions)
-        everyone = len(ids) == env.num_envs
-        current, reward, terminated, truncated, info = env.step(environment_actions, None if everyone else ids)
-        keep("rewards", t, reward)
-        ends = True in terminated.tolist() or True in truncated.tolist()
-        if ends:
-            keep("terminated", t, terminated)
-            keep("truncated", t, truncated)
-            if on_end is not None:
-                on_end(terminated | truncated, info)
-        if on_step is not None:
-            shown = observations.index_copy(0, ids, current)
-            rewards, terminations, truncations = (whole(x) for x in (reward, terminated, truncated))
-            if not on_step(Step(t, whole(actions), shown, rewards, terminations, truncations, info, ids)):
-                return shown, False
-        if ends:
-            # Of all, those that go on too: what these reach later replaces it.
-            observations.index_copy_(0, ids, current)
-            lengths.index_fill_(0, ids, t + 1)
-            going = (~(terminated | truncated)).nonzero()[:, 0]
-            ids, current = ids.index_select(0, going), current.index_select(0, going)
-            if not len(ids):
-                break
-    observations.index_copy_(0, ids, current)
-    lengths.index_fill_(0, ids, rollout.n_steps)
-    if "stepped" in keeps:
-        steps = torch.arange(rollout.n_steps, device=ids.device)
-        torch.lt(steps[:, None], lengths, out=rollout["stepped"])
-    return observations, True
+def _given(rollout: Rollout) -> list[tuple[str, Tensor, Tensor, Tensor, float]]:
+    """List what environments gave: name, values, the steps and the environments of these, and their largest size."""
+    T, N = rollout.n_steps, rollout.num_envs
+    steps, ids = torch.arange(T, device=rollout.device)[:, None].expand(T, N), torch.arange(N, device=rollout.device)
+    given, most = [], torch.finfo(torch.float32).max
+    if "rewards" in rollout.specs:
+        given.append(("reward", rollout["rewards"], steps + 1, ids.expand(T, N), LARGEST_REWARD))
+    if "observations" in rollout.specs:
+        final_steps, final_ids, final = rollout.final_observations()
+        given.append(("observation", rollout["observations"], steps, ids.expand(T, N), most))
+        given.append(("observation", final, final_steps + 1, final_ids, most))
+    if rollout.last_observations is not None:
+        given.append(("observation", rollout.last_observations, torch.full_like(ids, T), ids, most))
+    return [part for part in given if part[1].numel()]
 
 
 _outside: list[int] = []

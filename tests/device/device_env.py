@@ -1,6 +1,6 @@
-"""A `VectorEnv` whose tensors live on a device, with environments of the CPU behind it, whose own work is not counted.
+"""Environments on a device, with environments of the CPU behind them, whose own work is not counted.
 
-It stands for physics on a GPU: what a training does to such environments is what it would do to those.
+They stand for physics on a GPU: what a training does to such environments is what it would do to those.
 """
 
 from __future__ import annotations
@@ -9,59 +9,74 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from envs.vector import Ids, Seeds, TaskVectorEnv, VectorEnv
+from envs.device import DeviceVectorEnv, Transition
+from envs.vector import Ids, TaskVectorEnv, VectorEnv
 
 
-class DeviceEnv(VectorEnv):
-    """Environments seen from a device: actions and ids may be tensors there, and results are.
+class DeviceEnv(DeviceVectorEnv):
+    """Environments seen from a device.
 
     Args:
-        inner: the environments.
+        inner: the environments, with autoreset disabled.
+        autoreset: what those on the device do.
         device: where tensors live.
         unseen: in which the environments work.
     """
 
-    tells_of_episodes = False
-
     def __init__(
-        self, inner: VectorEnv, device: torch.device | str, unseen: Callable[[], AbstractContextManager[None]]
+        self,
+        inner: VectorEnv,
+        autoreset: Any,
+        device: torch.device | str,
+        unseen: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.inner, self._unseen = inner, unseen
         spaces = inner.single_observation_space, inner.single_action_space
-        super().__init__(inner.num_envs, *spaces, autoreset=inner.autoreset, device=device)
+        super().__init__(inner.num_envs, *spaces, autoreset=autoreset, device=device)
         self.spec, self.made_from = inner.spec, inner.made_from
         if (limit := getattr(inner, "max_episode_steps", None)) is not None:
             self.max_episode_steps = limit
+        self._over = np.ones(self.num_envs, dtype=bool)
+        self._observations = torch.zeros(self.observation_space.shape, dtype=torch.float64)
 
-    def _out(self, x: Any) -> Any:
-        """Give tensors on the device, in dicts too."""
-        if isinstance(x, dict):
-            return {name: self._out(value) for name, value in x.items()}
-        return x.clone().to(self.device) if isinstance(x, Tensor) else x
-
-    def reset(
-        self, *, seed: Seeds = None, ids: Ids = None, options: dict[str, Any] | None = None
-    ) -> tuple[Tensor, dict[str, Any]]:
+    def begin(self, mask: Tensor, seeds: Tensor | None = None) -> Tensor:
         with self._unseen():
-            observations, _ = self.inner.reset(seed=_in(seed), ids=_in(ids), options=options)
-            return self._out(observations), {}
+            rows = np.flatnonzero(mask.cpu())
+            if len(rows):
+                given = None if seeds is None else seeds.cpu().numpy()[rows]
+                self._observations[rows] = self.inner.reset(seed=given, ids=rows)[0].double()
+                self._over[rows] = False
+            return self._observations.clone().to(self.device)
 
-    def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+    def advance(self, actions: Tensor) -> Transition:
         with self._unseen():
-            *tensors, info = self.inner.step(_in(actions), _in(ids))
-            final = {name: self._out(info[name]) for name in ("final_obs", "_final_obs") if name in info}
-            return (*(self._out(x) for x in tensors), final)  # type: ignore[return-value]
+            rows = np.flatnonzero(~self._over)
+            rewards = torch.full((self.num_envs,), 7.0, dtype=torch.float64)  # of those that are over, to be masked
+            terminated, truncated = (torch.ones(self.num_envs, dtype=torch.bool) for _ in range(2))
+            if len(rows):
+                given = actions.detach().cpu()[rows]
+                observations, rewards[rows], terminated[rows], truncated[rows], _ = self.inner.step(given, rows)
+                self._observations[rows] = observations.double()
+                self._over = (terminated | truncated).numpy()
+            parts = self._observations, rewards, terminated, truncated
+            return Transition(*(x.clone().to(self.device) for x in parts))
 
     def snapshot(self, ids: Ids = None) -> dict[str, Tensor]:
         with self._unseen():
-            return self._out(self.inner.snapshot(_in(ids)))
+            return {name: x.clone().to(self.device) for name, x in self.inner.snapshot(_in(ids)).items()}
 
     def restore(self, snapshot: dict[str, Tensor], ids: Ids = None) -> Tensor:
         with self._unseen():
-            return self._out(self.inner.restore({name: _in(value) for name, value in snapshot.items()}, _in(ids)))
+            rows = np.arange(self.num_envs) if ids is None else np.asarray(_in(ids))
+            found = self.inner.restore({name: _in(value) for name, value in snapshot.items()}, rows)
+            self._observations[rows], over = found.double(), _in(snapshot["ended"])
+            self._over[rows] = over
+            self.ended.index_copy_(0, torch.as_tensor(rows).to(self.device), over.to(self.device))
+            return found.clone().to(self.device)
 
     @property
     def blowups(self) -> int:  # type: ignore[override]
@@ -82,7 +97,9 @@ class DeviceTaskEnv(DeviceEnv, TaskVectorEnv):
         return self.inner.draw_tasks(numbers, split)  # type: ignore[attr-defined]
 
     def set_tasks(self, tasks: Any, ids: Ids = None) -> None:
-        self.inner.set_tasks(tasks, _in(ids))  # type: ignore[attr-defined]
+        assert ids is None
+        self.inner.set_tasks(tasks)  # type: ignore[attr-defined]
+        self._over[:] = True
 
 
 def _in(x: Any) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +46,18 @@ CASES: dict[str, dict[str, Any]] = {
 """Algorithm and variant -> settings."""
 PLACEMENTS = ("apart", "together")
 BUDGETS = {
-    "npg": (24, 49),
-    "trpo": (26, 51),
-    "copos": (30, 56),
-    "ppo": (2, 28),
-    "pes": (6, 48),
-    "reptile": (12, 45),
-    "fomaml": (17, 50),
-    "maml": (17, 50),
-    "npg gram": (70, 95),
-    "npg adaptive": (22, 47),
-    "pes truncated_es": (6, 49),
-    "pes whitened": (9, 56),
+    "npg": (24, 24),
+    "trpo": (26, 26),
+    "copos": (30, 30),
+    "ppo": (2, 2),
+    "pes": (6, 24),
+    "reptile": (12, 11),
+    "fomaml": (17, 16),
+    "maml": (17, 16),
+    "npg gram": (70, 70),
+    "npg adaptive": (22, 22),
+    "pes truncated_es": (6, 25),
+    "pes whitened": (9, 32),
 }
 """Waits per iteration, apart and together. What grows with the steps of a rollout is too much."""
 
@@ -87,11 +88,11 @@ def environments(name: str, device: str | None) -> VectorEnv:
     """Make a case's environments, on a device unless it is None."""
     settings = {"env": "Hopper-v5", "num_envs": 4, "env_kwargs": {"max_episode_steps": 12}} | CASES[name]
     autoreset = REGISTRY[name.split()[0]].autoreset
-    vector = make_vec(settings["env"], settings["num_envs"], seed=0, autoreset=autoreset, **settings["env_kwargs"])
+    make = partial(make_vec, settings["env"], settings["num_envs"], seed=0, **settings["env_kwargs"])
     if device is None:
-        return vector
+        return make(autoreset=autoreset)
     kind = device_env.DeviceTaskEnv if "families" in settings["env"] else device_env.DeviceEnv
-    return kind(vector, device, sim.unseen)
+    return kind(make(autoreset="disabled"), autoreset, device, sim.unseen)
 
 
 def agent_of(name: str, device: str, vector: VectorEnv) -> Agent:
