@@ -13,6 +13,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
+from agents.devices import sent
 from agents.policy.distributions import Distribution, Head
 
 
@@ -27,11 +28,21 @@ class Moments(NamedTuple):
     """Sums of squared differences from the mean, [O]."""
 
     @classmethod
-    def of(cls, x: Tensor) -> Self:
-        """Sum up the rows of x [n, O]; n may be 0."""
+    def of(cls, x: Tensor, mask: Tensor | None = None) -> Self:
+        """Sum up the rows of x [n, O], or those in a mask [n]; there may be none."""
+        n, mean, difference = cls._around_mean(x, mask)
+        return cls(n, mean, cls.spread(difference).sum(0))
+
+    @staticmethod
+    def _around_mean(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Give how many rows there are, their mean, and each one's difference from it, 0 of those that are none."""
         x = x.to(torch.float64)
-        mean = x.sum(0) / max(len(x), 1)
-        return cls(x.new_full((), len(x)), mean, cls.spread(x - mean).sum(0))
+        if mask is None:
+            mean = x.sum(0) / max(len(x), 1)
+            return x.new_full((), len(x)), mean, x - mean
+        n = mask.sum().double()
+        mean = x.masked_fill(~mask[:, None], 0).sum(0) / n.clamp(min=1)
+        return n, mean, (x - mean).masked_fill(~mask[:, None], 0)
 
     @staticmethod
     def spread(difference: Tensor) -> Tensor:
@@ -47,7 +58,7 @@ class Moments(NamedTuple):
 
     def to(self, device: torch.device | str) -> Self:
         """Return them on a device."""
-        return type(self)(*(part.to(device) for part in self))
+        return type(self)(*(sent(part, device) for part in self))
 
 
 class ObservationNormalizer(nn.Module):

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
@@ -54,7 +53,7 @@ class Collector:
         shared = resolved(vector.device) == self.device
         self.policy: Any = agent.policy if shared else copy.deepcopy(agent.policy).to(vector.device)
         pin = self.device.type == "cuda" and not shared
-        if vector.masked and vector.autoreset is AutoresetMode.SAME_STEP and "observations" in fields:
+        if vector.masked and vector.autoreset.name == "SAME_STEP" and "observations" in fields:
             fields = fields | {"final_observations": fields["observations"]}
         self.rollout = Rollout(n_steps, vector.num_envs, fields, vector.device, pin_memory=pin)
         self.observations: Tensor | None = None
