@@ -9,6 +9,7 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any, ClassVar, NoReturn, Self
 
 import gymnasium
@@ -26,13 +27,13 @@ from torch import Tensor
 from agents import checkpoint, noise
 from agents.checkpoint import with_prefix
 from agents.config import CommonConfig, Schedule, as_attribute, preset_values
-from agents.devices import Stopwatch
+from agents.devices import Instant
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.base import named_as_in, warn_of_units
 from agents.policy.choice import OFF_IN_SB3, checked_kwargs, known_policy, options_of
 from agents.policy.distributions import Head
-from agents.rollout.buffer import FieldSpec
-from agents.rollout.collector import Collector, buffer_fields
+from agents.rollout.buffer import FieldSpec, buffer_fields
+from agents.rollout.collector import Collector
 from agents.saving import Saved
 from envs import make_vec
 from envs.sb3 import SB3View, as_vector
@@ -308,10 +309,11 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         )
         self.collector.listener = listener if callback is not None or progress_bar else None
         listener.on_training_start(locals(), globals())
-        clock = Stopwatch(self.device)
+        now: Callable[[], Any] = time.perf_counter if self.device.type == "cpu" else lambda: Instant(self.device)
+        marks: tuple[Any, ...] = ()
         try:
             while self.num_timesteps < total:
-                clock.mark()
+                started = now()
                 listener.on_rollout_start()
                 self.amid_iteration = True
                 try:
@@ -322,7 +324,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                 if batch is None:
                     break
                 listener.on_rollout_end()
-                clock.mark()
+                collected = now()
                 if self.share_used is not None:
                     self._total_timesteps = math.ceil(self.num_timesteps / max(self.share_used(), 1e-6))
                     self._plan()
@@ -337,8 +339,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                 self.iteration += 1
                 self.counter += 1
                 self.amid_iteration = False
-                clock.mark()
-                self._record(**dict(zip(("collect", "train"), clock.read(), strict=False)))
+                before, marks = marks, (started, collected, now())
+                self._record(marks if self.device.type == "cpu" else before)  # a device is still at work on this one
                 if log_interval is not None and self.iteration % log_interval == 0:
                     self.logger.dump(self.num_timesteps)
                 yield self.iteration
@@ -376,8 +378,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             self.logger.record(name if "/" in name else f"train/{name}", value)
         return found
 
-    def _record(self, **seconds: float) -> None:
-        """Log how far training is, and the seconds that parts of an iteration took."""
+    def _record(self, marks: tuple[Any, ...] = ()) -> None:
+        """Log how far training is, and the seconds between the marks of an iteration."""
         assert self.env is not None
         if episodes := self.ep_info_buffer:
             self.logger.record("rollout/ep_rew_mean", float(np.mean([episode["r"] for episode in episodes])))
@@ -390,8 +392,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         self.logger.record("time/iterations", self.iteration)
         self.logger.record("time/time_elapsed", elapsed)
         self.logger.record("time/total_timesteps", self.num_timesteps)
-        for part, taken in seconds.items():
-            self.logger.record(f"time/{part}_seconds", taken)
+        for part, (first, last) in zip(("collect", "train"), pairwise(marks), strict=False):
+            self.logger.record(f"time/{part}_seconds", last - first)
         self.last_metrics = {key: value for key, value in self.logger.name_to_value.items() if value is not None}
 
     def dump_logs(self) -> None:

@@ -6,10 +6,7 @@ rollout's numbers, and for an update's, together.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,30 +42,14 @@ def fetched(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: found[name] for name in tensors}
 
 
-class Stopwatch:
-    """Times the parts of an iteration: by the host's clock, or where a device works by events among its work.
-
-    Args:
-        device: where the work is done.
+class Instant:
+    """A point among the work of a device, which the host does not wait for. The difference of two is in seconds, once
+    the device has passed them.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._marks: list[Any] = []
-        self._before: list[Any] = []
+        self.event = torch.Event(device, enable_timing=True)
+        self.event.record()
 
-    def mark(self) -> None:
-        """End a part, and begin the next one."""
-        if self.device.type == "cpu":
-            self._marks.append(time.perf_counter())
-        else:
-            self._marks.append(torch.Event(self.device, enable_timing=True))
-            self._marks[-1].record()
-
-    def read(self) -> list[float]:
-        """Give the parts' seconds and begin anew; on a device those of the last time, since these are not over yet."""
-        marks, self._marks = self._marks, []
-        if self.device.type == "cpu":
-            return [last - first for first, last in pairwise(marks)]
-        marks, self._before = self._before, marks
-        return [first.elapsed_time(last) / 1e3 for first, last in pairwise(marks)]
+    def __sub__(self, earlier: Instant) -> float:
+        return earlier.event.elapsed_time(self.event) / 1e3

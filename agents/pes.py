@@ -115,12 +115,27 @@ class PES(Agent):
         u, pairs = self._utilities(found.scores)
         u = sent(u, self.particles.xi.device)
         g = 2 * self.sigma * self.particles.weighted(u).sum(0) / pairs  # weighted: ξ (u⁺ - u⁻) / 2
-        numbers = fetched(self._numbers(found) | {"norm": g.norm(), "finite": g.isfinite().all()})
+        rollout = self.collector.rollout
+        numbers = fetched(
+            {
+                "finite": g.isfinite().all(),
+                "norm": g.norm(),
+                "signal_to_noise": found.signal_to_noise,
+                "deaths": rollout["terminated"].sum(),
+                "mean_steps": rollout["stepped"][:, 2::3].sum(),
+            }
+        )
+        metrics = found.metrics() | {
+            "train/gradient_signal_to_noise": numbers["signal_to_noise"].item(),
+            "train/gradient_norm": numbers["norm"].item(),
+            "search/twin_deaths": int(numbers["deaths"]),
+        }
         if not numbers["finite"]:
             raise FloatingPointError("the search direction is not finite; no step was made. Give a smaller sigma.")
         alpha = self._scheduled(self.current.learning_rate, self.config.learning_rate_end)
         self._ascend(sent(g, self.device), alpha)
-        self._record_window(found, numbers, alpha)
+        self.steps_with_mean_parameters += int(numbers["mean_steps"]) if self.scheme.shared else 0
+        self._record_window(metrics | {"train/learning_rate": alpha})
         if self.policy.normalize_observations:
             self._observe()
         if self.config.trials:
@@ -246,20 +261,9 @@ class PES(Agent):
 
     # Logging and saving ----------------------------------------------------------------------------------------------
 
-    def _numbers(self, found: Estimate) -> dict[str, Tensor]:
-        """Count what the window's log tells, beside what is on the host."""
-        rollout = self.collector.rollout
-        counts = {"signal_to_noise": found.signal_to_noise, "deaths": rollout["terminated"].sum()}
-        return counts | ({"mean_steps": rollout["stepped"][:, 2::3].sum()} if self.scheme.shared else {})
-
-    def _record_window(self, found: Estimate, numbers: dict[str, Tensor], alpha: float) -> None:
-        self.steps_with_mean_parameters += int(numbers.get("mean_steps", 0))
-        metrics = found.metrics() | {
-            "train/gradient_signal_to_noise": numbers["signal_to_noise"].item(),
-            "train/learning_rate": alpha,
-            "train/gradient_norm": numbers["norm"].item(),
+    def _record_window(self, metrics: dict[str, float | Tensor]) -> None:
+        metrics |= {
             "train/sigma": self.sigma,
-            "search/twin_deaths": int(numbers["deaths"]),
             "steps/perturbed": self.num_timesteps - self.steps_with_mean_parameters,
             "steps/mean_parameters": self.steps_with_mean_parameters,
         }

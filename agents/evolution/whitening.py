@@ -42,7 +42,10 @@ class Products(Moments):
     @classmethod
     def of(cls, x: Tensor, mask: Tensor | None = None) -> Self:
         """Sum up the rows of x [n, O], or those in a mask [n]; there may be none."""
-        n, mean, difference = cls._around_mean(x, mask)
+        n, mean, _ = Moments.of(x, mask)
+        difference = x.to(torch.float64) - mean
+        if mask is not None:
+            difference = difference.masked_fill(~mask[:, None], 0)
         return cls(n, mean, difference.T @ difference)
 
     @staticmethod

@@ -27,6 +27,10 @@ PRECONDITIONER_SAMPLES = {"diagonal": 1024, "kfac": 1024, "ekfac": 1024, "gram":
 """About how many samples a preconditioner is made from: it changes the way of conjugate gradients, not their goal."""
 
 
+ONE_BY_ONE = "cpu"
+"""The type of device on which matrices are decomposed one after the other."""
+
+
 class DampedInverse(ABC):
     """An approximation M of the damped Fisher matrix with a closed inverse."""
 
@@ -66,7 +70,11 @@ class Eigenbasis(NamedTuple):
     def of(cls, factors: list[tuple[Tensor, Tensor]]) -> list[Eigenbasis]:
         """Find those of blocks with the factors A and G; not numbers where a factor has entries that are none."""
         matrices = [matrix for pair in factors for matrix in pair]
-        eigen = (_eigen if matrices[0].device.type == "cpu" else eigen_together)(matrices)
+        eigen = (
+            eigen_together(matrices)
+            if matrices[0].device.type != ONE_BY_ONE
+            else [_eigen(matrix) for matrix in matrices]
+        )
         pairs = zip(eigen[::2], eigen[1::2], strict=True)
         return [cls(of_g[1], of_a[1], torch.outer(of_g[0], of_a[0])) for of_a, of_g in pairs]
 
@@ -103,25 +111,16 @@ class Kronecker(DampedInverse):
         return of_g @ (of_g.T @ matrix @ of_a * factors) @ of_a.T
 
 
-def _eigen(matrices: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Give eigenvalues, none below 0, and eigenvectors of each; not numbers where there are none to be found."""
-    return [
-        _decomposed(matrix)
-        if matrix.isfinite().all()
-        # A direction that is not finite is the caller's to reject.
-        else (torch.full_like(matrix[0], torch.nan), torch.full_like(matrix, torch.nan))
-        for matrix in matrices
-    ]
-
-
-def _decomposed(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def _eigen(matrix: Tensor, finite: bool = False) -> tuple[Tensor, Tensor]:
+    """Give eigenvalues, none below 0, and eigenvectors; not numbers where there are none to be found."""
     # Of float32 it may not converge where many eigenvalues are next to 0.
-    for given in (matrix, matrix.double()):
+    for given in (matrix, matrix.double()) if finite or matrix.isfinite().all() else ():
         try:
             values, vectors = torch.linalg.eigh(given)
         except torch.linalg.LinAlgError:
             continue
         return values.clamp_(min=0).to(matrix.dtype), vectors.to(matrix.dtype)
+    # A direction that is not finite is the caller's to reject.
     return torch.full_like(matrix[..., 0], torch.nan), torch.full_like(matrix, torch.nan)
 
 
@@ -134,7 +133,7 @@ def eigen_together(matrices: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         square.diagonal()[len(matrix) :] = -matrix.diagonal().mean() - torch.finfo(matrix.dtype).tiny
     finite = padded.isfinite().all(2).all(1)[:, None]
     one = torch.eye(side, dtype=padded.dtype, device=padded.device)
-    values, vectors = _decomposed(torch.where(finite[..., None], padded, one))
+    values, vectors = _eigen(torch.where(finite[..., None], padded, one), finite=True)
     values, vectors = torch.where(finite, values, torch.nan), torch.where(finite[..., None], vectors, torch.nan)
     found = []
     for of_one, columns, size in zip(values, vectors, map(len, matrices), strict=True):

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from agents.devices import sent
 from agents.policy.networks import Constant
 
 BLOCK = 2**22
@@ -116,10 +115,11 @@ class Layout:
         position: dict[nn.Parameter, Tensor] = {}
         p = 0
         for parameter in module.parameters():
-            position[parameter] = torch.arange(p, p + parameter.numel()).view(len(parameter), -1)
+            places = torch.arange(p, p + parameter.numel(), device=parameter.device)
+            position[parameter] = places.view(len(parameter), -1)
             p += parameter.numel()
         index = [torch.cat([position[x] for x in layer.parameters(recurse=False)], dim=1) for layer in layers]
-        order = sent(torch.cat([positions.flatten() for positions in index]), next(module.parameters()).device)
+        order = torch.cat([positions.flatten() for positions in index])
         if len(order) != p:
             raise UnfactoredModuleError(
                 "layers share a parameter; its score is then no outer product. Use dense_scores."

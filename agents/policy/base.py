@@ -30,19 +30,12 @@ class Moments(NamedTuple):
     @classmethod
     def of(cls, x: Tensor, mask: Tensor | None = None) -> Self:
         """Sum up the rows of x [n, O], or those in a mask [n]; there may be none."""
-        n, mean, difference = cls._around_mean(x, mask)
+        x, n = x.to(torch.float64), x.new_full((), len(x), dtype=torch.float64)
+        if mask is not None:
+            x, n = x.masked_fill(~mask[:, None], 0), mask.sum().double()
+        mean = x.sum(0) / n.clamp(min=1)
+        difference = x - mean if mask is None else (x - mean).masked_fill(~mask[:, None], 0)
         return cls(n, mean, cls.spread(difference).sum(0))
-
-    @staticmethod
-    def _around_mean(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Give how many rows there are, their mean, and each one's difference from it, 0 of those that are none."""
-        x = x.to(torch.float64)
-        if mask is None:
-            mean = x.sum(0) / max(len(x), 1)
-            return x.new_full((), len(x)), mean, x - mean
-        n = mask.sum().double()
-        mean = x.masked_fill(~mask[:, None], 0).sum(0) / n.clamp(min=1)
-        return n, mean, (x - mean).masked_fill(~mask[:, None], 0)
 
     @staticmethod
     def spread(difference: Tensor) -> Tensor:

@@ -51,11 +51,27 @@ class MinibatchConfig(AdvantageConfig):
         return n // self.batch_size
 
 
+LARGEST_REWARD = 1e15
+"""Largest size of a reward: float32 holds the squares of what a rollout of such adds up to."""
+
+
 class FieldSpec(NamedTuple):
     """What a rollout keeps per step and environment."""
 
     shape: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float32
+
+
+def buffer_fields(policy: Any) -> dict[str, FieldSpec]:
+    """Declare what is kept of the steps of a policy that samples its actions."""
+    head = policy.head
+    return {
+        "observations": FieldSpec(policy.observation_space.shape or ()),
+        "actions": FieldSpec(head.action_shape, head.action_dtype),
+        "rewards": FieldSpec(dtype=torch.float64),
+        "terminated": FieldSpec(dtype=torch.bool),
+        "truncated": FieldSpec(dtype=torch.bool),
+    }
 
 
 class Rollout:
@@ -128,7 +144,9 @@ class Rollout:
                 f"add got {', '.join(sorted(unknown))}; this rollout keeps {', '.join(sorted(self._fields))}."
             )
         if t == 0:
-            self.clear()
+            self._final, self.last_observations = [], None
+            if self._copies is not None:
+                self.clear()
         for name, value in values.items():
             row = self[name][t]
             if value.shape != row.shape:
@@ -307,3 +325,49 @@ def explained_variance(targets: Tensor, values: Tensor) -> Tensor:
     variance = targets.var(correction=0)
     share = (targets - values).var(correction=0) / variance
     return torch.where(variance > 0, 1 - share, torch.nan)
+
+
+class Given(NamedTuple):
+    """Numbers that environments gave."""
+
+    name: str
+    values: Tensor
+    steps: Tensor
+    """Of the rollout, [...]."""
+    ids: Tensor
+    """The environments, [...]."""
+    most: float
+    """Their largest size."""
+
+
+def numbers(rollout: Rollout) -> list[Given]:
+    """List what environments gave in a rollout: rewards, and observations, which are finite in the policy's dtype."""
+    T, N = rollout.n_steps, rollout.num_envs
+    steps, ids = torch.arange(T, device=rollout.device)[:, None].expand(T, N), torch.arange(N, device=rollout.device)
+    given, most = [], torch.finfo(torch.float32).max
+    if "rewards" in rollout.specs:
+        given.append(Given("reward", rollout["rewards"], steps + 1, ids.expand(T, N), LARGEST_REWARD))
+    if "observations" in rollout.specs:
+        final_steps, final_ids, final = rollout.final_observations()
+        given.append(Given("observation", rollout["observations"], steps, ids.expand(T, N), most))
+        given.append(Given("observation", final, final_steps + 1, final_ids, most))
+    if rollout.last_observations is not None:
+        given.append(Given("observation", rollout.last_observations, torch.full_like(ids, T), ids, most))
+    return [part for part in given if part.values.numel()]
+
+
+@torch.no_grad()
+def check_numbers(rollout: Rollout) -> None:
+    """Raise ValueError, which names environment, step and value, where one of a rollout's `numbers` is none or too
+    large, so that nothing can be learned from it.
+    """
+    for name, values, steps, ids, most in numbers(rollout):
+        if bool((torch.stack(torch.aminmax(values)).abs() <= most).all()):
+            continue
+        place = tuple((~(values.abs() <= most)).nonzero()[0].tolist())
+        value, row = values[place].item(), place[: steps.ndim]
+        values.zero_()  # where an environment stands still this would be found again
+        raise ValueError(
+            f"environment {ids[row]} gave the {name} {value} at step {steps[row]} of this rollout, from which nothing "
+            f"was learned; give numbers of at most {most:.3g} in size."
+        )

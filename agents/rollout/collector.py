@@ -1,4 +1,4 @@
-"""Collecting: who owns the acting policy, the counting and the callbacks."""
+"""Collecting: the loops that fill a rollout, and who owns the acting policy, the counting and the callbacks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,35 @@ from torch import Tensor
 from agents import noise
 from agents.devices import fetched, resolved, sent
 from agents.policy.base import named_as_in
-from agents.rollout.buffer import FieldSpec, Rollout
-from agents.rollout.collect import ActSome, Step, collect, collect_masked, collect_some
+from agents.rollout.buffer import FieldSpec, Rollout, check_numbers, numbers
 from envs.infos import row_of
 from envs.sb3 import LazyInfos
 from envs.vector import EpisodeStatistics, VectorEnv
 
 Sample = Callable[[Tensor, Tensor], Tensor]
 """Observations [N, *O] and noise [N, *noise_shape] to actions [N, *A]."""
-LARGEST_REWARD = 1e15
-"""Largest size of a reward: float32 holds the squares of what a rollout of such adds up to."""
+
+
+Act = Callable[[int, Tensor], tuple[Tensor, Tensor]]
+"""Step t and observations [N, *O] to the actions that the rollout keeps and those that the environment takes."""
+ActSome = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""The same for some environments: step t, observations [k, *O] and ids [k], a new tensor whenever they change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step of all environments gave."""
+
+    t: int
+    actions: Tensor
+    observations: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    info: dict[str, Any]
+    """Of the environments that were stepped, in the order of ids."""
+    ids: Tensor | None = None
+    """The environments that were stepped, or None for all; the others' rewards are 0, and they did not end."""
 
 
 class Collector:
@@ -85,7 +105,9 @@ class Collector:
         T, N, seed = self.rollout.n_steps, self.vector.num_envs, self.agent.stream_seed  # type: ignore[attr-defined]
         # Callbacks, where there are any, see ordinary tensors.
         with single_thread(), torch.inference_mode(self.listener is None), torch.no_grad():
-            block = sent(action_noise(self.policy, seed, counter, T, N), self.vector.device)
+            block = action_noise(self.policy, seed, counter, T, N)
+            if self.vector.device.type != "cpu":
+                block = sent(block, self.vector.device)
             choose = self.policy.sampler() if sample is None else sample
 
             def act(t: int, observations: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,13 +147,15 @@ class Collector:
         with torch.inference_mode(False):
             # An ordinary tensor, and one that the next step does not overwrite.
             self.observations = self.rollout.last_observations = observations.clone()
-            rollout, found = self.rollout, {"sound": sound(self.rollout)}
+            rollout = self.rollout
+            fine = [torch.stack(torch.aminmax(given.values)).abs() <= given.most for given in numbers(rollout)]
+            found = {"fine": torch.cat(fine).all()}
             if self.listener is None:
                 ended = rollout["terminated"] | rollout["truncated"]
                 stepped = rollout["stepped"] if "stepped" in rollout.specs else None
                 found |= self.episodes.update_rollout(rollout["rewards"], ended, stepped)
-            found = fetched(found)
-            if not found["sound"]:
+            found = found if rollout.device.type == "cpu" else fetched(found)
+            if not found["fine"]:
                 check_numbers(rollout)
             if self.listener is None:
                 self.agent.num_timesteps += int(found["steps"])
@@ -234,18 +258,6 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
 
 
-def buffer_fields(policy: Any) -> dict[str, FieldSpec]:
-    """Declare what is kept of the steps of a policy that samples its actions."""
-    head = policy.head
-    return {
-        "observations": FieldSpec(policy.observation_space.shape or ()),
-        "actions": FieldSpec(head.action_shape, head.action_dtype),
-        "rewards": FieldSpec(dtype=torch.float64),
-        "terminated": FieldSpec(dtype=torch.bool),
-        "truncated": FieldSpec(dtype=torch.bool),
-    }
-
-
 def action_noise(policy: Any, seed: int, counter: int, steps: int, num_envs: int) -> Tensor:
     """Draw what a rollout's actions are sampled with, [steps, num_envs, *noise_shape].
 
@@ -259,43 +271,159 @@ def action_noise(policy: Any, seed: int, counter: int, steps: int, num_envs: int
     return draw(seed, "action", counter, (steps, num_envs, *head.noise_shape))
 
 
-def sound(rollout: Rollout) -> Tensor:
-    """Say whether something can be learned from a rollout, a scalar; see `check_numbers`."""
-    fine = [torch.stack(torch.aminmax(values)).abs() <= most for _, values, _, _, most in _given(rollout)]
-    return torch.cat(fine).all()
+def collect(
+    env: VectorEnv,
+    act: Act,
+    rollout: Rollout,
+    observations: Tensor,
+    on_step: Callable[[Step], bool] | None = None,
+    on_end: Callable[[Tensor, dict[str, Any]], None] | None = None,
+) -> tuple[Tensor, bool]:
+    """Fill a rollout with T steps of N environments.
 
+    Only the fields that the rollout declares are kept. Where an episode was truncated and another began, the
+    observation that it really ended in is kept too, if the rollout keeps observations.
 
-@torch.no_grad()
-def check_numbers(rollout: Rollout) -> None:
-    """Raise ValueError, which names environment, step and value, where nothing can be learned from a rollout: an
-    observation is not finite in the policy's dtype, or a reward is not or is larger than LARGEST_REWARD.
+    Args:
+        env: num_envs = N, in SAME_STEP mode.
+        act: chooses actions.
+        rollout: begins anew.
+        observations: [N, *O], current in env.
+        on_step: called after each step; False stops collecting.
+        on_end: called before it with the mask of the environments that ended, if any did, and the info.
+
+    Returns:
+        The observations to go on from, valid until the next step, and whether all T steps were made.
     """
-    for name, values, at, of, most in _given(rollout):
-        if bool((torch.stack(torch.aminmax(values)).abs() <= most).all()):
-            continue
-        place = tuple((~(values.abs() <= most)).nonzero()[0].tolist())
-        value, row = values[place].item(), place[: at.ndim]
-        values.zero_()  # where an environment stands still this would be found again
-        raise ValueError(
-            f"environment {of[row]} gave the {name} {value} at step {at[row]} of this rollout, from which nothing was "
-            f"learned; give numbers of at most {most:.3g} in size."
-        )
+    keeps = rollout.specs.keys()
+    for t in range(rollout.n_steps):
+        actions, environment_actions = act(t, observations)
+        # Before the step, which may reuse the observations' memory.
+        before = {"observations": observations, "actions": actions}
+        rollout.add(t, **{name: value for name, value in before.items() if name in keeps})
+        observations, reward, terminated, truncated, info = env.step(environment_actions)
+        after = {"rewards": reward, "terminated": terminated, "truncated": truncated}
+        rollout.add(t, **{name: value for name, value in after.items() if name in keeps})
+        if "final_observations" in keeps:
+            rollout.add(t, final_observations=info["final_obs"])
+        elif "observations" in keeps and truncated.any():
+            ended = truncated.nonzero()[:, 0]
+            rollout.add_final(t, ended, info["final_obs"][ended])
+        if on_end is not None and bool((ended := terminated | truncated).any()):
+            on_end(ended, info)
+        if on_step is not None and not on_step(Step(t, actions, observations, reward, terminated, truncated, info)):
+            return observations, False
+    return observations, True
 
 
-def _given(rollout: Rollout) -> list[tuple[str, Tensor, Tensor, Tensor, float]]:
-    """List what environments gave: name, values, the steps and the environments of these, and their largest size."""
-    T, N = rollout.n_steps, rollout.num_envs
-    steps, ids = torch.arange(T, device=rollout.device)[:, None].expand(T, N), torch.arange(N, device=rollout.device)
-    given, most = [], torch.finfo(torch.float32).max
-    if "rewards" in rollout.specs:
-        given.append(("reward", rollout["rewards"], steps + 1, ids.expand(T, N), LARGEST_REWARD))
-    if "observations" in rollout.specs:
-        final_steps, final_ids, final = rollout.final_observations()
-        given.append(("observation", rollout["observations"], steps, ids.expand(T, N), most))
-        given.append(("observation", final, final_steps + 1, final_ids, most))
-    if rollout.last_observations is not None:
-        given.append(("observation", rollout.last_observations, torch.full_like(ids, T), ids, most))
-    return [part for part in given if part[1].numel()]
+def collect_some(
+    env: VectorEnv,
+    act: ActSome,
+    rollout: Rollout,
+    observations: Tensor,
+    ids: Tensor,
+    on_step: Callable[[Step], bool] | None = None,
+    on_end: Callable[[Tensor, dict[str, Any]], None] | None = None,
+) -> tuple[Tensor, bool]:
+    """Fill a rollout with steps of some environments, each of which stands still once it has ended.
+
+    A step costs what the environments that go on cost: only their rows are worked on. Where environments stand still,
+    the fields "rewards", "terminated", "truncated" and "stepped" hold 0, and what the others hold means nothing.
+    Collecting ends after T steps, or when all have ended.
+
+    Args:
+        env: N environments in DISABLED mode.
+        act: chooses the actions of those that go on.
+        rollout: is cleared first.
+        observations: [N, *O], current in env.
+        ids: the environments to step, int64 [k] in ascending order.
+        on_step: called after each step; False stops collecting.
+        on_end: called before it with the mask of the environments that ended, if any did, and the info.
+
+    Returns:
+        The observations to go on from [N, *O], and whether on_step let all steps be made.
+    """
+    rollout.clear()
+    keeps = rollout.specs.keys()
+    for name in keeps & {"rewards", "terminated", "truncated"}:
+        rollout[name].zero_()
+
+    def keep(name: str, t: int, values: Tensor) -> None:
+        if name in keeps:
+            rollout.put(name, t, ids, values)
+
+    def whole(values: Tensor) -> Tensor:
+        return values.new_zeros(env.num_envs, *values.shape[1:]).index_copy_(0, ids, values)
+
+    observations = observations.clone()
+    current = observations[ids]
+    lengths = torch.zeros(env.num_envs, dtype=torch.int64, device=ids.device)
+    # Cast once a step: between two steps of the physics every operation finds cold caches.
+    observed = rollout["observations"].dtype if "observations" in keeps else current.dtype
+    for t in range(rollout.n_steps):
+        seen = current.to(observed)
+        actions, environment_actions = act(t, seen, ids)
+        keep("observations", t, seen)
+        keep("actions", t, actions)
+        everyone = len(ids) == env.num_envs
+        current, reward, terminated, truncated, info = env.step(environment_actions, None if everyone else ids)
+        keep("rewards", t, reward)
+        ends = True in terminated.tolist() or True in truncated.tolist()
+        if ends:
+            keep("terminated", t, terminated)
+            keep("truncated", t, truncated)
+            if on_end is not None:
+                on_end(terminated | truncated, info)
+        if on_step is not None:
+            shown = observations.index_copy(0, ids, current)
+            rewards, terminations, truncations = (whole(x) for x in (reward, terminated, truncated))
+            if not on_step(Step(t, whole(actions), shown, rewards, terminations, truncations, info, ids)):
+                return shown, False
+        if ends:
+            # Of all, those that go on too: what these reach later replaces it.
+            observations.index_copy_(0, ids, current)
+            lengths.index_fill_(0, ids, t + 1)
+            going = (~(terminated | truncated)).nonzero()[:, 0]
+            ids, current = ids.index_select(0, going), current.index_select(0, going)
+            if not len(ids):
+                break
+    observations.index_copy_(0, ids, current)
+    lengths.index_fill_(0, ids, rollout.n_steps)
+    if "stepped" in keeps:
+        steps = torch.arange(rollout.n_steps, device=ids.device)
+        torch.lt(steps[:, None], lengths, out=rollout["stepped"])
+    return observations, True
+
+
+def collect_masked(
+    env: VectorEnv,
+    act: ActSome,
+    rollout: Rollout,
+    observations: Tensor,
+    ids: Tensor,
+    on_step: Callable[[Step], bool] | None = None,
+) -> tuple[Tensor, bool]:
+    """Do as `collect_some` without asking who has ended: all environments are stepped, always T times, and masked.
+
+    Args: as of `collect_some`; env is `masked`, and environments that are not in ids have ended.
+    """
+    rollout.clear()
+    keeps, everyone = rollout.specs.keys(), torch.arange(env.num_envs, device=env.device)
+    going = torch.zeros_like(everyone, dtype=torch.bool).index_fill_(0, ids, True)
+    for t in range(rollout.n_steps):
+        actions, environment_actions = act(t, observations, everyone)
+        current, rewards, terminated, truncated, info = env.step(environment_actions)
+        kept = {"observations": observations, "actions": actions, "rewards": rewards, "stepped": going}
+        kept |= {"terminated": terminated, "truncated": truncated}
+        rollout.add(t, **{name: value for name, value in kept.items() if name in keeps})
+        seen = going.view(-1, *(1,) * (current.ndim - 1))
+        observations = torch.where(seen, current, observations)
+        if on_step is not None:
+            stepped = going.nonzero()[:, 0]
+            if not on_step(Step(t, actions, observations, rewards, terminated, truncated, info, stepped)):
+                return observations, False
+        going = going & ~(terminated | truncated)
+    return observations, True
 
 
 _outside: list[int] = []

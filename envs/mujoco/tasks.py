@@ -321,7 +321,7 @@ class RandomStreams:
         xp, first, keys = self._xp, self._position, self._keys
         self._position += size
         counter = xp.arange(first, self._position, dtype=keys.dtype, device=keys.device)
-        unit = xp.astype(_shifted(_mix(keys + counter * _GOLDEN), 11), xp.float64) * 2.0**-53
+        unit = xp.astype(_mix(keys + counter * _GOLDEN) >> 11 & 2**53 - 1, xp.float64) * 2.0**-53
         return low + (high - low) * unit
 
     def normal(self, size: int) -> Array:
@@ -333,14 +333,10 @@ class RandomStreams:
 
 def _mix(z: Array) -> Array:
     """Scramble 64 bits: SplitMix64's finalizer (Steele, Lea and Flood 2014, https://doi.org/10.1145/2660193.2660195)."""
-    z = (z ^ _shifted(z, 30)) * _FACTORS[0]
-    z = (z ^ _shifted(z, 27)) * _FACTORS[1]
-    return z ^ _shifted(z, 31)
-
-
-def _shifted(z: Array, places: int) -> Array:
-    """Shift 64 bits to the right and zeros in."""
-    return (z >> places) & (2 ** (64 - places) - 1)
+    # The masks shift zeros in, where int64 would shift its sign.
+    z = (z ^ (z >> 30 & 2**34 - 1)) * _FACTORS[0]
+    z = (z ^ (z >> 27 & 2**37 - 1)) * _FACTORS[1]
+    return z ^ (z >> 31 & 2**33 - 1)
 
 
 PLANAR_TASKS = (HalfCheetah, Hopper, InvertedDoublePendulum, InvertedPendulum, Swimmer, Walker2d)

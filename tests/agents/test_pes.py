@@ -31,8 +31,7 @@ from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.base import Moments, ObservationNormalizer
 from agents.policy.networks import parameter_vector
 from agents.rollout.buffer import Rollout
-from agents.rollout.collect import Step, collect_some
-from agents.rollout.collector import Collector
+from agents.rollout.collector import Collector, Step, collect_some
 from envs import GymVectorEnv, SnapshotError, VectorEnv, make_vec
 
 BOX = spaces.Box(-np.inf, np.inf, (5,))

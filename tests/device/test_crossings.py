@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from agents import NPG
-from agents.devices import Stopwatch, fetched, resolved, sent
+from agents.devices import Instant, fetched, resolved, sent
 from agents.natural.kronecker import _eigen, eigen_together
 from agents.optim.flat import FlatParameters
 
@@ -40,15 +40,18 @@ def test_what_is_sent_does_not_make_the_host_wait(device: str) -> None:
     assert sent(there, device) is there
 
 
-def test_a_stopwatch_reads_a_device_without_waiting_one_time_later(device: str) -> None:
-    clock = Stopwatch(torch.device(device))
-    for expected in (0, 2):
-        for _ in range(3):
-            clock.mark()
-        with sim.record() as log:
-            laps = clock.read()
-        assert (len(laps), log.waits) == (expected, 0)
-        assert all(lap >= 0 for lap in laps)
+def test_two_instants_of_a_device_are_seconds_apart(device: str) -> None:
+    with sim.record() as log:
+        first, last = Instant(torch.device(device)), Instant(torch.device(device))
+    assert log.waits == 0
+    last.event.synchronize()
+    assert 0 <= last - first < 10
+
+
+def test_the_seconds_of_a_device_are_those_of_the_iteration_before(device: str) -> None:
+    agent = NPG("MlpPolicy", "InvertedPendulum-v5", num_envs=2, n_steps=4, net_arch=(4,), seed=0, device=device)
+    told = [{name for name in agent.last_metrics if name.endswith("_seconds")} for _ in agent.iterations(16)]
+    assert told == [set(), {"time/collect_seconds", "time/train_seconds"}]
 
 
 def test_a_gradient_that_is_not_finite_becomes_zero_and_its_norm_tells(device: str) -> None:
@@ -74,7 +77,7 @@ def test_matrices_are_decomposed_together_as_one_by_one(device: str) -> None:
     with sim.record() as log:
         found = eigen_together(there)
     assert log.waits <= 1, log.table()
-    for matrix, (values, vectors), (expected, _) in zip(matrices, found, _eigen(matrices), strict=True):
+    for matrix, (values, vectors), (expected, _) in zip(matrices, found, map(_eigen, matrices), strict=True):
         values, vectors = (sim.to_host(x).cpu() for x in (values, vectors))
         if matrix.isnan().any():
             assert values.isnan().all()

@@ -70,7 +70,7 @@ def _one_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setattr(networks.Tanh, "forward", lambda self, x: torch.tanh(x))
     monkeypatch.setattr(copos, "jvp", jvp)
-    monkeypatch.setattr(kronecker, "_eigen", kronecker.eigen_together)
+    monkeypatch.setattr(kronecker, "ONE_BY_ONE", None)
     monkeypatch.setattr(policy_search, "chosen", policy_search.masked)
 
 
