@@ -9,6 +9,7 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import gymnasium
@@ -27,13 +28,14 @@ from torch.nn.utils import get_total_norm
 from agents import checkpoint, noise
 from agents.checkpoint import with_prefix
 from agents.config import CommonConfig, Schedule, as_attribute, preset_values
+from agents.devices import Instant
 from agents.failures import Failures
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.base import named_as_in, refuse_frozen, warn_of_units
 from agents.policy.choice import OFF_IN_SB3, checked_kwargs, known_policy, options_of
 from agents.policy.distributions import Head
-from agents.rollout.buffer import FieldSpec
-from agents.rollout.collector import Collector, buffer_fields, single_thread
+from agents.rollout.buffer import FieldSpec, buffer_fields
+from agents.rollout.collector import Collector, single_thread
 from agents.saving import Begun, Saved
 from envs import make_vec
 from envs.sb3 import SB3View, as_vector
@@ -131,6 +133,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             monitor_wrapper=False,
             seed=seed,
         )
+        if device != "auto" and torch.device(device).type != self.device.type:  # SB3 takes the CPU then
+            raise ValueError(f"device is {device!r}, but PyTorch sees no such device here; give 'cpu' or 'auto'.")
         self.__dict__.pop("learning_rate", None)
         self.config, self.current = config, config.at(self.schedules, 1.0)
         """What was given, and as it is now, where some of it has a schedule."""
@@ -314,9 +318,11 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         self.collector.listener = listener if callback is not None or progress_bar else None
         state, parameters = (*self.policy.parameters(), *self.policy.buffers()), [*self.policy.parameters()]
         listener.on_training_start(locals(), globals())
+        now: Callable[[], Any] = time.perf_counter if self.device.type == "cpu" else lambda: Instant(self.device)
+        marks: tuple[Any, ...] = ()
         try:
             while self.num_timesteps < total:
-                started = time.perf_counter()
+                started = now()
                 listener.on_rollout_start()
                 blowups, steps, self.amid_iteration = self.collector.vector.blowups, self.num_timesteps, True
                 if self.keeps_beginnings or self.collector.listener is not None:
@@ -331,7 +337,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                     break
                 listener.on_rollout_end()
                 self.begun = None
-                collected = time.perf_counter()
+                collected = now()
                 if self.share_used is not None:
                     self._total_timesteps = math.ceil(self.num_timesteps / max(self.share_used(), 1e-6))
                     self._plan()
@@ -352,7 +358,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                     self.collector.follow(self.policy)
                 self.iteration, self.counter = self.iteration + 1, self.counter + 1
                 self.amid_iteration = False
-                self._record(collect=collected - started, train=time.perf_counter() - collected)
+                earlier, marks = marks, (started, collected, now())
+                self._record(marks if self.device.type == "cpu" else earlier)  # a device is still at work on this one
                 if log_interval is not None and self.iteration % log_interval == 0:
                     self.logger.dump(self.num_timesteps)
                 if self.failures.diverging or self.collector.vector.blowups > blowups:
@@ -373,13 +380,19 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
     def train(self, batch: Any) -> None:
         """Update once from what `collect` gave; a stop_reason, a sentence, ends training after it."""
 
-    def record(self, metrics: Mapping[str, float]) -> None:
-        """Log what an update did, name by name, under train/ unless a name has a group of its own."""
-        for name, value in metrics.items():
-            self.logger.record(name if "/" in name else f"train/{name}", value)
+    def record(self, metrics: dict[str, Any]) -> dict[str, float]:
+        """Log what an update did, name by name, under train/ unless a name has a group of its own.
 
-    def _record(self, **seconds: float) -> None:
-        """Log how far training is, and the seconds that parts of an iteration took."""
+        Numbers that are tensors, of shape (), come to the host here, together. Gives all numbers.
+        """
+        tensors = {name: value.detach().double() for name, value in metrics.items() if isinstance(value, Tensor)}
+        numbers = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True)) if tensors else {}
+        for name, value in (found := metrics | numbers).items():
+            self.logger.record(name if "/" in name else f"train/{name}", value)
+        return found
+
+    def _record(self, marks: tuple[Any, ...] = ()) -> None:
+        """Log how far training is, and the seconds between the marks of an iteration."""
         assert self.env is not None
         if episodes := self.ep_info_buffer:
             self.logger.record("rollout/ep_rew_mean", float(np.mean([episode["r"] for episode in episodes])))
@@ -392,8 +405,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         self.logger.record("time/iterations", self.iteration)
         self.logger.record("time/time_elapsed", elapsed)
         self.logger.record("time/total_timesteps", self.num_timesteps)
-        for part, taken in seconds.items():
-            self.logger.record(f"time/{part}_seconds", taken)
+        for part, (first, last) in zip(("collect", "train"), pairwise(marks), strict=False):
+            self.logger.record(f"time/{part}_seconds", last - first)
         self.last_metrics = {key: value for key, value in self.logger.name_to_value.items() if value is not None}
 
     def dump_logs(self) -> None:

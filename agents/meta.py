@@ -194,7 +194,7 @@ class MetaAgent(Agent):
         assign_parameters(self.policy.actor, self.phi)
         assert self.rollout is not None
         self.policy.update_normalizer(self.rollout["observations"].flatten(0, 1))
-        self.record(self.tasks.report(batch, gradients) | {"meta_gradient_norm": meta_gradient.norm().item()})
+        self.record(self.tasks.report(batch, gradients) | {"meta_gradient_norm": meta_gradient.norm()})
 
 
 class Reptile(MetaAgent):

@@ -84,8 +84,8 @@ class NPG(Agent):
         step = self.curvature.direction(Psi, A, rows)  # (Ψᵀ Ψ / n + λ I) w = Ψᵀ A / n
 
         line, beta = Line(policy.actor, step.direction, old, s, c.log_std_min), 0.0
-        if 0 < step.quadratic < math.inf:
-            first = step_size(step.quadratic, target)
+        if 0 < (quadratic := step.quadratic.item()) < math.inf:
+            first = step_size(quadratic, target)
             if c.line_search:  # Schulman et al. 2015, appendix C
                 gain = lambda: (torch.expm1(line.new.log_prob(a) - Psi.values) * A).mean().item()  # noqa: E731
                 beta, _ = line_search(lambda beta: (line.kl(beta), gain()), first, target)

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from agents.base import Agent
 from agents.checkpoint import with_prefix
 from agents.config import at_least, between
+from agents.devices import fetched, sent
 from agents.evolution.engine import Estimate, Particles, Shape, estimate, start
 from agents.evolution.policies import DeterministicLinear, DeterministicMlp, DeterministicPolicy
 from agents.evolution.policy_search import PolicySearch, SearchConfig, StopAsked
@@ -112,11 +113,29 @@ class PES(Agent):
         """θ ← θ + α g, where g is the mean over pairs of (u⁺ - u⁻) σ ξ and u the utilities of the scores R."""
         assert self.particles is not None
         u, pairs = self._utilities(found.scores)
+        u = sent(u, self.particles.xi.device)
         g = 2 * self.sigma * self.particles.weighted(u).sum(0) / pairs  # weighted: ξ (u⁺ - u⁻) / 2
+        rollout = self.collector.rollout
+        numbers = fetched(
+            {
+                "finite": g.isfinite().all(),
+                "norm": g.norm(),
+                "signal_to_noise": found.signal_to_noise,
+                "deaths": rollout["terminated"].sum(),
+                "mean_steps": rollout["stepped"][:, 2::3].sum(),
+            }
+        )
+        metrics = found.metrics() | {
+            "train/gradient_signal_to_noise": numbers["signal_to_noise"].item(),
+            "train/gradient_norm": numbers["norm"].item(),
+            "search/twin_deaths": int(numbers["deaths"]),
+        }
+        if not numbers["finite"]:
+            raise FloatingPointError("the search direction is not finite; no step was made. Give a smaller sigma.")
         alpha = self._scheduled(self.current.learning_rate, self.config.learning_rate_end)
-        metrics = found.metrics() | {"train/learning_rate": alpha, "train/gradient_norm": g.norm().item()}
-        self._ascend(g.to(self.device), alpha)
-        self._record_window(metrics)
+        self._ascend(sent(g, self.device), alpha)
+        self.steps_with_mean_parameters += int(numbers["mean_steps"]) if self.scheme.shared else 0
+        self._record_window(metrics | {"train/learning_rate": alpha})
         if self.policy.normalize_observations:
             self._observe()
         if self.config.trials:
@@ -132,8 +151,12 @@ class PES(Agent):
 
     def _shape(self, whitening: Whitening) -> Shape | None:
         """Say how perturbations are shaped: by S of the first layer's metric, once enough has been observed."""
-        acting, M = self.collector.policy, whitening.matrix(self.policy.normalizer)
-        return None if M is None else lambda z: acting.whitened(z, M.to(z.device))
+        acting = self.collector.policy
+        M = whitening.matrix(acting.normalizer)
+        if M is None:
+            return None
+        M = sent(M, self.collector.vector.device)
+        return lambda z: acting.whitened(z, M)
 
     def _utilities(self, scores: Tensor) -> tuple[Tensor, int]:
         """Say what the scores R [2n] count, and how many pairs do."""
@@ -156,8 +179,6 @@ class PES(Agent):
 
     def _ascend(self, g: Tensor, alpha: float) -> None:
         """Let the optimizer make a step of size α along g [P]."""
-        if not g.isfinite().all():
-            raise FloatingPointError("the search direction is not finite; no step was made. Give a smaller sigma.")
         c, share = self.config, 1 / self.scheme.windows
         momentum = (0.9 if c.optimizer != "sgd" else 0.0) if c.momentum is None else c.momentum
         (group,) = self.optimizer.param_groups
@@ -222,6 +243,8 @@ class PES(Agent):
         if c.top_directions is not None and c.top_directions > (pairs := self.scheme.particles // 2):
             raise ValueError(f"top_directions is {c.top_directions}; there are {pairs} pairs.")
         super()._connect(env)
+        if self.particles is not None:  # a file's, which come before the environments
+            self.particles = self.particles.to(env.vector.device)
         self.task = PolicySearch(self.collector, c, products=c.whitening_memory is not None)
 
     def _buffer_fields(self) -> dict[str, FieldSpec]:
@@ -239,12 +262,8 @@ class PES(Agent):
     # Logging and saving ----------------------------------------------------------------------------------------------
 
     def _record_window(self, metrics: dict[str, float | Tensor]) -> None:
-        rollout = self.collector.rollout
-        if self.scheme.shared:
-            self.steps_with_mean_parameters += int(rollout["stepped"][:, 2::3].sum())
         metrics |= {
             "train/sigma": self.sigma,
-            "search/twin_deaths": int(rollout["terminated"].sum()),
             "steps/perturbed": self.num_timesteps - self.steps_with_mean_parameters,
             "steps/mean_parameters": self.steps_with_mean_parameters,
         }

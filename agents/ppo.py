@@ -15,7 +15,9 @@ from torch.optim import Optimizer
 from agents import noise
 from agents.base import Agent
 from agents.config import AgentConfig
-from agents.optim.effective_steps import charts, report
+from agents.devices import sent
+from agents.optim.effective_steps import charts, step_lengths
+from agents.optim.flat import check_norm
 from agents.optim.registry import (
     HANDOVER_STEPS,
     OptimizerConfig,
@@ -102,23 +104,29 @@ class PPO(Agent):
         explained = explained_variance(returns, returns - A)
 
         history: list[Losses] = []
+        norms: list[Tensor] = []
         for minibatch in self._minibatches(Minibatch(s, a, A, z, v, log_old)):
             losses = self._losses(minibatch)
             history.append(Losses(*(value.detach() for value in losses)))
             if c.target_kl is not None and approximate_kl(history[-1].log_ratio) > 1.5 * c.target_kl:
                 break
-            self.flat.differentiate(losses.loss, c.max_grad_norm)
+            self.flat.differentiate(losses.loss)
+            norms.append(self.flat.clip(c.max_grad_norm))
             self.optimizer.step()
 
         metrics = report_losses(history, self.minibatches, policy.actor, s, old, c.clip_range)
+        metrics |= step_lengths(self.optimizer, PARTS) | {"explained_variance": explained}
+        if norms:
+            metrics["gradient_norm"] = torch.stack(norms).amax()
         policy.update_normalizer(observations)
-        self.record(metrics | report(self.optimizer, PARTS) | {"explained_variance": explained.item()})
+        check_norm(self.record(metrics).get("gradient_norm", 0.0))
 
     def _minibatches(self, rollout: Minibatch) -> Iterator[Minibatch]:
         """Go n_epochs times through all n samples, in a new order each time."""
         c, n = self.config, len(rollout.A)
         for epoch in range(c.n_epochs):
-            rows = noise.permutation(self.stream_seed, "minibatch", self.counter, n, epoch).to(self.device)
+            rows = noise.permutation(self.stream_seed, "minibatch", self.counter, n, epoch)
+            rows = sent(rows, self.device)
             shuffled = Minibatch(*(x[rows] for x in rollout))
             if c.normalize_advantage:  # with n - 1 and 1e-8, as SB3 does
                 A = shuffled.A.view(-1, c.batch_size)

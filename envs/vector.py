@@ -26,7 +26,7 @@ MOST_ENVS = 1_000_000
 LARGEST_CHOICE = 100_000
 """Values that an observation may choose among, each of which a policy has weights for."""
 Ids = Sequence[int] | np.ndarray | Tensor | None
-Seeds = int | Sequence[int | None] | np.ndarray | None
+Seeds = int | Sequence[int | None] | np.ndarray | Tensor | None
 
 
 class VectorEnv(gymnasium.vector.VectorEnv):
@@ -54,6 +54,10 @@ class VectorEnv(gymnasium.vector.VectorEnv):
 
     tells_of_episodes: bool = True
     """Whether the info of an episode's end may hold "is_success" or a Monitor's "episode"."""
+
+    masked: bool = False
+    """Whether all environments are stepped always, and those that have ended are masked; see
+    `envs.device.DeviceVectorEnv`."""
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ SUBJECTS = ("agents.optim", "agents.natural", "agents.evolution", "agents.adapta
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("envs",),
-    ("agents.noise", "agents.config", "agents.failures", "agents.checkpoint", "agents.presets"),
+    ("agents.noise", "agents.config", "agents.devices", "agents.failures", "agents.checkpoint", "agents.presets"),
     ("agents.policy",),
     ("agents.rollout",),
     SUBJECTS,

@@ -152,12 +152,12 @@ class TaskPolicies:
         s = data.s[:, :: -(-data.log_old.numel() // KL_SAMPLES)]
         return self.actor.distribution(before, s).kl(self.actor.distribution(after, s)).mean()
 
-    def report(self, batch: Adaptation, gradients: Tensor) -> dict[str, float]:
+    def report(self, batch: Adaptation, gradients: Tensor) -> dict[str, Tensor]:
         """Say how the policies adapted: returns, lengths of the steps, how far the gradients [k, M, P] agree."""
-        report = {f"adapt/return_{j}": data.returns.mean().item() for j, data in enumerate(batch.batches)}
+        report = {f"adapt/return_{j}": data.returns.mean() for j, data in enumerate(batch.batches)}
         steps = zip(batch.thetas, batch.thetas[1:], batch.batches, strict=False)
-        report["adapt/inner_kl"] = torch.stack([self.kl(*step) for step in steps]).mean().item()
-        report["adapt/gradient_inner_product"] = inner_products(gradients).mean().item()
+        report["adapt/inner_kl"] = torch.stack([self.kl(*step) for step in steps]).mean()
+        report["adapt/gradient_inner_product"] = inner_products(gradients).mean()
         if self.policy.actor.log_std is not None:
-            report["std"] = self.policy.actor.log_std.bias.exp().mean().item()
+            report["std"] = self.policy.actor.log_std.bias.exp().mean()
         return report

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from agents import noise
 from agents.checkpoint import with_prefix
+from agents.devices import fetched, sent
 from agents.evolution.unroll import ParticleState, Unroll
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -151,13 +152,13 @@ class Particles:
     xi: Tensor
     """Σ ε/σ² over the perturbations since the reset, each with the σ that it was drawn with, [n, P]."""
     phase: Tensor
-    """Windows since the reset, int64 [n]."""
+    """Windows since the reset, int64 [n]; on the host, as all that says what is to be done next."""
     limit: Tensor
-    """Windows after which the pair resets at the latest, int64 [n]."""
+    """Windows after which the pair resets at the latest, int64 [n]; on the host."""
     due: Tensor
-    """Whether the pair resets before the next window, boolean [n]."""
+    """Whether the pair resets before the next window, boolean [n]; on the host."""
     ended: Tensor
-    """Whether the episodes ended, boolean [n, s]."""
+    """Whether the episodes ended, boolean [n, s]; on the host."""
     state: ParticleState
     """The task's state of n s rows; empty before the first window."""
 
@@ -170,6 +171,11 @@ class Particles:
         plus, minus = utilities.view(-1, 2).T
         estimates = self.xi * ((plus - minus).to(self.xi.dtype) / 2)[:, None]
         return torch.stack([shard.sum(0) for shard in estimates.split(noise.SHARD)])
+
+    def to(self, device: torch.device | str) -> Particles:
+        """Return them with what is computed with on a device."""
+        state = {name: value.to(device) for name, value in self.state.items()}
+        return replace(self, epsilon=self.epsilon.to(device), xi=self.xi.to(device), state=state)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all but the seed, the counter and the first pair, for a file."""
@@ -188,7 +194,8 @@ class Particles:
 class Estimate:
     """A gradient estimate from one window of n pairs, kept in parts that `join` puts together.
 
-    The gradient is linear in the scores: to scale scores, divide it. A score that is not finite makes it so too.
+    The gradient is linear in the scores: to scale scores, divide it. A score that is not finite makes it so too. All
+    but sums and squares are on the host.
     """
 
     sums: Tensor
@@ -230,15 +237,14 @@ class Estimate:
         return self.phase.bincount(self.xi_norm) / self.phases
 
     def metrics(self) -> dict[str, float | Tensor]:
-        """Say how the search went; tensors are for histograms."""
+        """Say how the search went, of what is on the host; tensors are for histograms."""
         ages = {f"search/xi_norm_at_age_{age:02}": norm for age, norm in enumerate(self.xi_by_phase.tolist())}
         return {
-            "train/gradient_signal_to_noise": self.signal_to_noise.item(),
             "train/score_mean": self.scores.mean().item(),
             "train/score_std": self.scores.std(correction=0).item(),
             "search/live_twins": int((self.steps > 0).sum()),
             "search/xi_norm": self.xi_norm.mean().item(),
-            "search/phases": self.phase.cpu(),
+            "search/phases": self.phase,
             **{name: norm for name, norm in ages.items() if not math.isnan(norm)},
         }
 
@@ -267,7 +273,7 @@ def start(
             f"pairs {first_pair} to {first_pair + n - 1} are no range of the {total} pairs that begins at a multiple "
             f"of {noise.SHARD}."
         )
-    index = torch.arange(first_pair, first_pair + n, device=theta.device)
+    index = torch.arange(first_pair, first_pair + n)
     limit = torch.full_like(index, torch.iinfo(torch.int64).max)
     if scheme.horizon is not None:
         windows = scheme.horizon // scheme.window
@@ -283,7 +289,7 @@ def start(
         phase=torch.zeros_like(index),
         limit=limit,
         due=torch.ones_like(index, dtype=torch.bool),
-        ended=torch.zeros(n, scheme.states, dtype=torch.bool, device=theta.device),
+        ended=torch.zeros(n, scheme.states, dtype=torch.bool),
         state={},
     )
 
@@ -331,11 +337,11 @@ def estimate(
     # A shared state is unrolled in every row of its pair.
     before = {name: value.repeat_interleave(width // carried, 0) for name, value in particles.state.items()}
     ended_before = particles.ended.repeat_interleave(width // carried, 1)
-    signs = torch.tensor(scheme.signs, dtype=theta.dtype, device=theta.device)
+    signs = sent(torch.tensor(scheme.signs, dtype=theta.dtype), theta.device)
     with torch.set_grad_enabled(scheme.analytic):
         rows = (theta.detach() + signs[:, None] * epsilon[:, None]).flatten(0, 1).requires_grad_(scheme.analytic)
         state, scores, ended = _advance(task, rows, before, ended_before.flatten(), scheme.window)
-        scores, ended = scores.view(-1, width), ended.view(-1, width)
+        scores = scores.view(-1, width)
         own = _own_effect(scores, rows) if scheme.analytic else None
 
     scores = scores.detach()
@@ -344,14 +350,17 @@ def estimate(
         estimates = xi * difference[:, None]
     else:
         estimates = own + (xi - epsilon / sigma**2) * (difference - (epsilon * own).sum(1))[:, None]
+    # What the host goes by, in one copy.
+    steps = (state["steps"] - before["steps"]).view(-1, width).sum(1)
+    host = {"scores": scores[:, :2].flatten(), "xi_norm": xi.norm(dim=1), "steps": steps}
+    host = fetched(host | {"ended": ended.view(-1, width)})
+    ended = host.pop("ended")
     result = Estimate(
         sums=torch.stack([shard.sum(0) for shard in estimates.split(noise.SHARD)]),
         squares=estimates.square().sum(1),
-        scores=scores[:, :2].flatten(),
         phase=particles.phase,
-        xi_norm=xi.norm(dim=1),
         deaths=(ended & ~ended_before)[:, :2].sum(1),
-        steps=(state["steps"] - before["steps"]).view(-1, width).sum(1),
+        **host,
     )
 
     # A shared state is the last row's; own states are all rows.
@@ -377,41 +386,43 @@ def _renew(task: Unroll, scheme: Scheme, sigma: float, particles: Particles, sha
 
     All rows of a pair begin with the same key. With a shared state only this window's ε has an effect.
     """
-    old, due, every = particles, particles.due[:, None], scheme.resample_every
+    old, every, device = particles, scheme.resample_every, particles.xi.device
     phase = old.phase.masked_fill(old.due, 0)
-    epsilon, xi = old.epsilon, old.xi.masked_fill(due, 0)
+    epsilon, xi = old.epsilon, old.xi.masked_fill(sent(old.due[:, None], device), 0)
     renewed = phase == 0 if every is None else phase % every == 0
     if renewed.any():
         size = (1, *xi.shape)
-        z = noise.normal(old.seed, "perturbation", old.counter, size, xi.dtype, start=old.first_pair)[0].to(xi.device)
+        z = noise.normal(old.seed, "perturbation", old.counter, size, xi.dtype, start=old.first_pair)[0]
+        z = sent(z, device)
         if shape is not None:
             # By shard, since a product's rounding may depend on how many rows it has.
             z = torch.cat([shape(shard) for shard in z.split(noise.SHARD)])
         past = torch.zeros_like(xi) if scheme.shared else xi
-        epsilon = torch.where(renewed[:, None], sigma * z, epsilon)
-        xi = torch.where(renewed[:, None], past + z / sigma, xi)
+        new = sent(renewed[:, None], device)
+        epsilon = torch.where(new, sigma * z, epsilon)
+        xi = torch.where(new, past + z / sigma, xi)
 
     state, pairs = old.state, old.due.nonzero().squeeze(1)
     if len(pairs):
         size = (1, len(old.due))
         uniform = noise.uniform(old.seed, "episode", old.counter, size, torch.float64, start=old.first_pair)[0]
-        keys = (uniform * 2**31).long().to(pairs.device)[pairs].repeat_interleave(scheme.states)
-        slots = (pairs[:, None] * scheme.states + torch.arange(scheme.states, device=pairs.device)).flatten()
+        keys = sent((uniform * 2**31).long()[pairs].repeat_interleave(scheme.states), device)
+        slots = sent((pairs[:, None] * scheme.states + torch.arange(scheme.states)).flatten(), device)
         fresh = task.init(keys, slots)
         if "steps" not in fresh:
             raise ValueError(
                 f'the task\'s state holds {", ".join(fresh)}; it needs "steps", the steps made since init.'
             )
         state = _put(state, slots, fresh) if state else fresh
-    ended = old.ended.masked_fill(due, False)
+    ended = old.ended.masked_fill(old.due[:, None], False)
     return replace(old, epsilon=epsilon, xi=xi, phase=phase, ended=ended, state=state)
 
 
 def _advance(
     task: Unroll, theta: Tensor, state: ParticleState, ended: Tensor, window: int
 ) -> tuple[ParticleState, Tensor, Tensor]:
-    """Unroll the rows that have not ended; the others stay as they are and score 0."""
-    rows = None if not ended.any() else (~ended).nonzero().squeeze(1)
+    """Unroll the rows that have not ended, which the host knows; the others stay as they are and score 0."""
+    rows = None if not ended.any() else sent((~ended).nonzero().squeeze(1), theta.device)
     going = state if rows is None else {name: value[rows] for name, value in state.items()}
     theta = theta if rows is None else theta[rows]
     after, score, over = task.unroll(theta, going, window)
@@ -423,7 +434,7 @@ def _advance(
     if rows is None:
         return after, score, over
     scores = score.new_zeros(len(ended)).index_copy(0, rows, score)
-    return _put(state, rows, after), scores, ended.index_copy(0, rows, over)
+    return _put(state, rows, after), scores, sent(ended, theta.device).index_copy(0, rows, over)
 
 
 def _put(state: ParticleState, rows: Tensor, values: ParticleState) -> ParticleState:

@@ -120,7 +120,9 @@ class PolicySearch:
         collector, normalizer, n = self.collector, self.collector.policy.normalizer, len(slots)
         ids = 3 * slots + 2 if self.shared else slots
         assert collector.observations is not None
-        collector.observations[ids], _ = collector.vector.reset(seed=keys.cpu().numpy(), ids=ids)
+        collector.observations[ids], _ = collector.vector.reset(
+            seed=keys if collector.vector.masked else keys.cpu().numpy(), ids=ids
+        )
         collector.episodes.restart(ids)
         return {
             "steps": torch.zeros_like(slots),
@@ -166,9 +168,9 @@ class PolicySearch:
         width = noise.SHARD * (3 if self.shared else 2)
         observations, stepped = self.collector.rollout["observations"], self.collector.rollout["stepped"]
         kind: type[Moments] = Products if self.products else Moments
-        # Chosen rows: most rows of a window hold nothing where episodes end early.
+        seen = chosen if stepped.device.type == "cpu" else masked
         return [
-            kind.of(flatten(observations[:, shard][stepped[:, shard]]))
+            kind.of(*seen(observations[:, shard], stepped[:, shard]))
             for shard in (slice(first, first + width) for first in range(0, stepped.shape[1], width))
         ]
 
@@ -185,6 +187,16 @@ class PolicySearch:
             for values in (collector.observations, collector.episodes.returns, collector.episodes.lengths):
                 values[target] = values[source]
         return ids
+
+
+def chosen(observations: Tensor, stepped: Tensor) -> tuple[Tensor, None]:
+    """Give the rows that were stepped, [k, O]: most of a window hold nothing where episodes end early."""
+    return flatten(observations[stepped]), None
+
+
+def masked(observations: Tensor, stepped: Tensor) -> tuple[Tensor, Tensor]:
+    """Give all rows, and the mask of those that were stepped: how many these are, the host would wait to know."""
+    return flatten(observations.flatten(0, 1)), stepped.flatten()
 
 
 class StopAsked(Exception):  # noqa: N818, as Python's StopIteration

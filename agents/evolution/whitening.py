@@ -12,6 +12,7 @@ from torch import Tensor
 
 from agents.checkpoint import with_prefix
 from agents.config import CommonConfig, at_least
+from agents.devices import fetched
 from agents.policy.base import Moments, ObservationNormalizer
 
 
@@ -39,12 +40,13 @@ class Products(Moments):
     __slots__ = ()
 
     @classmethod
-    def of(cls, x: Tensor) -> Self:
-        """Sum up the rows of x [n, O]; n may be 0."""
-        x = x.to(torch.float64)
-        mean = x.sum(0) / max(len(x), 1)
-        difference = x - mean
-        return cls(x.new_tensor(len(x)), mean, difference.T @ difference)
+    def of(cls, x: Tensor, mask: Tensor | None = None) -> Self:
+        """Sum up the rows of x [n, O], or those in a mask [n]; there may be none."""
+        n, mean, _ = Moments.of(x, mask)
+        difference = x.to(torch.float64) - mean
+        if mask is not None:
+            difference = difference.masked_fill(~mask[:, None], 0)
+        return cls(n, mean, difference.T @ difference)
 
     @staticmethod
     def spread(delta: Tensor) -> Tensor:
@@ -79,17 +81,19 @@ class Whitening:
 
     def matrix(self, normalizer: ObservationNormalizer) -> Tensor | None:
         """Return M [O, O] for observations as the normalizer normalizes them now; None if too few have been seen."""
-        if normalizer.count < self.memory:
+        host = fetched({name: getattr(normalizer, name) for name in ("count", "shift", "scale")})
+        if host["count"] < self.memory:
             return None
-        shift, scale = (part.cpu().double() for part in (normalizer.shift, normalizer.scale))
-        return whitening_matrix(self.observed.of_normalized(shift, scale)).float()
+        return whitening_matrix(self.observed.of_normalized(host["shift"].double(), host["scale"].double())).float()
 
     def observe(self, shards: Sequence[Products]) -> list[Moments]:
         """Take a window's observations in, which earlier ones fade by, and return them without products."""
+        host = fetched({f"{k}.{name}": x for k, shard in enumerate(shards) for name, x in shard._asdict().items()})
+        shards = [Products(*(host[f"{k}.{name}"] for name in Products._fields)) for k in range(len(shards))]
         seen = sum(products.n.item() for products in shards)
         self.observed = self.observed.faded(math.exp(-seen / self.memory))
         for products in shards:
-            self.observed = self.observed.merge(products.to("cpu"))
+            self.observed = self.observed.merge(products)
         return [products.columns() for products in shards]
 
     def tensors(self) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from agents.natural.curvature import (
     CURVATURE_MEMORY,
@@ -24,6 +25,10 @@ from agents.natural.scores import FactoredScores, Scores
 
 PRECONDITIONER_SAMPLES = {"diagonal": 1024, "kfac": 1024, "ekfac": 1024, "gram": 640}
 """About how many samples a preconditioner is made from: it changes the way of conjugate gradients, not their goal."""
+
+
+ONE_BY_ONE = "cpu"
+"""The type of device on which matrices are decomposed one after the other."""
 
 
 class DampedInverse(ABC):
@@ -62,10 +67,16 @@ class Eigenbasis(NamedTuple):
     """The block's along uᵢ vⱼᵀ, none below 0, [out, m]."""
 
     @classmethod
-    def of(cls, A: Tensor, G: Tensor) -> Eigenbasis:
-        """Find it; not numbers where a factor has entries that are none."""
-        (of_g, basis_g), (of_a, basis_a) = _eigen(G), _eigen(A)
-        return cls(basis_g, basis_a, torch.outer(of_g, of_a))
+    def of(cls, factors: list[tuple[Tensor, Tensor]]) -> list[Eigenbasis]:
+        """Find those of blocks with the factors A and G; not numbers where a factor has entries that are none."""
+        matrices = [matrix for pair in factors for matrix in pair]
+        eigen = (
+            eigen_together(matrices)
+            if matrices[0].device.type != ONE_BY_ONE
+            else [_eigen(matrix) for matrix in matrices]
+        )
+        pairs = zip(eigen[::2], eigen[1::2], strict=True)
+        return [cls(of_g[1], of_a[1], torch.outer(of_g[0], of_a[0])) for of_a, of_g in pairs]
 
 
 class Kronecker(DampedInverse):
@@ -83,7 +94,7 @@ class Kronecker(DampedInverse):
 
     def __init__(self, scores: FactoredScores, shift: Tensor | float, bases: list[Eigenbasis] | None = None) -> None:
         self._scores = scores
-        self._bases = [Eigenbasis.of(A, G) for A, G in scores.kfac()] if bases is None else bases
+        self._bases = Eigenbasis.of(scores.kfac()) if bases is None else bases
         self.eigenvalues = [self._second_moments(place, basis) + shift for place, basis in enumerate(self._bases)]
 
     def _second_moments(self, place: int, basis: Eigenbasis) -> Tensor:
@@ -100,17 +111,35 @@ class Kronecker(DampedInverse):
         return of_g @ (of_g.T @ matrix @ of_a * factors) @ of_a.T
 
 
-def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def _eigen(matrix: Tensor, finite: bool = False) -> tuple[Tensor, Tensor]:
     """Give eigenvalues, none below 0, and eigenvectors; not numbers where there are none to be found."""
     # Of float32 it may not converge where many eigenvalues are next to 0.
-    for given in (matrix, matrix.double()) if matrix.isfinite().all() else ():
+    for given in (matrix, matrix.double()) if finite or matrix.isfinite().all() else ():
         try:
             values, vectors = torch.linalg.eigh(given)
         except torch.linalg.LinAlgError:
             continue
         return values.clamp_(min=0).to(matrix.dtype), vectors.to(matrix.dtype)
     # A direction that is not finite is the caller's to reject.
-    return torch.full_like(matrix[0], torch.nan), torch.full_like(matrix, torch.nan)
+    return torch.full_like(matrix[..., 0], torch.nan), torch.full_like(matrix, torch.nan)
+
+
+def eigen_together(matrices: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Do as for one after the other, by one decomposition: on a device each waits for its outcome."""
+    side = max(map(len, matrices))
+    padded = torch.stack([pad(matrix, (0, side - len(matrix)) * 2) for matrix in matrices])
+    for square, matrix in zip(padded, matrices, strict=True):
+        # What fills up gets the eigenvalues below 0, which come first and are left out.
+        square.diagonal()[len(matrix) :] = -matrix.diagonal().mean() - torch.finfo(matrix.dtype).tiny
+    finite = padded.isfinite().all(2).all(1)[:, None]
+    one = torch.eye(side, dtype=padded.dtype, device=padded.device)
+    values, vectors = _eigen(torch.where(finite[..., None], padded, one), finite=True)
+    values, vectors = torch.where(finite, values, torch.nan), torch.where(finite[..., None], vectors, torch.nan)
+    found = []
+    for of_one, columns, size in zip(values, vectors, map(len, matrices), strict=True):
+        kept = of_one[side - size :], columns[:size, side - size :]
+        found.append((kept[0].clone(), kept[1].clone(memory_format=torch.contiguous_format)))
+    return found
 
 
 class EigenKronecker(Kronecker):
@@ -197,7 +226,7 @@ class RunningFactors:
     def take_in(self, scores: FactoredScores) -> bool:
         """Average an update's factors in; False, and nothing changes, if they are not finite."""
         new = scores.kfac()
-        if not all(x.isfinite().all() for pair in new for x in pair):
+        if not torch.stack([x.isfinite().all() for pair in new for x in pair]).all():
             return False
         self.weight = self.weight * math.exp(-scores.n / self.memory) + scores.n
         share = scores.n / self.weight
@@ -206,7 +235,7 @@ class RunningFactors:
             for (A, G), (new_A, new_G) in zip(self.factors or new, new, strict=True)
         ]
         if self.updates % self.renewal == 0:
-            self.bases = [Eigenbasis.of(A, G) for A, G in self.factors]
+            self.bases = Eigenbasis.of(self.factors)
         self.updates += 1
         return True
 

@@ -115,10 +115,11 @@ class Layout:
         position: dict[nn.Parameter, Tensor] = {}
         p = 0
         for parameter in module.parameters():
-            position[parameter] = torch.arange(p, p + parameter.numel()).view(len(parameter), -1)
+            places = torch.arange(p, p + parameter.numel(), device=parameter.device)
+            position[parameter] = places.view(len(parameter), -1)
             p += parameter.numel()
         index = [torch.cat([position[x] for x in layer.parameters(recurse=False)], dim=1) for layer in layers]
-        order = torch.cat([positions.flatten() for positions in index]).to(next(module.parameters()).device)
+        order = torch.cat([positions.flatten() for positions in index])
         if len(order) != p:
             raise UnfactoredModuleError(
                 "layers share a parameter; its score is then no outer product. Use dense_scores."

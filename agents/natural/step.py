@@ -228,7 +228,7 @@ def report_step(
     A: Tensor,
     explained: Tensor,
     damping: float | None = None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Compare what the step Δθ = β w did with what the quadratic model foretold, name by name as `CURVES` shows it.
 
     predicted_gain is gᵀ Δθ and gain the surrogate's, the mean of (π / π_old - 1) A; kl_quadratic is ½ Δθᵀ F Δθ, kl the
@@ -268,10 +268,9 @@ def report_step(
     }
     if line.actor.log_std is not None:
         values["std"] = line.actor.log_std.bias.exp().mean()
-    found = dict(zip(values, torch.stack([x.double() for x in values.values()]).tolist(), strict=True))
-    found["cg_iterations"] = step.solution.iterations
     if damping is not None and isinstance(Psi, FactoredScores):
-        found["effective_dimension"] = effective_dimension(Psi, damping).item()
+        values["effective_dimension"] = effective_dimension(Psi, damping)
+    found = values | {"cg_iterations": step.solution.iterations}
     return found | ({"cg_residual": step.solution.residual} if math.isfinite(step.solution.residual) else {})
 
 

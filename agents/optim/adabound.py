@@ -251,8 +251,8 @@ class AdaBound(Optimizer):
     @torch.no_grad()
     def _measure_final_lr(self, group: dict[str, Any]) -> None:
         steps = torch.cat([steps for _, steps in adam_steps(self, group)])
-        if len(steps):
-            group["final_lr"] = group["base_lr"] * steps.median().item()
+        if not math.isnan(median := steps.nanmedian().item()):
+            group["final_lr"] = group["base_lr"] * median
 
 
 class AMSBound(AdaBound):

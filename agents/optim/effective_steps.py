@@ -42,7 +42,7 @@ def bounds_at(step: Scalar, group: Mapping[str, Any]) -> tuple[Scalar, Scalar]:
 
 
 @torch.no_grad()
-def report(optimizer: Optimizer, names: Sequence[str]) -> dict[str, float]:
+def step_lengths(optimizer: Optimizer, names: Sequence[str]) -> dict[str, Any]:
     """Return what the bounds did to the element-wise step lengths of the last update, at each group's current lr.
 
     Where a group's parameters have had different numbers of updates, each is bounded by its own, and lower and upper
@@ -56,38 +56,47 @@ def report(optimizer: Optimizer, names: Sequence[str]) -> dict[str, float]:
         Of each group that has had a gradient, over the elements that have: "adam_step_NAME_q05", "..._q50" and
         "..._q95", quantiles before the bounds, which Adam would use; "effective_step_NAME_q05" and so on, after them;
         "effective_step_NAME_raised" and "..._cut", the shares of elements that the bounds raised and cut; and, once
-        there are bounds, "effective_step_NAME_lower" and "..._upper".
+        there are bounds, "effective_step_NAME_lower" and "..._upper". All but these are scalar tensors.
     """
-    numbers: dict[str, float] = {}
+    numbers: dict[str, Any] = {}
     if "final_lr" not in optimizer.defaults:
         return numbers
     for name, group in zip(names, optimizer.param_groups, strict=True):
         parts = [(steps, bounds_at(t, group)) for t, steps in adam_steps(optimizer, group)]
-        if not any(len(steps) for steps, _ in parts):
+        if not parts:
             continue
         lr = float(group["lr"])
         adam = lr * torch.cat([steps for steps, _ in parts])
         effective = lr * torch.cat([steps.clamp(lower, upper) for steps, (lower, upper) in parts])
-        shares = torch.stack([effective > adam, effective < adam]).double().mean(1)
-        ranks = [round(quantile * (len(adam) - 1)) for quantile in QUANTILES.values()]
-        values = torch.cat([adam.sort().values[ranks], effective.sort().values[ranks], shares])
-        keys = [f"adam_step_{name}_{key}" for key in QUANTILES]
-        keys += [f"effective_step_{name}_{key}" for key in (*QUANTILES, "raised", "cut")]
-        numbers |= dict(zip(keys, values.tolist(), strict=True))
+        count = adam.isfinite().sum()
+        for kind, steps in (("adam", adam.sort().values), ("effective", effective.sort().values)):
+            for key, quantile in QUANTILES.items():
+                rank = (quantile * (count - 1).double()).round().clamp(min=0).long()
+                numbers[f"{kind}_step_{name}_{key}"] = steps.gather(0, rank[None])[0]
+        numbers[f"effective_step_{name}_raised"] = (effective > adam).sum().double() / count
+        numbers[f"effective_step_{name}_cut"] = (effective < adam).sum().double() / count
         if group["final_lr"] != AUTO:
             numbers[f"effective_step_{name}_lower"] = lr * max(lower for _, (lower, _) in parts)
             numbers[f"effective_step_{name}_upper"] = lr * min(upper for _, (_, upper) in parts)
     return numbers
 
 
+def report(optimizer: Optimizer, names: Sequence[str]) -> dict[str, float]:
+    """Return what `step_lengths` does, as numbers."""
+    return {name: float(value) for name, value in step_lengths(optimizer, names).items()}
+
+
 def adam_steps(optimizer: Optimizer, group: Mapping[str, Any]) -> Iterator[tuple[float, Tensor]]:
-    """Give, per parameter that has been updated, t and η / lr without bounds of its elements with v > 0, flat."""
+    """Give, per parameter that has been updated, t and η / lr without bounds of its elements, flat; not a number where
+    they have had no gradient yet.
+    """
     for parameter in group["params"]:
         if state := optimizer.state.get(parameter):
             second = state["max_exp_avg_sq" if group["amsbound"] else "exp_avg_sq"].detach()
             second = torch.view_as_real(second) if second.is_complex() else second
             step = float(state["step"])
-            yield step, scalars_at(step, group)[0] / (second[second > 0].sqrt() + group["eps"])
+            lengths = scalars_at(step, group)[0] / (second.flatten().sqrt() + group["eps"])
+            yield step, torch.where(second.flatten() > 0, lengths, torch.nan)
 
 
 def charts(names: Sequence[str]) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,29 +36,32 @@ class FlatParameters:
         self.groups = [nn.Parameter(part) for part in vector.split(self._sizes)]
         self._tie()
 
-    def differentiate(self, loss: Tensor, max_norm: float | None = None) -> None:
-        """Set grad to the loss's; zero for parameters that it does not depend on.
-
-        Args:
-            loss: of shape ().
-            max_norm: a longer gradient is cut to it; None cuts none.
+    def differentiate(self, loss: Tensor) -> None:
+        """Set grad to the loss's, of shape (); zero for parameters that it does not depend on.
 
         Raises:
-            FloatingPointError: the gradient is not finite.
             RuntimeError: the parameters have been moved to another dtype or device.
         """
         grads = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
         if [parameter.data_ptr() for parameter in self._parameters] != self._addresses:
             self._tie()
         torch.cat([grad.flatten() for grad in grads], out=self.grad)
+
+    def clip(self, max_norm: float) -> Tensor:
+        """Cut a longer gradient to max_norm, and give the norm that it had.
+
+        Raises:
+            FloatingPointError: it is not finite. On a device, where asking would wait, it becomes zero instead; see
+                `check_norm`.
+        """
         norm = self.grad.norm()
-        if not norm.isfinite():
-            raise FloatingPointError(
-                f"the gradient's norm is {norm.item()}; this minibatch changed nothing. Look for huge rewards or "
-                "observations, or give a smaller learning_rate."
-            )
-        if max_norm is not None:
-            self.grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        if norm.device.type == "cpu":
+            check_norm(norm.item())
+            self.grad.mul_(scale)
+        else:
+            self.grad.copy_(torch.where(norm.isfinite(), self.grad * scale, 0.0))
+        return norm
 
     def _tie(self) -> None:
         """Make parameters, groups and gradients views of two vectors, with the values that the parameters have."""
@@ -81,3 +85,12 @@ class FlatParameters:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._tie()
+
+
+def check_norm(norm: float) -> None:
+    """Raise FloatingPointError if a gradient's norm is not finite."""
+    if not math.isfinite(norm):
+        raise FloatingPointError(
+            f"the gradient's norm is {norm}; this minibatch changed nothing. Look for huge rewards or observations, or "
+            "give a smaller learning_rate."
+        )

@@ -140,5 +140,6 @@ class OptimizerState:
         for key, value in tensors.items():
             first, _, last = key.removeprefix(f"{self.name}.").partition(".")
             if key.startswith(f"{self.name}.") and first != "final_lr":
-                state.setdefault(int(first), {})[last] = value
+                # Steps are counted on the host; the optimizer brings them where it counts otherwise.
+                state.setdefault(int(first), {})[last] = value.cpu() if last == "step" else value
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})

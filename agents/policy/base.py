@@ -13,6 +13,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
+from agents.devices import sent
 from agents.policy.distributions import Distribution, Head
 
 
@@ -27,11 +28,14 @@ class Moments(NamedTuple):
     """Sums of squared differences from the mean, [O]."""
 
     @classmethod
-    def of(cls, x: Tensor) -> Self:
-        """Sum up the rows of x [n, O]; n may be 0."""
-        x = x.to(torch.float64)
-        mean = x.sum(0) / max(len(x), 1)
-        return cls(x.new_tensor(len(x)), mean, cls.spread(x - mean).sum(0))
+    def of(cls, x: Tensor, mask: Tensor | None = None) -> Self:
+        """Sum up the rows of x [n, O], or those in a mask [n]; there may be none."""
+        x, n = x.to(torch.float64), x.new_full((), len(x), dtype=torch.float64)
+        if mask is not None:
+            x, n = x.masked_fill(~mask[:, None], 0), mask.sum().double()
+        mean = x.sum(0) / n.clamp(min=1)
+        difference = x - mean if mask is None else (x - mean).masked_fill(~mask[:, None], 0)
+        return cls(n, mean, cls.spread(difference).sum(0))
 
     @staticmethod
     def spread(difference: Tensor) -> Tensor:
@@ -47,7 +51,7 @@ class Moments(NamedTuple):
 
     def to(self, device: torch.device | str) -> Self:
         """Return them on a device."""
-        return type(self)(*(part.to(device) for part in self))
+        return type(self)(*(sent(part, device) for part in self))
 
 
 class ObservationNormalizer(nn.Module):
@@ -75,7 +79,7 @@ class ObservationNormalizer(nn.Module):
 
     def _refresh(self) -> None:
         """Recompute the float32 constants that forward uses."""
-        variance = self.m2 / self.count if self.count > 0 else torch.ones_like(self.m2)
+        variance = torch.where(self.count > 0, self.m2 / self.count, 1.0)
         scale = torch.rsqrt(variance + 1e-8)
         self.shift, self.scale, self.offset = self.mean.float(), scale.float(), (-self.mean * scale).float()
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.config import CommonConfig, at_least, between
+from agents.devices import resolved, sent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +51,27 @@ class MinibatchConfig(AdvantageConfig):
         return n // self.batch_size
 
 
+LARGEST_REWARD = 1e15
+"""Largest size of a reward: float32 holds the squares of what a rollout of such adds up to."""
+
+
 class FieldSpec(NamedTuple):
     """What a rollout keeps per step and environment."""
 
     shape: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float32
+
+
+def buffer_fields(policy: Any) -> dict[str, FieldSpec]:
+    """Declare what is kept of the steps of a policy that samples its actions."""
+    head = policy.head
+    return {
+        "observations": FieldSpec(policy.observation_space.shape or ()),
+        "actions": FieldSpec(head.action_shape, head.action_dtype),
+        "rewards": FieldSpec(dtype=torch.float64),
+        "terminated": FieldSpec(dtype=torch.bool),
+        "truncated": FieldSpec(dtype=torch.bool),
+    }
 
 
 class Rollout:
@@ -101,6 +118,7 @@ class Rollout:
         }
         self._final: list[tuple[Tensor, Tensor, Tensor]] = []
         self._twin: Rollout | None = None
+        self._copies: torch.Event | None = None  # those to the twin: over once this is
 
     def __getitem__(self, name: str) -> Tensor:
         try:
@@ -110,7 +128,9 @@ class Rollout:
 
     def clear(self) -> None:
         """Begin a new rollout. The fields keep their memory and are overwritten step by step."""
-        self._final, self.last_observations = [], None
+        if self._copies is not None:
+            self._copies.synchronize()
+        self._final, self.last_observations, self._copies = [], None, None
 
     def add(self, t: int, **values: Tensor) -> None:
         """Copy values of one step, [N, *shape] each, into row t of their fields; dtypes are cast. Step 0 begins a new
@@ -125,6 +145,8 @@ class Rollout:
             )
         if t == 0:
             self._final, self.last_observations = [], None
+            if self._copies is not None:
+                self.clear()
         for name, value in values.items():
             row = self[name][t]
             if value.shape != row.shape:
@@ -156,7 +178,12 @@ class Rollout:
         self._final.append((torch.full_like(ids, t), ids, kept))
 
     def final_observations(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Give what `add_final` kept since `clear`: steps [k], environments [k] and observations [k, *O]."""
+        """Give what `add_final` kept since `clear`: steps [k], environments [k] and observations [k, *O]; of every step
+        where there is a field "final_observations".
+        """
+        if "final_observations" in self.specs:  # of every step
+            place = torch.arange(self.n_steps * self.num_envs, device=self.device)
+            return place // self.num_envs, place % self.num_envs, self["final_observations"].flatten(0, 1)
         if not self._final:
             none = torch.empty(0, dtype=torch.int64, device=self.device)
             return none, none, self["observations"].new_empty((0, *self["observations"].shape[2:]))
@@ -167,7 +194,7 @@ class Rollout:
         """Give this rollout on another device: itself if it is there already, else a twin that is allocated once and
         filled by one copy per field.
 
-        From pinned memory the copies do not block: read a result from the device before the next `add`.
+        From pinned memory the copies do not block; the next rollout begins when they are over.
         """
         if device == self.device or resolved(device) == self.device:
             return self
@@ -178,14 +205,17 @@ class Rollout:
         for name, tensor in self._fields.items():
             self._twin._fields[name].copy_(tensor, non_blocking=device.type != "cpu")
         if self._final:
-            steps, ids, observations = self.final_observations()
-            self._twin._final.append((steps.to(device), ids.to(device), observations.to(device)))
+            steps, ids, observations = (sent(part, device) for part in self.final_observations())
+            self._twin._final.append((steps, ids, observations))
         if self.last_observations is not None:
-            self._twin.last_observations = self.last_observations.to(device)
+            self._twin.last_observations = sent(self.last_observations, device)
+        if device.type not in ("cpu", "meta"):
+            self._copies = torch.Event(device)
+            self._copies.record()
         return self._twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_twin": None}
+        return {**self.__dict__, "_twin": None, "_copies": None}
 
     def _observation_spec(self) -> FieldSpec:
         if "observations" not in self.specs:
@@ -297,6 +327,47 @@ def explained_variance(targets: Tensor, values: Tensor) -> Tensor:
     return torch.where(variance > 0, 1 - share, torch.nan)
 
 
-def resolved(device: torch.device | str) -> torch.device:
-    """Give the device with its index: "cuda" and "cuda:0" are one."""
-    return torch.empty(0, device=device).device
+class Given(NamedTuple):
+    """Numbers that environments gave."""
+
+    name: str
+    values: Tensor
+    steps: Tensor
+    """Of the rollout, [...]."""
+    ids: Tensor
+    """The environments, [...]."""
+    most: float
+    """Their largest size."""
+
+
+def numbers(rollout: Rollout) -> list[Given]:
+    """List what environments gave in a rollout: rewards, and observations, which are finite in the policy's dtype."""
+    T, N = rollout.n_steps, rollout.num_envs
+    steps, ids = torch.arange(T, device=rollout.device)[:, None].expand(T, N), torch.arange(N, device=rollout.device)
+    given, most = [], torch.finfo(torch.float32).max
+    if "rewards" in rollout.specs:
+        given.append(Given("reward", rollout["rewards"], steps + 1, ids.expand(T, N), LARGEST_REWARD))
+    if "observations" in rollout.specs:
+        final_steps, final_ids, final = rollout.final_observations()
+        given.append(Given("observation", rollout["observations"], steps, ids.expand(T, N), most))
+        given.append(Given("observation", final, final_steps + 1, final_ids, most))
+    if rollout.last_observations is not None:
+        given.append(Given("observation", rollout.last_observations, torch.full_like(ids, T), ids, most))
+    return [part for part in given if part.values.numel()]
+
+
+@torch.no_grad()
+def check_numbers(rollout: Rollout) -> None:
+    """Raise ValueError, which names environment, step and value, where one of a rollout's `numbers` is none or too
+    large, so that nothing can be learned from it.
+    """
+    for name, values, steps, ids, most in numbers(rollout):
+        if bool((torch.stack(torch.aminmax(values)).abs() <= most).all()):
+            continue
+        place = tuple((~(values.abs() <= most)).nonzero()[0].tolist())
+        value, row = values[place].item(), place[: steps.ndim]
+        values.zero_()  # where an environment stands still this would be found again
+        raise ValueError(
+            f"environment {ids[row]} gave the {name} {value} at step {steps[row]} of this rollout, from which nothing "
+            f"was learned; give numbers of at most {most:.3g} in size."
+        )

@@ -16,17 +16,15 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from agents import noise
+from agents.devices import fetched, resolved, sent
 from agents.policy.base import named_as_in
-from agents.rollout.buffer import FieldSpec, Rollout, resolved
+from agents.rollout.buffer import FieldSpec, Rollout, check_numbers, numbers
 from envs.infos import row_of
 from envs.sb3 import LazyInfos
 from envs.vector import EpisodeStatistics, VectorEnv
 
 Sample = Callable[[Tensor, Tensor], Tensor]
 """Observations [N, *O] and noise [N, *noise_shape] to actions [N, *A]."""
-LARGEST_REWARD = 1e15
-"""Largest size of a reward: float32 holds the squares of what a rollout of such adds up to."""
-"""A share of the steps of a rollout, and rollouts in a row."""
 Act = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 """Step t and observations [N, *O] to the actions that the rollout keeps and those that the environment takes."""
 ActSome = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -73,6 +71,8 @@ class Collector:
         shared = resolved(vector.device) == self.device
         self.policy: Any = agent.policy if shared else copy.deepcopy(agent.policy).to(vector.device)
         pin = self.device.type == "cuda" and not shared
+        if vector.masked and vector.autoreset.name == "SAME_STEP" and "observations" in fields:
+            fields = fields | {"final_observations": fields["observations"]}
         self.rollout = Rollout(n_steps, vector.num_envs, fields, vector.device, pin_memory=pin)
         self.observations: Tensor | None = None
         self.episodes = RunningEpisodes(vector.num_envs, vector.device)
@@ -87,7 +87,7 @@ class Collector:
     def follow(self, policy: Any) -> None:
         """Act as the policy that was trained does."""
         if self.policy is not policy:
-            self.policy.load_state_dict(named_as_in(self.policy, policy.state_dict()))
+            self.policy.load_state_dict(named_as_in(self.policy, fetched(policy.state_dict())))
 
     def fill(self, counter: int, sample: Sample | None = None) -> Rollout | None:
         """Collect T steps of all environments.
@@ -103,7 +103,9 @@ class Collector:
         T, N, seed = self.rollout.n_steps, self.vector.num_envs, self.agent.stream_seed  # type: ignore[attr-defined]
         # Callbacks, where there are any, see ordinary tensors.
         with single_thread(), torch.inference_mode(self.listener is None), torch.no_grad():
-            block = action_noise(self.policy, seed, counter, T, N).to(self.vector.device)
+            block = action_noise(self.policy, seed, counter, T, N)
+            if self.vector.device.type != "cpu":
+                block = sent(block, self.vector.device)
             choose = self.policy.sampler() if sample is None else sample
 
             def act(t: int, observations: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,8 +128,9 @@ class Collector:
         assert self.observations is not None
         on_step = None if self.listener is None else self._on_step
         on_end = self._on_end if self.vector.tells_of_episodes else None
+        given = self.vector, act, self.rollout, self.observations, ids, on_step
         with single_thread(), torch.inference_mode(self.listener is None), torch.no_grad():
-            return self._take(*collect_some(self.vector, act, self.rollout, self.observations, ids, on_step, on_end))
+            return self._take(*(collect_masked(*given) if self.vector.masked else collect_some(*given, on_end)))
 
     def leave(self, error: BaseException) -> None:
         """Give up a rollout that an error ended: episodes begin anew, and if the environments gave numbers that the
@@ -142,13 +145,19 @@ class Collector:
         with torch.inference_mode(False):
             # An ordinary tensor, and one that the next step does not overwrite.
             self.observations = self.rollout.last_observations = observations.clone()
-            check_numbers(self.rollout)
+            rollout = self.rollout
+            fine = [torch.stack(torch.aminmax(given.values)).abs() <= given.most for given in numbers(rollout)]
+            found = {"fine": torch.cat(fine).all()}
             if self.listener is None:
-                rollout = self.rollout
                 ended = rollout["terminated"] | rollout["truncated"]
                 stepped = rollout["stepped"] if "stepped" in rollout.specs else None
-                self.agent.num_timesteps += ended.numel() if stepped is None else int(stepped.sum())
-                self._finish(*self.episodes.update_rollout(rollout["rewards"], ended, stepped))
+                found |= self.episodes.update_rollout(rollout["rewards"], ended, stepped)
+            found = found if rollout.device.type == "cpu" else fetched(found)
+            if not found["fine"]:
+                check_numbers(rollout)
+            if self.listener is None:
+                self.agent.num_timesteps += int(found["steps"])
+                self._finish(found["returns"][found["ended"]], found["lengths"][found["ended"]])
         return complete
 
     def _finish(self, returns: Tensor, lengths: Tensor) -> list[dict[str, Any]]:
@@ -215,27 +224,29 @@ class Collector:
 class RunningEpisodes(EpisodeStatistics):
     """Returns and lengths of the episodes that run, counted step by step or a rollout at a time."""
 
-    def update_rollout(self, rewards: Tensor, ended: Tensor, stepped: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def update_rollout(self, rewards: Tensor, ended: Tensor, stepped: Tensor | None = None) -> dict[str, Tensor]:
         """Count T steps, rewards and ended [T, N]: the bits of T updates.
 
         Args:
             stepped: which environments were stepped, [T, N]; None: all. The others' rewards are 0.
 
         Returns:
-            The returns and lengths of the episodes that ended, [k] each, in the order of `ended.nonzero()`.
+            "ended"; "returns" and "lengths" [T, N], which where an episode ended are its own; and "steps", how many
+            were made.
         """
         # Which of an environment's episodes a step belongs to, the one that runs being 0.
         episode = ended.cumsum(0)
         last = episode[-1:].clone()
         episode -= ended.long()
-        shape = int(last.max()) + 1, len(self.returns)
+        shape = len(ended) + 1, len(self.returns)  # as many as there may be, to ask for no number
         returns, lengths = self.returns.new_zeros(shape), self.lengths.new_zeros(shape)
         returns[0], lengths[0] = self.returns, self.lengths
+        counts = torch.ones_like(episode) if stepped is None else stepped.long()
         returns.scatter_add_(0, episode, rewards)
-        lengths.scatter_add_(0, episode, torch.ones_like(episode) if stepped is None else stepped.long())
+        lengths.scatter_add_(0, episode, counts)
         self.returns, self.lengths = returns.gather(0, last)[0], lengths.gather(0, last)[0]
-        which = episode[ended], ended.nonzero()[:, 1]
-        return returns[which], lengths[which]
+        found = {"returns": returns.gather(0, episode), "lengths": lengths.gather(0, episode)}
+        return found | {"ended": ended, "steps": counts.sum()}
 
 
 def _plain(value: Any) -> Any:
@@ -243,18 +254,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
-
-
-def buffer_fields(policy: Any) -> dict[str, FieldSpec]:
-    """Declare what is kept of the steps of a policy that samples its actions."""
-    head = policy.head
-    return {
-        "observations": FieldSpec(policy.observation_space.shape or ()),
-        "actions": FieldSpec(head.action_shape, head.action_dtype),
-        "rewards": FieldSpec(dtype=torch.float64),
-        "terminated": FieldSpec(dtype=torch.bool),
-        "truncated": FieldSpec(dtype=torch.bool),
-    }
 
 
 def action_noise(policy: Any, seed: int, counter: int, steps: int, num_envs: int) -> Tensor:
@@ -268,33 +267,6 @@ def action_noise(policy: Any, seed: int, counter: int, steps: int, num_envs: int
     head = policy.head
     draw = noise.normal if head.kind == "gaussian" else noise.uniform
     return draw(seed, "action", counter, (steps, num_envs, *head.noise_shape))
-
-
-@torch.no_grad()
-def check_numbers(rollout: Rollout) -> None:
-    """Raise ValueError, which names environment, step and value, where nothing can be learned from a rollout: an
-    observation is not finite in the policy's dtype, or a reward is not or is larger than LARGEST_REWARD.
-    """
-    T, N = rollout.n_steps, rollout.num_envs
-    steps, ids = torch.arange(T, device=rollout.device)[:, None].expand(T, N), torch.arange(N, device=rollout.device)
-    given = [("reward", rollout["rewards"], steps + 1, ids.expand(T, N))] if "rewards" in rollout.specs else []
-    if "observations" in rollout.specs:
-        final_steps, final_ids, final = rollout.final_observations()
-        given += [("observation", rollout["observations"], steps, ids.expand(T, N))]
-        given += [("observation", final, final_steps + 1, final_ids)]
-    if rollout.last_observations is not None:
-        given += [("observation", rollout.last_observations, torch.full_like(ids, T), ids)]
-    for name, values, at, of in given:
-        most = LARGEST_REWARD if name == "reward" else torch.finfo(torch.float32).max
-        if not values.numel() or bool((torch.stack(torch.aminmax(values)).abs() <= most).all()):
-            continue
-        place = tuple((~(values.abs() <= most)).nonzero()[0].tolist())
-        value, row = values[place].item(), place[: at.ndim]
-        values.zero_()  # where an environment stands still this would be found again
-        raise ValueError(
-            f"environment {of[row]} gave the {name} {value} at step {at[row]} of this rollout, from which nothing was "
-            f"learned; give numbers of at most {most:.3g} in size."
-        )
 
 
 def collect(
@@ -330,7 +302,9 @@ def collect(
         observations, reward, terminated, truncated, info = env.step(environment_actions)
         after = {"rewards": reward, "terminated": terminated, "truncated": truncated}
         rollout.add(t, **{name: value for name, value in after.items() if name in keeps})
-        if "observations" in keeps and truncated.any():
+        if "final_observations" in keeps:
+            rollout.add(t, final_observations=info["final_obs"])
+        elif "observations" in keeps and truncated.any():
             ended = truncated.nonzero()[:, 0]
             rollout.add_final(t, ended, info["final_obs"][ended])
         if on_end is not None and bool((ended := terminated | truncated).any()):
@@ -416,6 +390,37 @@ def collect_some(
     if "stepped" in keeps:
         steps = torch.arange(rollout.n_steps, device=ids.device)
         torch.lt(steps[:, None], lengths, out=rollout["stepped"])
+    return observations, True
+
+
+def collect_masked(
+    env: VectorEnv,
+    act: ActSome,
+    rollout: Rollout,
+    observations: Tensor,
+    ids: Tensor,
+    on_step: Callable[[Step], bool] | None = None,
+) -> tuple[Tensor, bool]:
+    """Do as `collect_some` without asking who has ended: all environments are stepped, always T times, and masked.
+
+    Args: as of `collect_some`; env is `masked`, and environments that are not in ids have ended.
+    """
+    rollout.clear()
+    keeps, everyone = rollout.specs.keys(), torch.arange(env.num_envs, device=env.device)
+    going = torch.zeros_like(everyone, dtype=torch.bool).index_fill_(0, ids, True)
+    for t in range(rollout.n_steps):
+        actions, environment_actions = act(t, observations, everyone)
+        current, rewards, terminated, truncated, info = env.step(environment_actions)
+        kept = {"observations": observations, "actions": actions, "rewards": rewards, "stepped": going}
+        kept |= {"terminated": terminated, "truncated": truncated}
+        rollout.add(t, **{name: value for name, value in kept.items() if name in keeps})
+        seen = going.view(-1, *(1,) * (current.ndim - 1))
+        observations = torch.where(seen, current, observations)
+        if on_step is not None:
+            stepped = going.nonzero()[:, 0]
+            if not on_step(Step(t, actions, observations, rewards, terminated, truncated, info, stepped)):
+                return observations, False
+        going = going & ~(terminated | truncated)
     return observations, True
 
 

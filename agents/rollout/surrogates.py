@@ -105,7 +105,7 @@ def approximate_kl(log_ratio: Tensor) -> Tensor:
 @torch.no_grad()
 def report_losses(
     history: Sequence[Losses], minibatches: int, actor: Any, s: Tensor, old: Any, clip_range: float
-) -> dict[str, float]:
+) -> dict[str, Tensor]:
     """Sum up an iteration as SB3 does: the last minibatch's loss, the last epoch's KL, and means of all else.
 
     kl is the mean KL(old || new) and approx_kl its estimate from the actions, in nats; clip_fraction is the share of
@@ -128,7 +128,7 @@ def report_losses(
     values |= {"kl": old.kl(new).mean(), "entropy": new.entropy().mean()}
     if actor.log_std is not None:
         values["std"] = actor.log_std.bias.exp().mean()
-    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+    return values
 
 
 CURVES: dict[str, dict[str, list[str]]] = {

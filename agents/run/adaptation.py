@@ -22,8 +22,8 @@ from agents.adaptation.task_policies import InnerConfig, TaskPolicies
 from agents.base import Agent
 from agents.policy.actor_critic import ActorPolicy
 from agents.policy.networks import parameter_vector
-from agents.rollout.buffer import Rollout
-from agents.rollout.collector import action_noise, buffer_fields, collect
+from agents.rollout.buffer import Rollout, buffer_fields
+from agents.rollout.collector import action_noise, collect
 from agents.run import report
 from agents.run.assessment import versions
 from agents.run.errors import UsageError

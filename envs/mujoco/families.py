@@ -269,7 +269,7 @@ class Point(Family, Task):
         return np.broadcast_to(inside, len(tasks)), "a point (x, y) with both from -0.5 to 0.5"
 
     def observe(self, xp: Any, s: PhysicsState, model: mujoco.MjModel) -> Array:
-        return xp.concat((s.qpos, s.goal), axis=1) if self.observe_task else s.qpos.copy()
+        return xp.concat((s.qpos, s.goal), axis=1) if self.observe_task else xp.asarray(s.qpos, copy=True)
 
     def reward(
         self, xp: Any, s: PhysicsState, model: mujoco.MjModel, action: Array, velocity: Array

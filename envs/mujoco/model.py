@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import mujoco
 from gymnasium.envs.mujoco.mujoco_env import expand_model_path
@@ -16,6 +18,12 @@ def load_model(xml_file: str) -> mujoco.MjModel:
         model = mujoco.MjModel.from_xml_path(expand_model_path(xml_file))
     skip_idle_work(model)
     return model
+
+
+def constants(model: mujoco.MjModel, as_array: Callable[[Any], Any]) -> Any:
+    """Give what tasks compute with of a model, under its names, with arrays of another library or on a device."""
+    arrays = {name: as_array(getattr(model, name)) for name in ("qpos0", "body_mass")}
+    return SimpleNamespace(opt=model.opt, body=model.body, **arrays)
 
 
 @contextmanager

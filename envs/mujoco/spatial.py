@@ -10,6 +10,9 @@ import numpy as np
 
 from envs.mujoco.tasks import Array, NearRest, PhysicsState, RandomStreams, Range, Task, in_plane, norm
 
+PUSHER_TRIES = 32
+"""Points that the cylinder's is drawn from."""
+
 
 def rows(xp: Any, array: Array) -> Array:
     """Reshape [n, bodies, k] to [n, bodies * k]."""
@@ -41,7 +44,7 @@ class Ant(NearRest):
         return ("qpos", "qvel", "xpos", "cfrc_ext") if forces else ("qpos", "qvel", "xpos")
 
     def position(self, xp: Any, s: PhysicsState, model: mujoco.MjModel) -> Array:
-        return s.xpos[:, model.body(self.main_body).id, :2].copy()
+        return xp.asarray(s.xpos[:, model.body(self.main_body).id, :2], copy=True)
 
     def forward(self, xp: Any, s: PhysicsState, velocity: Array) -> Array:
         """Give what the velocity [n, 2] earns, [n]."""
@@ -255,12 +258,13 @@ class Pusher(Task):
         velocities = qvel + random.uniform(-0.005, 0.005, qvel.shape[0])
         velocities[:, -4:] = 0.0
         positions = xp.zeros_like(velocities[:, :1]) + qpos
-        positions[:, -4:] = 0.0  # the cylinder, drawn below, and the goal, which stays at the origin
-        near = xp.ones(positions.shape[0], dtype=xp.bool)
-        while xp.any(near):
-            drawn = xp.concat((random.uniform(-0.3, 0.0, 1), random.uniform(-0.2, 0.2, 1)), axis=1)
-            positions[near, -4:-2] = drawn[near]
-            near = norm(xp, positions[:, -4:-2]) <= 0.17
+        positions[:, -4:] = 0.0  # the goal stays at the origin
+        # The first of many points that is not too near to the goal; a third of them are.
+        tries = xp.reshape(random.uniform(0.0, 1.0, 2 * PUSHER_TRIES), (-1, PUSHER_TRIES, 2))
+        points = xp.stack((-0.3 + 0.3 * tries[..., 0], -0.2 + 0.4 * tries[..., 1]), axis=-1)
+        far = xp.astype(norm(xp, points) > 0.17, xp.int32)
+        first = xp.argmax(far, axis=1)
+        positions[:, -4:-2] = points[xp.arange(first.shape[0], device=first.device), first]
         return positions, velocities
 
 

@@ -17,7 +17,9 @@ from typing import Any, ClassVar, Protocol
 import mujoco
 import numpy as np
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_FACTORS = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
+"""64 bits as int64, which every array library multiplies modulo 2^64."""
 
 Array = Any
 Range = tuple[float, float]
@@ -116,7 +118,7 @@ class _Runner(NearRest):
     exclude_current_positions_from_observation: bool = True
 
     def position(self, xp: Any, s: PhysicsState, model: mujoco.MjModel) -> Array:
-        return s.qpos[:, 0].copy()
+        return xp.asarray(s.qpos[:, 0], copy=True)
 
     def where(self, xp: Any, s: PhysicsState, model: mujoco.MjModel) -> dict[str, Array]:
         return {"x_position": s.qpos[:, 0]}
@@ -154,7 +156,7 @@ class Swimmer(_Runner):
     ctrl_cost_weight: float = 1e-4
 
     def position(self, xp: Any, s: PhysicsState, model: mujoco.MjModel) -> Array:
-        return s.qpos[:, :2].copy()
+        return xp.asarray(s.qpos[:, :2], copy=True)
 
     def where(self, xp: Any, s: PhysicsState, model: mujoco.MjModel) -> dict[str, Array]:
         return in_plane(xp, s)
@@ -297,39 +299,44 @@ def in_plane(xp: Any, s: PhysicsState) -> dict[str, Array]:
 class RandomStreams:
     """n independent random streams, each fixed by two numbers: those of an episode by its seed and its number.
 
-    Counter-based: a number is a hash of (seed, episode, position), so n streams are drawn from together.
+    Counter-based: a number is a hash of (seed, episode, position), so n streams are drawn from together, and uniform
+    numbers are the same on every device.
 
     Args:
         seed: [n] int64, not negative.
         episode: [n] int64, not negative.
         purpose: what they are for, of which each has streams of its own; "" is the beginnings of episodes.
+        xp: the array namespace of seed and episode.
     """
 
-    def __init__(self, seed: np.ndarray, episode: np.ndarray, purpose: str = "") -> None:
-        keys = _mix(_mix(seed.astype(np.uint64) + _GOLDEN) + episode.astype(np.uint64) * _GOLDEN)
+    def __init__(self, seed: Array, episode: Array, purpose: str = "", xp: Any = np) -> None:
+        keys = _mix(_mix(seed + _GOLDEN) + episode * _GOLDEN)
         if purpose:
-            keys = _mix(keys ^ np.uint64(zlib.crc32(purpose.encode())))
-        self._keys = keys[:, None]
+            keys = _mix(keys ^ zlib.crc32(purpose.encode()))
+        self._keys, self._xp = keys[:, None], xp
         self._position = 1
 
-    def uniform(self, low: float, high: float, size: int) -> np.ndarray:
+    def uniform(self, low: float | Array, high: float | Array, size: int) -> Array:
         """Draw [n, size], uniform in [low, high), 53 bits each."""
-        counter = np.arange(self._position, self._position + size, dtype=np.uint64)
+        xp, first, keys = self._xp, self._position, self._keys
         self._position += size
-        unit = (_mix(self._keys + counter * _GOLDEN) >> np.uint64(11)) * 2.0**-53
+        counter = xp.arange(first, self._position, dtype=keys.dtype, device=keys.device)
+        unit = xp.astype(_mix(keys + counter * _GOLDEN) >> 11 & 2**53 - 1, xp.float64) * 2.0**-53
         return low + (high - low) * unit
 
-    def normal(self, size: int) -> np.ndarray:
+    def normal(self, size: int) -> Array:
         """Draw [n, size], standard normal (Box and Muller 1958)."""
-        radius = np.sqrt(-2.0 * np.log1p(-self.uniform(0.0, 1.0, size)))
-        return radius * np.cos(2.0 * np.pi * self.uniform(0.0, 1.0, size))
+        xp = self._xp
+        radius = xp.sqrt(-2.0 * xp.log1p(-self.uniform(0.0, 1.0, size)))
+        return radius * xp.cos(2.0 * np.pi * self.uniform(0.0, 1.0, size))
 
 
-def _mix(z: np.ndarray) -> np.ndarray:
+def _mix(z: Array) -> Array:
     """Scramble 64 bits: SplitMix64's finalizer (Steele, Lea and Flood 2014, https://doi.org/10.1145/2660193.2660195)."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    # The masks shift zeros in, where int64 would shift its sign.
+    z = (z ^ (z >> 30 & 2**34 - 1)) * _FACTORS[0]
+    z = (z ^ (z >> 27 & 2**37 - 1)) * _FACTORS[1]
+    return z ^ (z >> 31 & 2**33 - 1)
 
 
 PLANAR_TASKS = (HalfCheetah, Hopper, InvertedDoublePendulum, InvertedPendulum, Swimmer, Walker2d)

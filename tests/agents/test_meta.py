@@ -25,8 +25,7 @@ from agents.meta import MetaAgent
 from agents.policy.actor_critic import ActorPolicy
 from agents.policy.batched import BatchedActor
 from agents.policy.networks import parameter_vector
-from agents.rollout.buffer import Rollout
-from agents.rollout.collector import buffer_fields
+from agents.rollout.buffer import Rollout, buffer_fields
 from agents.run import cli
 from agents.run.adaptation import adapted_returns
 from envs import make_vec

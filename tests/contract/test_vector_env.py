@@ -418,7 +418,9 @@ def test_a_rollouts_statistics_are_those_of_its_steps(ends: float) -> None:
     for T in (1, 40, 7):
         rewards, ended = torch.randn(T, N, dtype=torch.float64), torch.rand(T, N) < ends
         finished = [found for t in range(T) if (found := stepped.update(rewards[t], ended[t])) is not None]
-        returns, lengths = whole.update_rollout(rewards, ended)
+        found = whole.update_rollout(rewards, ended)
+        returns, lengths = found["returns"][ended], found["lengths"][ended]
+        assert found["steps"] == rewards.numel()
         assert returns.tolist() == [x for row in finished for x in row[0].tolist()]
         assert lengths.tolist() == [x for row in finished for x in row[1].tolist()]
         assert torch.equal(whole.returns, stepped.returns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -107,12 +108,16 @@ def line_and_step(log_std_min: float | None = None) -> tuple[Line, NaturalGradie
     return Line(actor, w, old, s, log_std_min), step, DenseScores(old.log_prob(a), psi), a
 
 
+def numbers(report: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in report.items()}
+
+
 @torch.no_grad()
 def test_the_report_by_hand() -> None:
     line, step, Psi, a = line_and_step()
     kl = line.kl(0.1)
     A = torch.tensor([1.0, -1.0])
-    report = report_step(line, 0.1, step, Psi, a, A, torch.tensor(0.5))
+    report = numbers(report_step(line, 0.1, step, Psi, a, A, torch.tensor(0.5)))
     new = DiagonalGaussian(torch.tensor([[0.6], [1.2]]), torch.tensor([[-0.2]]))
     ratio = (new.log_prob(a) - Psi.values).exp()
     assert report["predicted_gain"] == pytest.approx(0.1 * (3 - 2))
@@ -133,7 +138,7 @@ def test_the_report_is_of_the_step_that_the_floor_has_cut() -> None:
     line, step, Psi, a = line_and_step(log_std_min=-0.05)
     line.kl(0.1)
     assert parameter_vector(line.actor).tolist() == pytest.approx([0.6, -0.05])
-    report = report_step(line, 0.1, step, Psi, a, torch.ones(2), torch.tensor(0.5))
+    report = numbers(report_step(line, 0.1, step, Psi, a, torch.ones(2), torch.tensor(0.5)))
     moved = torch.tensor([0.1, -0.05])
     assert report["predicted_gain"] == pytest.approx(0.25)
     assert report["kl_quadratic"] == pytest.approx(0.5 * (Psi.matrix @ moved).square().mean().item())

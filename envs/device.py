@@ -1,0 +1,94 @@
+"""Environments whose physics lives on a device, and which answer without the host's waiting for it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from gymnasium.vector import AutoresetMode
+from torch import Tensor
+
+from envs.vector import Ids, Seeds, VectorEnv
+
+
+class Transition(NamedTuple):
+    """What one step of all N environments led to, before any of them begins anew."""
+
+    observations: Tensor
+    """[N, *O]."""
+    rewards: Tensor
+    """[N]."""
+    terminated: Tensor
+    """Boolean, [N]."""
+    truncated: Tensor
+    """Boolean, [N]."""
+
+
+class DeviceVectorEnv(VectorEnv):
+    """Environments on a device, of which all N are stepped always: who takes part is said by masks, not by indices.
+
+    No result's shape depends on data, and no number comes to the host. Tensors may keep their addresses from call to
+    call, so that a step can be recorded as a graph. A subclass has the physics: `begin` and `advance`.
+
+    Differs from other environments: `step` takes no ids. Its info always holds "final_obs" [N, *O], what the step led
+    to, and "_final_obs" [N], which environments ended. Under DISABLED, those that have ended go on unseen: they have
+    the reward 0 and end no more until they are reset. Actions are not looked at; what they make infinite is found with
+    the rollout.
+    """
+
+    masked = True
+    tells_of_episodes = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.ended = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        """Which environments have ended or never begun, [N]."""
+
+    def begin(self, mask: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """Begin the next episodes of the environments in a mask [N].
+
+        Args:
+            mask: boolean.
+            seeds: of new streams of episodes, int64 [N], where the mask is; None: each goes on with its own.
+
+        Returns:
+            The current observations of all, [N, *O].
+        """
+        raise NotImplementedError
+
+    def advance(self, actions: Tensor) -> Transition:
+        """Step all environments by actions [N, *A]."""
+        raise NotImplementedError
+
+    def reset(
+        self, *, seed: Seeds = None, ids: Ids = None, options: dict[str, Any] | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        if options:
+            raise ValueError(f"options is {options!r}; environments on a device take none, and ids in place of a mask.")
+        rows = torch.arange(self.num_envs, device=self.device) if ids is None else self._on_device(ids)
+        mask = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device).index_fill_(0, rows, True)
+        seeds = None
+        if seed is not None:
+            given = rows + seed if isinstance(seed, int) else self._on_device(seed)
+            seeds = torch.zeros_like(self.ended, dtype=torch.int64).index_copy_(0, rows, given)
+        observations = self.begin(mask, seeds)
+        self.ended.logical_and_(~mask)
+        return (observations if ids is None else observations.index_select(0, rows)), {}
+
+    def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        if ids is not None:
+            raise ValueError("ids is given, but environments on a device are stepped together; leave ids out.")
+        over = self.ended
+        led_to, rewards, terminated, truncated = self.advance(torch.as_tensor(actions, device=self.device))
+        rewards = rewards.masked_fill(over, 0.0)
+        terminated, truncated = terminated & ~over, truncated & ~over
+        ended = terminated | truncated
+        observations = led_to
+        if self.autoreset is AutoresetMode.SAME_STEP:
+            observations = self.begin(ended)
+        else:
+            self.ended.logical_or_(ended)
+        return observations, rewards, terminated, truncated, {"final_obs": led_to, "_final_obs": ended}
+
+    def _on_device(self, values: Any) -> Tensor:
+        return torch.as_tensor(values, dtype=torch.int64).to(self.device)

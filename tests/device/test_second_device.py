@@ -1,0 +1,200 @@
+"""Whole trainings on a second device: they give the CPU's bits, and wait for it as often as they may.
+
+The device is `sim_device`, or a GPU (`pytest tests/device --device cuda`), which computes with kernels of its own: its
+numbers are compared by tolerance. Two placements: "apart", with environments on the CPU and the policy on the device,
+and "together", with all on the device.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import device_env
+import pytest
+import sim_device as sim
+import torch
+from torch import Tensor
+
+from agents import REGISTRY, Agent, copos, load
+from agents.evolution import policy_search
+from agents.natural import kronecker
+from agents.policy import networks
+from agents.rollout.buffer import FieldSpec, Rollout
+from envs import VectorEnv, make_vec
+
+FAMILY = {"env": "families/HalfCheetahVel-v0", "env_kwargs": {"horizon": 8}, "n_steps": 8, "meta_batch_size": 2}
+SEARCH = {"policy": "LinearPolicy", "n_steps": 8, "env_kwargs": {"max_episode_steps": 24}}
+SOLVED = {"fisher": "compatible", "net_arch": (8,)}
+CASES: dict[str, dict[str, Any]] = {
+    "npg": {},
+    "trpo": {},
+    "copos": SOLVED,
+    "ppo": {"batch_size": 16, "n_epochs": 2},
+    "pes": SEARCH,
+    "reptile": FAMILY,
+    "fomaml": FAMILY,
+    "maml": FAMILY,
+    "npg gram": SOLVED | {"cg_preconditioner": "gram", "curvature_samples": 24, "solver": "cg"},
+    "npg adaptive": {"fisher": "adaptive", "net_arch": (8,), "critic": "adam"},
+    "pes truncated_es": SEARCH | {"estimator": "truncated_es", "num_envs": 6},
+    "pes whitened": SEARCH | {"whitening_memory": 20, "optimizer": "adam"},
+}
+"""Algorithm and variant -> settings."""
+PLACEMENTS = ("apart", "together")
+BUDGETS = {
+    "npg": (24, 24),
+    "trpo": (26, 26),
+    "copos": (30, 30),
+    "ppo": (2, 2),
+    "pes": (1, 3),
+    "reptile": (7, 6),
+    "fomaml": (12, 11),
+    "maml": (12, 11),
+    "npg gram": (70, 70),
+    "npg adaptive": (22, 22),
+    "pes truncated_es": (1, 3),
+    "pes whitened": (1, 5),
+}
+"""Waits per iteration, apart and together. What grows with the steps of a rollout is too much."""
+
+
+@pytest.fixture(autouse=True)
+def _one_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take on the CPU what the device takes: its tanh, eigenvectors and sums, which differ by rounding, and
+    derivatives without forward mode, which asks for memory that a device made in Python does not have.
+    """
+    monkeypatch.setattr(networks.Tanh, "forward", lambda self, x: torch.tanh(x))
+    monkeypatch.setattr(copos, "jvp", jvp)
+    monkeypatch.setattr(kronecker, "ONE_BY_ONE", None)
+    monkeypatch.setattr(policy_search, "chosen", policy_search.masked)
+
+
+def jvp(function: Any, primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
+    """Give a function's value and its derivative along tangents, a dict of tensors each, by two reverse passes."""
+    with torch.enable_grad():
+        (theta,), (w,) = primals, tangents
+        theta = {name: x.detach().requires_grad_() for name, x in theta.items()}
+        value = function(theta)
+        weights = torch.zeros_like(value, requires_grad=True)
+        along = torch.autograd.grad(value, list(theta.values()), weights, create_graph=True)
+        (derivative,) = torch.autograd.grad(along, weights, list(w.values()))
+    return value.detach(), derivative.detach()
+
+
+def environments(name: str, device: str | None) -> VectorEnv:
+    """Make a case's environments, on a device unless it is None."""
+    settings = {"env": "Hopper-v5", "num_envs": 4, "env_kwargs": {"max_episode_steps": 12}} | CASES[name]
+    autoreset = REGISTRY[name.split()[0]].autoreset
+    make = partial(make_vec, settings["env"], settings["num_envs"], seed=0, **settings["env_kwargs"])
+    if device is None:
+        return make(autoreset=autoreset)
+    kind = device_env.DeviceTaskEnv if "families" in settings["env"] else device_env.DeviceEnv
+    return kind(make(autoreset="disabled"), autoreset, device, sim.unseen)
+
+
+def agent_of(name: str, device: str, vector: VectorEnv) -> Agent:
+    settings = {"policy": "MlpPolicy", "n_steps": 16, "net_arch": (16, 16)} | CASES[name]
+    policy, _ = settings.pop("policy"), [settings.pop(key, None) for key in ("env", "num_envs", "env_kwargs")]
+    return REGISTRY[name.split()[0]](policy, vector, seed=0, device=device, **settings)
+
+
+def advance(agent: Agent, iterations: int) -> None:
+    """Train for some more iterations."""
+    steps = agent.iterations(10**6, reset_num_timesteps=False)
+    for _ in range(iterations):
+        next(steps)
+
+
+def learned(agent: Agent) -> dict[str, Tensor]:
+    """Give all that the agent has learned and keeps, on the CPU."""
+    kept = {f"policy.{name}": value for name, value in agent.policy.state_dict().items()} | agent.own_tensors()
+    return {name: sim.to_host(value.detach()).clone().cpu() for name, value in kept.items()}
+
+
+def check_equal(found: dict[str, Tensor], expected: dict[str, Tensor], device: str) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if device == sim.NAME:
+            assert torch.equal(found[name], value), name
+        else:
+            torch.testing.assert_close(found[name], value, rtol=1e-2, atol=1e-3, msg=name)
+
+
+@contextmanager
+def counted(device: str, budget: int) -> Iterator[None]:
+    """Fail where the host waits for the device more often than it may: by our log, or by CUDA's own."""
+    if device == sim.NAME:
+        with sim.record() as log:
+            yield
+        assert log.waits <= budget, f"{log.waits} waits of {budget}:\n{log.table()}"
+        return
+    torch.cuda.set_sync_debug_mode("warn" if budget else "error")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [str(w.message) for w in caught if "synchronizing CUDA operation" in str(w.message)]
+    assert len(waits) <= budget, waits
+
+
+@pytest.fixture(scope="module", name="on_the_cpu")
+def _on_the_cpu() -> dict[str, dict[str, Tensor]]:
+    """Keep what trainings on the CPU learn, by case."""
+    return {}
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("name", CASES)
+def test_training_has_the_bits_of_the_cpu_and_keeps_to_its_budget(
+    name: str, placement: str, device: str, on_the_cpu: dict[str, dict[str, Tensor]]
+) -> None:
+    if name not in on_the_cpu:
+        agent = agent_of(name, "cpu", environments(name, None))
+        advance(agent, 2)
+        on_the_cpu[name] = learned(agent)
+    agent = agent_of(name, device, environments(name, device if placement == "together" else None))
+    advance(agent, 1)
+    with counted(device, BUDGETS[name][PLACEMENTS.index(placement)]):
+        advance(agent, 1)
+    check_equal(learned(agent), on_the_cpu[name], device)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("name", ["npg", "pes whitened"])
+def test_a_run_goes_on_on_another_device(name: str, placement: str, device: str, tmp_path: Path) -> None:
+    straight = agent_of(name, "cpu", environments(name, None))
+    for _ in range(4):  # schedules count from the beginning of each
+        advance(straight, 1)
+
+    agent = agent_of(name, "cpu", environments(name, None))
+    for step, where in enumerate((device, device, "cpu")):
+        advance(agent, 1)
+        agent.save(tmp_path / f"{step}.zip")
+        together = where != "cpu" and placement == "together"
+        agent = load(tmp_path / f"{step}.zip", environments(name, where if together else None), device=where)
+    advance(agent, 1)
+    check_equal(learned(agent), learned(straight), device)
+
+
+def test_a_rollout_waits_for_its_copies_before_it_is_overwritten(device: str) -> None:
+    if device != sim.NAME:
+        pytest.skip("a GPU does not tell")
+    rollout = Rollout(2, 3, {"rewards": FieldSpec()})
+    for begin in (lambda: rollout.add(0, rewards=torch.ones(3)), rollout.clear):
+        rollout.to(device)
+        begin()
+        rollout["rewards"].add_(1)
+        sim.synchronize()
+
+    rollout.to(device)
+    rollout._copies = None  # as if nobody waited
+    rollout.add(0, rewards=torch.zeros(3))
+    with pytest.raises(sim.Race):
+        sim.synchronize()
