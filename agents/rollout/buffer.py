@@ -155,6 +155,10 @@ class Rollout:
         kept = observations.to(self.device, dtype, copy=True)
         self._final.append((torch.full_like(ids, t), ids, kept))
 
+    def take_final(self, steps: Tensor, ids: Tensor, observations: Tensor) -> None:
+        """Keep what `final_observations` of others gave, in place of what was kept."""
+        self._final = [(steps, ids, observations)] if len(ids) else []
+
     def final_observations(self) -> tuple[Tensor, Tensor, Tensor]:
         """Give what `add_final` kept since `clear`: steps [k], environments [k] and observations [k, *O]."""
         if not self._final:

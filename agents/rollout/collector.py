@@ -57,6 +57,7 @@ class Collector:
         vector: the environments.
         fields: what is kept of each step.
         n_steps: T, steps of a rollout.
+        first: number of the first environment among all of the run's, where these are a shard of them.
 
     Attributes:
         policy: the one that acts, where the environments live: the agent's own, or a copy of it.
@@ -66,8 +67,10 @@ class Collector:
         listener: SB3's callback, or None where nobody wants to see single steps.
     """
 
-    def __init__(self, agent: BaseAlgorithm, vector: VectorEnv, fields: dict[str, FieldSpec], n_steps: int) -> None:
-        self.agent, self.vector = agent, vector
+    def __init__(
+        self, agent: BaseAlgorithm, vector: VectorEnv, fields: dict[str, FieldSpec], n_steps: int, first: int = 0
+    ) -> None:
+        self.agent, self.vector, self.first = agent, vector, first
         self.device = resolved(agent.device)
         shared = resolved(vector.device) == self.device
         self.policy: Any = agent.policy if shared else copy.deepcopy(agent.policy).to(vector.device)
@@ -102,7 +105,7 @@ class Collector:
         T, N, seed = self.rollout.n_steps, self.vector.num_envs, self.agent.stream_seed  # type: ignore[attr-defined]
         # Callbacks, where there are any, see ordinary tensors.
         with single_thread(), torch.inference_mode(self.listener is None), torch.no_grad():
-            block = action_noise(self.policy, seed, counter, T, N).to(self.vector.device)
+            block = action_noise(self.policy, seed, counter, T, N, self.first).to(self.vector.device)
             choose = self.policy.sampler() if sample is None else sample
 
             def act(t: int, observations: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,14 +137,14 @@ class Collector:
         """
         self.observations, self._told = None, []  # the environments stand somewhere within the rollout
         if isinstance(error, ValueError):
-            check_numbers(self.rollout)
+            check_numbers(self.rollout, self.first)
 
     def _take(self, observations: Tensor, complete: bool) -> bool:
         """Take the observations to go on from, and count steps and episodes where nobody listened to single steps."""
         with torch.inference_mode(False):
             # An ordinary tensor, and one that the next step does not overwrite.
             self.observations = self.rollout.last_observations = observations.clone()
-            check_numbers(self.rollout)
+            check_numbers(self.rollout, self.first)
             if self.listener is None:
                 rollout = self.rollout
                 ended = rollout["terminated"] | rollout["truncated"]
@@ -256,23 +259,24 @@ def buffer_fields(policy: Any) -> dict[str, FieldSpec]:
     }
 
 
-def action_noise(policy: Any, seed: int, counter: int, steps: int, num_envs: int) -> Tensor:
+def action_noise(policy: Any, seed: int, counter: int, steps: int, num_envs: int, first: int = 0) -> Tensor:
     """Draw what a rollout's actions are sampled with, [steps, num_envs, *noise_shape].
 
     Args:
         policy: one whose actor samples.
         seed: the run's.
         counter: which of the run's rollouts this is.
+        first: number of the first environment among all of the run's, a multiple of `noise.SHARD`.
     """
     head = policy.head
     draw = noise.normal if head.kind == "gaussian" else noise.uniform
-    return draw(seed, "action", counter, (steps, num_envs, *head.noise_shape))
+    return draw(seed, "action", counter, (steps, num_envs, *head.noise_shape), start=first)
 
 
 @torch.no_grad()
-def check_numbers(rollout: Rollout) -> None:
+def check_numbers(rollout: Rollout, first: int = 0) -> None:
     """Raise ValueError, which names environment, step and value, where nothing can be learned from a rollout: an
-    observation is not finite in the policy's dtype, or a reward is not or is larger than LARGEST_REWARD.
+    observation is not finite in the policy's dtype, or a reward is not or is larger than LARGEST_REWARD. Environments are counted from first on.
     """
     T, N = rollout.n_steps, rollout.num_envs
     steps, ids = torch.arange(T, device=rollout.device)[:, None].expand(T, N), torch.arange(N, device=rollout.device)
@@ -291,7 +295,7 @@ def check_numbers(rollout: Rollout) -> None:
         value, row = values[place].item(), place[: at.ndim]
         values.zero_()  # where an environment stands still this would be found again
         raise ValueError(
-            f"environment {of[row]} gave the {name} {value} at step {at[row]} of this rollout, from which nothing was "
+            f"environment {first + of[row]} gave the {name} {value} at step {at[row]} of this rollout, from which nothing was "
             f"learned; give numbers of at most {most:.3g} in size."
         )
 
