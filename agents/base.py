@@ -202,12 +202,11 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         """Make what depends on the environments."""
         vector, fields, T = env.vector, self._buffer_fields(), self.config.n_steps
         if isinstance(vector, Spread):
-            self.collector = SpreadCollector(self, vector, fields, T, self.shard_width)
+            self.collector = SpreadCollector(self, vector, fields, T, self.shard_width(vector))
         else:
             self.collector = Collector(self, vector, fields, T)
 
-    @property
-    def shard_width(self) -> int:
+    def shard_width(self, vector: VectorEnv) -> int:
         """Count the environments that are worked on together where an executor spreads them over workers."""
         return noise.SHARD
 

@@ -57,6 +57,8 @@ class Spread(VectorEnv):
         self.blowups = self.blowups_before = vector.blowups
         self.shards: list[slice] = []
         """The environments of each shard while they are away."""
+        self.on_return: Callable[[], None] | None = None
+        """Called before they come home as they stand: whoever has left something with the shards takes it back."""
 
     def __getattr__(self, name: str) -> Any:
         if name == "home":
@@ -77,6 +79,8 @@ class Spread(VectorEnv):
         """Have the environments here, as they stand now, unless it does not matter how."""
         if self.shards:
             if keep:
+                if self.on_return is not None:
+                    self.on_return()
                 self.home.restore(self.snapshot())
             self.shards = []
         return self.home
