@@ -12,12 +12,12 @@ import torch
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
+from agents import noise
 from agents.adaptation.inner_loop import Adaptation, gradients_after, linear_anneal
 from agents.adaptation.shards import over_shards
 from agents.adaptation.task_data import TaskData
 from agents.adaptation.task_policies import InnerConfig, TaskPolicies
 from agents.adaptation.task_rollouts import StopCollecting, adapt_here, adapt_spread
-from agents import noise
 from agents.base import Agent
 from agents.config import SCHEDULED, above, at_least
 from agents.optim.registry import OptimizerName, OptimizerState, make_optimizer
@@ -150,9 +150,7 @@ class MetaAgent(Agent):
         adapt: Any = adapt_spread if spread else adapt_here
         numbers = self.counter * M + np.arange(M)
         try:
-            batch, self.observed = adapt(
-                self.collector, self.tasks, phi, self.counter, numbers, k, self.rollouts_after
-            )
+            batch, self.observed = adapt(self.collector, self.tasks, phi, self.counter, numbers, k, self.rollouts_after)
         except StopCollecting:
             return None
         return batch

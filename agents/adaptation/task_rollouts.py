@@ -83,7 +83,7 @@ def adapt_spread(
     collector.refuse_listener()
     R = collector.vector.num_envs // len(numbers)
     own = [(numbers[shard.start // R : shard.stop // R],) for shard in collector.shards]
-    plain = dataclasses.replace(tasks, policy=None)
+    plain = dataclasses.replace(tasks, policy=None)  # type: ignore[arg-type]  # there is one there
     found = collector.each(_adapt, collector.acting(), plain, phi.cpu(), counter, steps, after, own=own)
     reports, parts, observed = zip(*found, strict=True)
     collector.take(reports)

@@ -48,7 +48,9 @@ class Desk:
 
         return About(ray.get_runtime_context().get_node_id(), os.getpid(), arithmetic())
 
-    def take(self, number: int, make: Maker, state: Any, works: list[tuple[Work, tuple[Any, ...]]], *shared: Any) -> None:
+    def take(
+        self, number: int, make: Maker, state: Any, works: list[tuple[Work, tuple[Any, ...]]], *shared: Any
+    ) -> None:
         """Make a shard, in a state if there is one, and repeat what was done to it since; errors are told by `do`."""
         self.drop(number)
         try:

@@ -22,7 +22,7 @@ ENVIRONMENT = ("MKL_CBWR", "GOMP_SPINCOUNT")
 """Variables that workers have as this process does: sums have to round alike."""
 
 
-class ClusterError(RuntimeError):
+class ClusterError(ConnectionError):
     """No worker is left."""
 
 
@@ -249,8 +249,8 @@ class Ray:
             )
         if len(self._workers) < wanted:
             warnings.warn(
-                f"{len(self._workers)} of {wanted} workers have come up; the others join once the cluster has a CPU for "
-                "each.",
+                f"{len(self._workers)} of {wanted} workers have come up; the others join once the cluster has CPUs "
+                "for them.",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -316,10 +316,11 @@ class Ray:
 
 
 def _imported(stays_here: bool) -> Any:
-    """Import Ray, which as it is imported reads whether its servers are to be reached from this machine alone."""
+    """Import Ray, which reads variables as it is imported; its servers may have to be reached from this machine alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if stays_here:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # as on those systems: loopback only
+        os.environ.setdefault("RAY_worker_niceness", "0")  # else others' processes come before the run's own
     try:
         import ray
     except ModuleNotFoundError as error:

@@ -276,7 +276,8 @@ def action_noise(policy: Any, seed: int, counter: int, steps: int, num_envs: int
 @torch.no_grad()
 def check_numbers(rollout: Rollout, first: int = 0) -> None:
     """Raise ValueError, which names environment, step and value, where nothing can be learned from a rollout: an
-    observation is not finite in the policy's dtype, or a reward is not or is larger than LARGEST_REWARD. Environments are counted from first on.
+    observation is not finite in the policy's dtype, or a reward is not or is larger than LARGEST_REWARD. The first
+    environment has the number first.
     """
     T, N = rollout.n_steps, rollout.num_envs
     steps, ids = torch.arange(T, device=rollout.device)[:, None].expand(T, N), torch.arange(N, device=rollout.device)
@@ -295,8 +296,8 @@ def check_numbers(rollout: Rollout, first: int = 0) -> None:
         value, row = values[place].item(), place[: at.ndim]
         values.zero_()  # where an environment stands still this would be found again
         raise ValueError(
-            f"environment {first + of[row]} gave the {name} {value} at step {at[row]} of this rollout, from which nothing was "
-            f"learned; give numbers of at most {most:.3g} in size."
+            f"environment {first + of[row]} gave the {name} {value} at step {at[row]} of this rollout, from which nothing "
+            f"was learned; give numbers of at most {most:.3g} in size."
         )
 
 

@@ -1,7 +1,7 @@
 """Environments that are spread over an executor's workers, and the collector that fills rollouts there.
 
 Environments are cut into fixed shards, each with a collector of its own and a copy of the policy. Noise is drawn by
-counters and results are put together in the shards' order, so they depend on the width of a shard, never on the workers.
+counters and results are put together in the shards' order: they depend on a shard's width, never on the workers.
 """
 
 from __future__ import annotations
@@ -239,7 +239,8 @@ class _ShardCollector(Collector):
 
     def _finish(self, returns: Tensor, lengths: Tensor) -> list[dict[str, Any]]:
         ended = self.rollout["terminated"] | self.rollout["truncated"]
-        self._finished.append((ended.nonzero().numpy() + [0, self.first], returns, lengths))
+        ends = ended.nonzero().numpy() + np.array([0, self.first])
+        self._finished.append((ends, returns, lengths))
         self._all_told += self._told
         self._told = []
         return []
@@ -340,8 +341,7 @@ class SpreadCollector(Collector):
 
 
 def _fill(shard: Shard, acting: Acting, counter: int) -> tuple[Report, dict[str, Tensor], tuple[Tensor, ...]]:
-    """Fill a shard's rollout; gives what was counted, the fields, and the observations that truncated episodes ended in.
-    """
+    """Fill a shard's rollout; gives what was counted, the fields, and the last observations of truncated episodes."""
     shard.act_as(acting)
     rollout = shard.collector.fill(counter)
     assert rollout is not None

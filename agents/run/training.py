@@ -31,6 +31,7 @@ from agents.run.progress import Progress
 from agents.run.signals import StopRequest, stdout_console
 from agents.saving import NewEpisodes
 from envs import VectorEnv, make_vec
+from envs.cores import usable_cores
 
 FINAL_EPISODES = 32
 STATE_SECONDS = 1.0
@@ -59,13 +60,13 @@ def start(algorithm: str, run: RunOptions, config: CommonConfig, origins: dict[s
     with _usage_errors():
         kind = REGISTRY[algorithm]
         policy = run.policy or next(iter(kind.policy_aliases))
-        env = _make_env(run, config.num_envs, kind.autoreset)
+        env = _spread(run, _make_env(run, config.num_envs, kind.autoreset))
         agent = kind(policy, env, seed=run.seed, device=run.device, **values)
     begins = None if run.init_from is None else Initial.of(run.init_from).give(agent)
     run = dataclasses.replace(run, device=str(agent.device))
     settings = RunConfig(algorithm, run, values, origins)
     folder = RunFolder.create(settings, command)
-    with folder.lock():
+    with folder.lock(), contextlib.closing(env):
         return _Training(agent, folder, settings, begins).run()
 
 
@@ -86,6 +87,8 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str, allow_
         settings = folder.read_config()
         length = {"steps": None, "minutes": None} if changes.keys() & {"steps", "minutes"} else {}
         run = dataclasses.replace(settings.run, **(length | changes), quiet=quiet)
+        if (run.executor is None) != (settings.run.executor is None):
+            raise UsageError("--executor is for a run that had one; this one's environments are together.")
         run.check()
         check_import(folder.config, run.env, run.parsed_env_kwargs(), allow_import)
         check_device(run.device)
@@ -105,12 +108,12 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str, allow_
             print(f"{folder.path} is finished with {made}; --{option} with a larger number goes on.")
             return 0
         torch.set_num_threads(run.threads)
-        env = _make_env(run, manifest["config"]["num_envs"], kind.autoreset)
+        env = _spread(run, _make_env(run, manifest["config"]["num_envs"], kind.autoreset))
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", NewEpisodes)
             agent = kind.unpacked(folder.last, manifest, tensors, env, run.device)
         run = dataclasses.replace(run, device=str(agent.device))
-        for name in sorted(changes.keys() - {"steps", "minutes"}):
+        for name in sorted(changes.keys() & {"device", "threads"}):
             before, now = getattr(settings.run, name), getattr(run, name)
             if now != before:
                 print(f"--{name} {now} in place of the run's {before}: from here on its numbers may round otherwise.")
@@ -120,7 +123,8 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str, allow_
         folder.write_config(settings)
         with folder.command.open("a") as file:
             file.write(command + "\n")
-        return _Training(agent, folder, settings).run()
+        with contextlib.closing(env):
+            return _Training(agent, folder, settings).run()
 
 
 class _Training:
@@ -302,6 +306,19 @@ class _Training:
 def _make_env(run: RunOptions, num_envs: int, autoreset: AutoresetMode) -> VectorEnv:
     env_kwargs = run.parsed_env_kwargs()
     return make_vec(run.env, num_envs, backend=run.backend, seed=run.seed, autoreset=autoreset, **env_kwargs)
+
+
+def _spread(run: RunOptions, env: VectorEnv) -> VectorEnv:
+    """Spread environments over workers, if the run has them."""
+    if run.executor is None:
+        return env
+    from agents.cluster.executor import Executor, Serial
+    from agents.cluster.ray_executor import Ray
+    from agents.rollout.spread import Spread
+
+    here = run.executor == "serial"
+    executor: Executor = Serial() if here else Ray(run.workers or usable_cores(), run.ray_address)
+    return Spread(env, executor)
 
 
 def _due(run: RunOptions, steps: int, seconds: float) -> int:

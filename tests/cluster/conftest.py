@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,12 @@ os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTE
 @pytest.fixture(scope="session")
 def ray() -> Iterator[Any]:
     found = pytest.importorskip("ray")
-    found.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _system_config={"prestart_worker_first_driver": False})
+    found.init(
+        num_cpus=8,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _system_config={"prestart_worker_first_driver": False},
+    )
     yield found
     found.shutdown()

@@ -42,9 +42,9 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def made(name: str, executor: Executor | None) -> Agent:
+def made(name: str, executor: Executor | None, **changed: Any) -> Agent:
     """The agent of a case, with environments that are spread over an executor, or ordinary ones (None)."""
-    settings = {"env": "Hopper-v5", "env_kwargs": {}, **CASES[name]}
+    settings = {"env": "Hopper-v5", "env_kwargs": {}, **CASES[name], **changed}
     kind = REGISTRY[name.split()[0]]
     kwargs = settings.pop("env_kwargs")
     env = make_vec(settings.pop("env"), settings.pop("num_envs"), seed=5, autoreset=kind.autoreset, **kwargs)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
 import pytest
@@ -32,3 +30,31 @@ def test_any_number_of_workers_gives_the_bits_of_the_serial_run(name: str, execu
     expected = bits(train(made(name, Serial()), ITERATIONS))
     for executor in executors:
         assert bits(train(made(name, executor), ITERATIONS)) == expected, executor.metrics()
+
+
+@pytest.mark.parametrize("name", ["pes", "npg", "fomaml"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
+def test_workers_that_die_or_hang_change_nothing_and_are_counted(name: str, number: int, ray: Any) -> None:
+    executor = Ray(2, timeout=10, states_every=3)
+
+    def disturb(iteration: int) -> None:
+        if iteration in (4, 9):  # the first with calls since the last states, the second with all shards moved before
+            os.kill(executor._workers[-1].pid, number)
+
+    expected = bits(train(made(name, Serial()), 12))
+    with pytest.warns(RuntimeWarning, match=r"Worker \d+ is lost .*shards moved"):
+        assert bits(train(made(name, executor), 12, disturb)) == expected
+    metrics = executor.metrics()
+    executor.close()
+    assert metrics["cluster/lost_workers"] == 2
+    assert metrics["cluster/moved_shards"] >= 2
+    assert metrics["cluster/repeated_calls"] > 0
+
+
+def test_an_error_of_the_environments_is_raised_as_it_is_and_not_repeated(executors: list[Ray]) -> None:
+    agent = made("npg any environment", executors[1])
+    train(agent, 1)
+    agent.policy.actor.net[0].weight.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="NaN"):
+        train(agent, 1)
+    assert executors[1].metrics()["cluster/lost_workers"] == 0
