@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.cluster.executor import Held, Maker, Work
+from agents.cluster.executor import Held, Work
 
 PACKAGES = ("torch", "numpy", "mujoco", "gymnasium", "geodesic-rl")
 
@@ -49,12 +50,12 @@ class Desk:
         return About(ray.get_runtime_context().get_node_id(), os.getpid(), arithmetic())
 
     def take(
-        self, number: int, make: Maker, state: Any, works: list[tuple[Work, tuple[Any, ...]]], *shared: Any
+        self, number: int, make: bytes, state: Any, works: list[tuple[Work, tuple[Any, ...]]], *shared: Any
     ) -> None:
         """Make a shard, in a state if there is one, and repeat what was done to it since; errors are told by `do`."""
         self.drop(number)
         try:
-            held = make()
+            held: Held = pickle.loads(make)()
             if state is not None:
                 held.restore(state)
             for (work, own), common in zip(works, shared, strict=True):

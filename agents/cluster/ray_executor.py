@@ -47,6 +47,7 @@ class _Shard:
     """Where a shard is, and how it is made again elsewhere."""
 
     maker: Any
+    """What makes it, pickled, and where that lies in the cluster."""
     worker: _Worker
     state: Any = None
     """Of some calls ago; None: as it was made."""
@@ -116,7 +117,9 @@ class Ray:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        self._shards = [_Shard(self.ray.put(make), workers[i * len(workers) // n]) for i, make in enumerate(makers)]
+        # Pickled here: arrays that Ray carries itself are not to be written to where they arrive.
+        kept = (self.ray.put(self.ray.cloudpickle.dumps(make)) for make in makers)
+        self._shards = [_Shard(maker, workers[i * len(workers) // n]) for i, maker in enumerate(kept)]
         for i in range(n):
             self._send(i)
 
@@ -316,7 +319,7 @@ class Ray:
 
 
 def _imported(stays_here: bool) -> Any:
-    """Import Ray, which reads variables as it is imported; its servers may have to be reached from this machine alone."""
+    """Import Ray, which reads variables as it is imported: servers may have to be reached from here alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if stays_here:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # as on those systems: loopback only

@@ -296,8 +296,8 @@ def check_numbers(rollout: Rollout, first: int = 0) -> None:
         value, row = values[place].item(), place[: at.ndim]
         values.zero_()  # where an environment stands still this would be found again
         raise ValueError(
-            f"environment {first + of[row]} gave the {name} {value} at step {at[row]} of this rollout, from which nothing "
-            f"was learned; give numbers of at most {most:.3g} in size."
+            f"environment {first + of[row]} gave the {name} {value} at step {at[row]} of this rollout, from which "
+            f"nothing was learned; give numbers of at most {most:.3g} in size."
         )
 
 

@@ -69,21 +69,20 @@ class Disturber(threading.Thread):
 
 def disturbed(name: str, executor: Ray, disturber: threading.Thread, lost: int) -> dict[str, Any]:
     """Train until so many workers were lost and a while longer, and once more in peace."""
-    agent, iterations, begun = made(name, executor), 0, time.perf_counter()
+    agent, begun, after = made(name, executor), time.perf_counter(), 5
     disturber.start()
-    after = 5
-    for iterations in agent.iterations(10**8, log_interval=None):
+    for _ in agent.iterations(10**8, log_interval=None):
         after -= executor.lost >= lost or not disturber.is_alive()
         if after <= 0:
             break
     seconds, metrics = time.perf_counter() - begun, executor.metrics()
     peaceful = made(name, Serial())
     for done in peaceful.iterations(10**8, log_interval=None):
-        if done == iterations:
+        if done == agent.iteration:
             break
     same = parameters(agent) == parameters(peaceful)
-    print(f"{name}: {iterations} iterations in {seconds:.0f} s, {metrics}, same parameters: {same}", flush=True)
-    return {"run": name, "iterations": iterations, "seconds": seconds, "same": same, **metrics}
+    print(f"{name}: {agent.iteration} iterations in {seconds:.0f} s, {metrics}, same parameters: {same}", flush=True)
+    return {"run": name, "iterations": agent.iteration, "seconds": seconds, "same": same, **metrics}
 
 
 def lost_node() -> dict[str, Any]:
