@@ -89,7 +89,6 @@ def lost_node() -> dict[str, Any]:
     """Train on a head and two further nodes, one of which is killed on the way."""
     from ray.cluster_utils import Cluster
 
-    os.environ["RAY_AUTH_MODE"] = "disabled"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     executor = Ray(3, cluster.address, timeout=30)
@@ -116,6 +115,7 @@ def main() -> None:
     parser.add_argument("--nodes", action="store_true", help="lose a node too")
     arguments = parser.parse_args()
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)

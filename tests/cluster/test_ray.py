@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from runs import CASES, bits, made, train
 
+from agents import PES
 from agents.cluster.executor import Serial
 from agents.cluster.ray_executor import Ray
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray"), pytest.mark.filterwarnings("ignore:Worker .* is lost")]
 ITERATIONS = 20
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +65,21 @@ def test_an_error_of_the_environments_is_raised_as_it_is_and_not_repeated(execut
     with pytest.raises(ValueError, match="NaN"):
         train(agent, 1)
     assert executors[1].metrics()["cluster/lost_workers"] == 0
+
+
+def test_a_killed_driver_is_gone_on_with_to_the_parameters_of_an_undisturbed_run(tmp_path: Path) -> None:
+    words = "pes --env CartPole-v1 --num-envs 196 --n-steps 5 --eval-every 100000 --eval-episodes 1 --threads 1 --quiet"
+    command = [sys.executable, "train.py", *words.split(), "--steps", "30000", "--checkpoint-every", "0", "--run-dir"]
+    run, peaceful = tmp_path / "run", tmp_path / "peaceful"
+    driver = subprocess.Popen([*command, str(run), "--executor", "ray", "--workers", "2"], cwd=ROOT)
+    state, until = run / "state.json", time.monotonic() + 200
+    while not (state.is_file() and json.loads(state.read_text())["steps"] > 5000) and time.monotonic() < until:
+        time.sleep(0.05)
+    driver.kill()
+    driver.wait()
+    steps = PES.load(run / "checkpoints" / "last.zip").num_timesteps
+    assert 0 < steps < 30000
+    subprocess.run([sys.executable, "train.py", "resume", str(run), "--workers", "1", "--quiet"], cwd=ROOT, check=True)
+    subprocess.run([*command, str(peaceful), "--executor", "serial"], cwd=ROOT, check=True)
+    ends = (PES.load(folder / "checkpoints" / "last.zip") for folder in (run, peaceful))
+    assert bits(next(ends)) == bits(next(ends))
