@@ -82,7 +82,7 @@ class Spread(VectorEnv):
                 if self.on_return is not None:
                     self.on_return()
                 self.home.restore(self.snapshot())
-            self.shards = []
+            self.shards, self.on_return = [], None
         return self.home
 
     def snapshot(self, ids: Ids = None) -> dict[str, Tensor]:
