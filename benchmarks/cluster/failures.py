@@ -47,7 +47,9 @@ def parameters(agent: Any) -> bytes:
 
 
 class Disturber(threading.Thread):
-    """Kills and stops workers of an executor at random instants, each time after they are at work again."""
+    """Kills and stops workers of an executor at random instants, the next one after an iteration has ended at least."""
+
+    agent: Any
 
     def __init__(self, executor: Ray, kills: int, hangs: int, seconds: float, seed: int = 0) -> None:
         super().__init__(daemon=True)
@@ -57,22 +59,26 @@ class Disturber(threading.Thread):
         self.seconds = seconds
 
     def run(self) -> None:
+        sent: set[int] = set()
         for number in self.signals:
+            iteration = self.agent.iteration
+            while iteration == self.agent.iteration:
+                time.sleep(0.01)
             time.sleep(self.random.expovariate(1 / self.seconds))
-            while not (pids := [worker.pid for worker in list(self.executor._workers)]):
-                time.sleep(0.1)
-            try:
-                os.kill(self.random.choice(pids), number)
-            except ProcessLookupError:
-                continue
+            while not (pids := {worker.pid for worker in list(self.executor._workers)} - sent):
+                time.sleep(0.01)
+            pid = self.random.choice(sorted(pids))
+            sent.add(pid)
+            os.kill(pid, number)
 
 
-def disturbed(name: str, executor: Ray, disturber: threading.Thread, lost: int) -> dict[str, Any]:
-    """Train until so many workers were lost and a while longer, and once more in peace."""
+def disturbed(name: str, executor: Ray, disturber: Any) -> dict[str, Any]:
+    """Train until nothing disturbs any more and a while longer, and once more in peace."""
     agent, begun, after = made(name, executor), time.perf_counter(), 5
+    disturber.agent = agent
     disturber.start()
     for _ in agent.iterations(10**8, log_interval=None):
-        after -= executor.lost >= lost or not disturber.is_alive()
+        after -= not disturber.is_alive()
         if after <= 0:
             break
     seconds, metrics = time.perf_counter() - begun, executor.metrics()
@@ -98,7 +104,7 @@ def lost_node() -> dict[str, Any]:
         cluster.remove_node(nodes[0], allow_graceful=False)
 
     try:
-        return {"kind": "a node of three", **disturbed("pes", executor, threading.Thread(target=end_one), 1)}
+        return {"kind": "a node of three", **disturbed("pes", executor, threading.Thread(target=end_one))}
     finally:
         executor.close()
         cluster.shutdown()
@@ -123,7 +129,7 @@ def main() -> None:
     for name in arguments.runs:
         executor = Ray(arguments.workers, timeout=arguments.timeout, states_every=8)
         disturber = Disturber(executor, arguments.kills, arguments.hangs, arguments.seconds)
-        rows.append({"kind": "workers", **disturbed(name, executor, disturber, arguments.kills + arguments.hangs)})
+        rows.append({"kind": "workers", **disturbed(name, executor, disturber)})
         executor.close()
     if arguments.nodes:
         rows.append(lost_node())

@@ -10,20 +10,15 @@ from typing import Any
 
 import pytest
 
-# Workers find the tests' own modules, and those of the folder that is tested, as this process does.
-os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
-os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-
 
 @pytest.fixture(scope="session")
 def ray() -> Iterator[Any]:
-    found = pytest.importorskip("ray")
-    found.init(
-        num_cpus=8,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _system_config={"prestart_worker_first_driver": False},
-    )
-    yield found
-    found.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("USAGE_STATS_ENABLED", 0), ("ENABLE_WINDOWS_OR_OSX_CLUSTER", 0), ("worker_niceness", 0)):
+            patch.setenv(f"RAY_{name}", str(value))
+        # Workers find the package that is tested, not an installed one.
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
+        found = pytest.importorskip("ray")
+        found.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        yield found
+        found.shutdown()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import CASES, bits, made, train
+from shard_runs import CASES, bits, made, train
 
 from agents import PES
 from agents.cluster.executor import Serial

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from runs import bits, made, train
+from shard_runs import bits, made, train
 from stable_baselines3.common.callbacks import CallbackList
 
 from agents import NPG, PES
