@@ -21,6 +21,7 @@ NAME = "cluster/scaling"
 WORKERS = (10, 30, 100, 300, 1000, 3000, 10_000)
 KINDS: dict[str, dict[str, float]] = {
     "pes, HalfCheetah-v5, K = 100": {"call": 0.38, "update": 0.0007, "sent": 2_500, "received": 13_900, "calls": 2},
+    "es, HalfCheetah-v5, 1000 steps": {"call": 3.8, "update": 0.0007, "sent": 2_500, "received": 13_900, "calls": 2},
     "npg, Hopper-v5, its preset": {"call": 0.37, "update": 0.02, "sent": 21_800, "received": 208_700, "calls": 1},
 }
 """Measured on one core: seconds of a shard's iteration, and of the update for each; bytes to a node and from a shard;
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("--states-every", type=int, default=16)
     arguments = parser.parse_args()
     rows = []
-    figure, axes = panels(len(KINDS), 2)
+    figure, axes = panels(len(KINDS), 3, width=4.2)
     for (name, kind), axis in zip(KINDS.items(), axes, strict=True):
         ideal = arguments.shards * kind["call"]
         found = []
