@@ -48,6 +48,7 @@ test: $(DEVELOPS)
 	$(RUN) -m pytest -q -n auto --maxprocesses 4 -m "not slow"
 
 test-slow: $(DEVELOPS)
+	$(PIP) -e ".[ray]"
 	$(RUN) -m pytest -q -m slow
 
 campaign: $(DEVELOPS)

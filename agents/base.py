@@ -36,6 +36,7 @@ from agents.policy.choice import OFF_IN_SB3, checked_kwargs, known_policy, optio
 from agents.policy.distributions import Head
 from agents.rollout.buffer import FieldSpec, buffer_fields
 from agents.rollout.collector import Collector, single_thread
+from agents.rollout.spread import Spread, SpreadCollector
 from agents.saving import Begun, Saved
 from envs import make_vec
 from envs.sb3 import SB3View, as_vector
@@ -208,7 +209,15 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
 
     def _connect(self, env: SB3View) -> None:
         """Make what depends on the environments."""
-        self.collector = Collector(self, env.vector, self._buffer_fields(), self.config.n_steps)
+        vector, fields, T = env.vector, self._buffer_fields(), self.config.n_steps
+        if isinstance(vector, Spread):
+            self.collector = SpreadCollector(self, vector, fields, T, self.shard_width(vector))
+        else:
+            self.collector = Collector(self, vector, fields, T)
+
+    def shard_width(self, vector: VectorEnv) -> int:
+        """Count the environments that are worked on together where an executor spreads them over workers."""
+        return noise.SHARD
 
     def new_policy(self) -> Any:
         """Make a policy as before training, drawn from PyTorch's global stream; the agent keeps its own."""

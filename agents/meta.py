@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
+from agents import noise
 from agents.adaptation.inner_loop import Adaptation, gradients_after, linear_anneal
 from agents.adaptation.shards import over_shards
 from agents.adaptation.task_data import TaskData
 from agents.adaptation.task_policies import InnerConfig, TaskPolicies
+from agents.adaptation.task_rollouts import StopCollecting, adapt_here, adapt_spread
 from agents.base import Agent
 from agents.config import SCHEDULED, above, at_least
 from agents.optim.registry import OptimizerName, OptimizerState, make_optimizer
 from agents.policy.actor_critic import ActorPolicy
 from agents.policy.networks import assign_parameters, parameter_vector
-from agents.rollout.buffer import Rollout
 from agents.rollout.collector import single_thread
+from agents.rollout.spread import SpreadCollector
 from agents.rollout.surrogates import clipped_surrogate
 from agents.saving import Stateful
 from envs.sb3 import SB3View
@@ -78,10 +81,6 @@ class MAMLConfig(FOMAMLConfig):
     products between steps of an episode, which varies less."""
 
 
-class StopCollecting(Exception):  # noqa: N818 - like StopIteration it is no error
-    """A callback asked to stop amid the inner loop."""
-
-
 class MetaAgent(Agent):
     """What Reptile, FOMAML and MAML share: the tasks of an iteration and the inner loop.
 
@@ -131,6 +130,9 @@ class MetaAgent(Agent):
             stacklevel=6,
         )
 
+    def shard_width(self, vector: VectorEnv) -> int:
+        return math.lcm(noise.SHARD, vector.num_envs // self.num_tasks)  # whole tasks
+
     @property
     def steps_per_iteration(self) -> int:
         return super().steps_per_iteration * (self.config.inner_steps + self.rollouts_after)
@@ -142,33 +144,16 @@ class MetaAgent(Agent):
 
     def collect(self) -> Adaptation | None:
         """Let a policy adapt to each task: θ_0 = φ, and θ_{j+1} = θ_j - α ∇L_j(θ_j) from a rollout of θ_j."""
-        self._begin_tasks()
-        phi = parameter_vector(self.policy.actor)
+        phi, k, M = parameter_vector(self.policy.actor), self.config.inner_steps, self.num_tasks
         self.phi.copy_(phi)  # what was set from outside counts
-        theta = phi.expand(self.num_tasks, -1)
+        spread = isinstance(self.collector, SpreadCollector)
+        adapt: Any = adapt_spread if spread else adapt_here
+        numbers = self.counter * M + np.arange(M)
         try:
-            return self.tasks.adapt(self._roll_out, theta, self.config.inner_steps, self.rollouts_after)
+            batch, self.observed = adapt(self.collector, self.tasks, phi, self.counter, numbers, k, self.rollouts_after)
         except StopCollecting:
             return None
-
-    def _begin_tasks(self) -> None:
-        """Give the environments this iteration's tasks, if they are of a family."""
-        vector, M = self.collector.vector, self.num_tasks
-        if isinstance(vector, TaskVectorEnv):
-            tasks = vector.draw_tasks(self.counter * M + np.arange(M), "train")
-            vector.set_tasks(np.repeat(tasks, vector.num_envs // M, axis=0))
-
-    def _roll_out(self, j: int, theta: Tensor) -> Rollout:
-        """Run the policies θ_j in their tasks: whole horizons of a family; an ordinary environment goes on."""
-        vector = self.collector.vector
-        if isinstance(vector, TaskVectorEnv):
-            self.collector.begin(vector.reset()[0])
-        sample = self.tasks.sampler(theta.to(vector.device), self.collector.policy)
-        rollouts = self.config.inner_steps + self.rollouts_after
-        self.rollout = self.collector.fill(self.counter * rollouts + j, sample)
-        if self.rollout is None:
-            raise StopCollecting
-        return self.rollout
+        return batch
 
     # The outer loop --------------------------------------------------------------------------------------------------
 
@@ -192,8 +177,9 @@ class MetaAgent(Agent):
         if self.tasks.actor.log_std is not None and self.config.log_std_min is not None:
             self.phi[self.tasks.actor.log_std].clamp_(min=self.policy.actor.log_unit + self.config.log_std_min)
         assign_parameters(self.policy.actor, self.phi)
-        assert self.rollout is not None
-        self.policy.update_normalizer(self.rollout["observations"].flatten(0, 1))
+        if self.policy.normalize_observations:
+            for moments in self.observed:
+                self.policy.normalizer.merge(moments)
         self.record(self.tasks.report(batch, gradients) | {"meta_gradient_norm": meta_gradient.norm()})
 
 

@@ -12,13 +12,15 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 from torch.optim import Optimizer
 
+from agents import noise
 from agents.base import Agent
 from agents.checkpoint import with_prefix
 from agents.config import at_least, between
 from agents.devices import fetched, sent
-from agents.evolution.engine import Estimate, Particles, Shape, estimate, start
+from agents.evolution.engine import Estimate, Particles
 from agents.evolution.policies import DeterministicLinear, DeterministicMlp, DeterministicPolicy
 from agents.evolution.policy_search import PolicySearch, SearchConfig, StopAsked
+from agents.evolution.spread_search import SpreadParticles, SpreadSearch
 from agents.evolution.trials import SearchState, Trials, TrialsConfig
 from agents.evolution.update import RewardScale, UpdateConfig
 from agents.evolution.whitening import Whitening, WhiteningConfig
@@ -26,8 +28,10 @@ from agents.optim.adabound import AUTO, handover_gamma
 from agents.optim.registry import OptimizerState, make_optimizer
 from agents.policy.networks import parameter_vector
 from agents.rollout.buffer import FieldSpec
+from agents.rollout.spread import SpreadCollector
 from agents.saving import Stateful, load_parts, tensors_of
 from envs.sb3 import SB3View
+from envs.vector import VectorEnv
 
 ONLY_TENSORBOARD = ("stdout", "log", "json", "csv")
 
@@ -90,7 +94,7 @@ class PES(Agent):
     sigma: float
     trials: Trials
     policy: DeterministicPolicy
-    particles: Particles | None
+    particles: Particles | SpreadParticles | None
     whitening: Whitening | None
 
     # Learning --------------------------------------------------------------------------------------------------------
@@ -100,9 +104,9 @@ class PES(Agent):
         assert self.particles is not None
         self.sigma = self._scheduled(self.config.sigma, self.config.sigma_end)
         theta = parameter_vector(self.collector.policy.actor)
-        shape = None if self.whitening is None else self._shape(self.whitening)
+        M = None if self.whitening is None else self.whitening.matrix(self.policy.normalizer)  # perturbations σ M z
         try:
-            found, self.particles = estimate(self.task, self.scheme, theta, self.sigma, self.particles, shape)
+            found, self.particles = self.task.estimate(theta, self.sigma, self.particles, M)
         except StopAsked:
             self.collector.observations = None  # the pairs stand somewhere within a window
             return None
@@ -113,16 +117,16 @@ class PES(Agent):
         """θ ← θ + α g, where g is the mean over pairs of (u⁺ - u⁻) σ ξ and u the utilities of the scores R."""
         assert self.particles is not None
         u, pairs = self._utilities(found.scores)
-        u = sent(u, self.particles.xi.device)
+        u = sent(u, self.collector.vector.device)
         g = 2 * self.sigma * self.particles.weighted(u).sum(0) / pairs  # weighted: ξ (u⁺ - u⁻) / 2
-        rollout = self.collector.rollout
+        deaths, with_mean_parameters = self.task.counts()
         numbers = fetched(
             {
                 "finite": g.isfinite().all(),
                 "norm": g.norm(),
                 "signal_to_noise": found.signal_to_noise,
-                "deaths": rollout["terminated"].sum(),
-                "mean_steps": rollout["stepped"][:, 2::3].sum(),
+                "deaths": deaths,
+                "with_mean_parameters": with_mean_parameters,
             }
         )
         metrics = found.metrics() | {
@@ -134,7 +138,7 @@ class PES(Agent):
             raise FloatingPointError("the search direction is not finite; no step was made. Give a smaller sigma.")
         alpha = self._scheduled(self.current.learning_rate, self.config.learning_rate_end)
         self._ascend(sent(g, self.device), alpha)
-        self.steps_with_mean_parameters += int(numbers["mean_steps"]) if self.scheme.shared else 0
+        self.steps_with_mean_parameters += int(numbers["with_mean_parameters"])
         self._record_window(metrics | {"train/learning_rate": alpha})
         if self.policy.normalize_observations:
             self._observe()
@@ -148,15 +152,6 @@ class PES(Agent):
         before = self.trials.total_steps
         share = (self.num_timesteps - before) / max(self._total_timesteps - before, 1)
         return first + (last - first) * min(max(share, 0.0), 1.0)
-
-    def _shape(self, whitening: Whitening) -> Shape | None:
-        """Say how perturbations are shaped: by S of the first layer's metric, once enough has been observed."""
-        acting = self.collector.policy
-        M = whitening.matrix(acting.normalizer)
-        if M is None:
-            return None
-        M = sent(M, self.collector.vector.device)
-        return lambda z: acting.whitened(z, M)
 
     def _utilities(self, scores: Tensor) -> tuple[Tensor, int]:
         """Say what the scores R [2n] count, and how many pairs do."""
@@ -213,7 +208,7 @@ class PES(Agent):
 
     def _begin_pairs(self, counter: int) -> None:
         theta = parameter_vector(self.collector.policy.actor)
-        self.particles = start(self.scheme, theta, self.stream_seed, counter=counter)
+        self.particles = self.task.start(theta, self.stream_seed, counter)
 
     def act(self, observations: Tensor, deterministic: bool = True, noise: Tensor | None = None) -> Tensor:
         """Choose actions [n, *A] as the environment takes them; they are deterministic whatever is asked for."""
@@ -243,9 +238,16 @@ class PES(Agent):
         if c.top_directions is not None and c.top_directions > (pairs := self.scheme.particles // 2):
             raise ValueError(f"top_directions is {c.top_directions}; there are {pairs} pairs.")
         super()._connect(env)
-        if self.particles is not None:  # a file's, which come before the environments
+        if isinstance(self.particles, Particles):  # a file's, which come before the environments
             self.particles = self.particles.to(env.vector.device)
-        self.task = PolicySearch(self.collector, c, products=c.whitening_memory is not None)
+        products = c.whitening_memory is not None
+        if isinstance(self.collector, SpreadCollector):
+            self.task: Any = SpreadSearch(self.collector, c, self.scheme, products=products)
+        else:
+            self.task = PolicySearch(self.collector, c, self.scheme, products=products)
+
+    def shard_width(self, vector: VectorEnv) -> int:
+        return noise.SHARD * len(self.scheme.signs)
 
     def _buffer_fields(self) -> dict[str, FieldSpec]:
         return PolicySearch.fields(self.observation_space.shape or (), self.policy.normalize_observations)

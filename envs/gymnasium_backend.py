@@ -190,6 +190,14 @@ class GymVectorEnv(SeededVectorEnv):
                 )
         return torch.from_numpy(self._observation[rows])
 
+    def part(self, first: int, count: int, num_threads: int = 0) -> GymVectorEnv:
+        rows = slice(first, first + count)
+        part = type(self)(self.envs[rows], autoreset=self.autoreset)
+        for name in ("_seed", "_episode", "_elapsed", "_ended", "_observation"):
+            setattr(part, name, getattr(self, name)[rows].copy())
+        part._actions = [None if record is None else list(record) for record in self._actions[rows]]
+        return part
+
     def __getstate__(self) -> dict[str, Any]:
         # Such environments are copied by being made anew: their episodes have to be played again.
         anew = np.array([isinstance(env.unwrapped, EzPickle) for env in self.envs]) & (self._episode >= 0)

@@ -142,6 +142,17 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """Say which environment and step somebody else's code is busy with; None where it is with none."""
         return None
 
+    def part(self, first: int, count: int, num_threads: int = 0) -> VectorEnv:
+        """Give environments of their own that go on as those from first to first + count do, which are left to them.
+
+        Args:
+            num_threads: physics threads, where there are any; 0 means every core.
+
+        Raises:
+            SnapshotError: these environments cannot be taken apart.
+        """
+        raise SnapshotError(f"{self} steps all of its environments together; make them with envs.make_vec.")
+
     def get_attr(self, name: str, ids: Ids = None) -> tuple[Any, ...]:
         """Give an attribute of each of the environments ids; where all are one object, they share it."""
         return (getattr(self, name),) * len(self._rows(ids))

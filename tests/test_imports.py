@@ -22,6 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("envs",),
     ("agents.noise", "agents.config", "agents.devices", "agents.failures", "agents.checkpoint", "agents.presets"),
     ("agents.policy",),
+    ("agents.cluster",),
     ("agents.rollout",),
     SUBJECTS,
     ("agents.saving",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from agents import noise
 from agents.config import CommonConfig, at_least
-from agents.evolution.engine import Scheme
+from agents.devices import sent
+from agents.evolution.engine import Estimate, Particles, Scheme, estimate, start
 from agents.evolution.unroll import ParticleState
 from agents.evolution.whitening import Products
 from agents.policy.base import Moments, flatten
@@ -91,11 +93,15 @@ class PolicySearch:
     Args:
         collector: of environments with autoreset disabled; keeps `fields`. Its policy is what the parameters are of.
         config: says whether rows share states, and what counts of the rewards.
+        scheme: how pairs are perturbed; None: as config says.
         products: whether moments hold products of different observations.
     """
 
-    def __init__(self, collector: Collector, config: SearchConfig, *, products: bool = False) -> None:
+    def __init__(
+        self, collector: Collector, config: SearchConfig, scheme: Scheme | None = None, *, products: bool = False
+    ) -> None:
         self.collector, self.products = collector, products
+        self.scheme = config.scheme(collector.vector) if scheme is None else scheme
         self.shared = config.estimator == "truncated_es"
         self.gamma, self.offset = config.gamma, config.alive_bonus_offset
         vector, policy = collector.vector, collector.policy
@@ -115,6 +121,25 @@ class PolicySearch:
             "stepped": FieldSpec(dtype=torch.bool),
         }
         return {**kept, "observations": FieldSpec(observation_shape)} if normalize else kept
+
+    def start(self, theta: Tensor, seed: int, counter: int, first_pair: int = 0) -> Particles:
+        """Make particles for the environments there are; see `engine.start`."""
+        pairs = self.collector.vector.num_envs // len(self.scheme.signs)
+        return start(self.scheme, theta, seed, counter=counter, first_pair=first_pair, pairs=pairs)
+
+    def estimate(
+        self, theta: Tensor, sigma: float, particles: Particles, M: Tensor | None
+    ) -> tuple[Estimate, Particles]:
+        """Unroll the particles by one window; see `engine.estimate`. M [O, O] shapes perturbations, or None."""
+        policy = self.collector.policy
+        shape = None if M is None else partial(policy.whitened, M=sent(M, theta.device))
+        return estimate(self, self.scheme, theta, sigma, particles, shape)
+
+    def counts(self) -> tuple[Tensor, Tensor]:
+        """Count, in the last window, twins that terminated and steps with the mean parameters."""
+        rollout = self.collector.rollout
+        with_mean = rollout["stepped"][:, 2::3] if self.shared else rollout["stepped"][:, :0]
+        return rollout["terminated"].sum(), with_mean.sum()
 
     def init(self, keys: Tensor, slots: Tensor) -> ParticleState:
         collector, normalizer, n = self.collector, self.collector.policy.normalizer, len(slots)

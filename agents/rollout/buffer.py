@@ -177,6 +177,10 @@ class Rollout:
         kept = observations.to(self.device, dtype, copy=True)
         self._final.append((torch.full_like(ids, t), ids, kept))
 
+    def take_final(self, steps: Tensor, ids: Tensor, observations: Tensor) -> None:
+        """Keep what `final_observations` of others gave, in place of what was kept."""
+        self._final = [(steps, ids, observations)] if len(ids) else []
+
     def final_observations(self) -> tuple[Tensor, Tensor, Tensor]:
         """Give what `add_final` kept since `clear`: steps [k], environments [k] and observations [k, *O]; of every step
         where there is a field "final_observations".
@@ -357,9 +361,9 @@ def numbers(rollout: Rollout) -> list[Given]:
 
 
 @torch.no_grad()
-def check_numbers(rollout: Rollout) -> None:
+def check_numbers(rollout: Rollout, first: int = 0) -> None:
     """Raise ValueError, which names environment, step and value, where one of a rollout's `numbers` is none or too
-    large, so that nothing can be learned from it.
+    large, so that nothing can be learned from it. The first environment has the number first.
     """
     for name, values, steps, ids, most in numbers(rollout):
         if bool((torch.stack(torch.aminmax(values)).abs() <= most).all()):
@@ -368,6 +372,6 @@ def check_numbers(rollout: Rollout) -> None:
         value, row = values[place].item(), place[: steps.ndim]
         values.zero_()  # where an environment stands still this would be found again
         raise ValueError(
-            f"environment {ids[row]} gave the {name} {value} at step {steps[row]} of this rollout, from which nothing "
-            f"was learned; give numbers of at most {most:.3g} in size."
+            f"environment {first + ids[row]} gave the {name} {value} at step {steps[row]} of this rollout, from which "
+            f"nothing was learned; give numbers of at most {most:.3g} in size."
         )

@@ -56,6 +56,7 @@ class Collector:
         vector: the environments.
         fields: what is kept of each step.
         n_steps: T, steps of a rollout.
+        first: number of the first environment among all of the run's, where these are a shard of them.
 
     Attributes:
         policy: the one that acts, where the environments live: the agent's own, or a copy of it.
@@ -65,8 +66,10 @@ class Collector:
         listener: SB3's callback, or None where nobody wants to see single steps.
     """
 
-    def __init__(self, agent: BaseAlgorithm, vector: VectorEnv, fields: dict[str, FieldSpec], n_steps: int) -> None:
-        self.agent, self.vector = agent, vector
+    def __init__(
+        self, agent: BaseAlgorithm, vector: VectorEnv, fields: dict[str, FieldSpec], n_steps: int, first: int = 0
+    ) -> None:
+        self.agent, self.vector, self.first = agent, vector, first
         self.device = resolved(agent.device)
         shared = resolved(vector.device) == self.device
         self.policy: Any = agent.policy if shared else copy.deepcopy(agent.policy).to(vector.device)
@@ -103,7 +106,7 @@ class Collector:
         T, N, seed = self.rollout.n_steps, self.vector.num_envs, self.agent.stream_seed  # type: ignore[attr-defined]
         # Callbacks, where there are any, see ordinary tensors.
         with single_thread(), torch.inference_mode(self.listener is None), torch.no_grad():
-            block = action_noise(self.policy, seed, counter, T, N)
+            block = action_noise(self.policy, seed, counter, T, N, self.first)
             if self.vector.device.type != "cpu":
                 block = sent(block, self.vector.device)
             choose = self.policy.sampler() if sample is None else sample
@@ -138,7 +141,7 @@ class Collector:
         """
         self.observations, self._told = None, []  # the environments stand somewhere within the rollout
         if isinstance(error, ValueError):
-            check_numbers(self.rollout)
+            check_numbers(self.rollout, self.first)
 
     def _take(self, observations: Tensor, complete: bool) -> bool:
         """Take the observations to go on from, and count steps and episodes where nobody listened to single steps."""
@@ -154,7 +157,7 @@ class Collector:
                 found |= self.episodes.update_rollout(rollout["rewards"], ended, stepped)
             found = found if rollout.device.type == "cpu" else fetched(found)
             if not found["fine"]:
-                check_numbers(rollout)
+                check_numbers(rollout, self.first)
             if self.listener is None:
                 self.agent.num_timesteps += int(found["steps"])
                 self._finish(found["returns"][found["ended"]], found["lengths"][found["ended"]])
@@ -256,17 +259,18 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
 
 
-def action_noise(policy: Any, seed: int, counter: int, steps: int, num_envs: int) -> Tensor:
+def action_noise(policy: Any, seed: int, counter: int, steps: int, num_envs: int, first: int = 0) -> Tensor:
     """Draw what a rollout's actions are sampled with, [steps, num_envs, *noise_shape].
 
     Args:
         policy: one whose actor samples.
         seed: the run's.
         counter: which of the run's rollouts this is.
+        first: number of the first environment among all of the run's, a multiple of `noise.SHARD`.
     """
     head = policy.head
     draw = noise.normal if head.kind == "gaussian" else noise.uniform
-    return draw(seed, "action", counter, (steps, num_envs, *head.noise_shape))
+    return draw(seed, "action", counter, (steps, num_envs, *head.noise_shape), start=first)
 
 
 def collect(

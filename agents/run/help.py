@@ -31,6 +31,7 @@ GROUP_OF_CLASS = {
 """Where options belong that are declared first in these; what an algorithm alone has is of its update."""
 GROUP_OF_OPTION = {
     **dict.fromkeys(("env", "env_kwargs", "backend", "num_envs", "n_steps", "step_timeout"), "environment"),
+    **dict.fromkeys(("executor", "workers", "ray_address"), "environment"),
     **dict.fromkeys(("policy", "log_std_min"), "policy"),
     **dict.fromkeys(("gamma", "gae_lambda", "value_network", "rbf_features"), "critic"),
     **dict.fromkeys(

@@ -52,6 +52,13 @@ class RunOptions:
     """Where networks live: auto, cpu, cuda or cuda:1; auto takes the GPU if there is one."""
     backend: Literal["auto", "mujoco", "gymnasium"] = "auto"
     """Physics: mujoco is the batched one, gymnasium runs any registered environment."""
+    executor: Literal["serial", "ray"] | None = None
+    """Spread environments, in fixed shards of 32 or of 32 pairs: ray, over the workers of a Ray cluster; serial, here,
+    to the same bits. None keeps them together."""
+    workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one per core here)")] = None
+    """Of ray: processes with a CPU each. Results do not depend on their number."""
+    ray_address: Annotated[str | None, arg(metavar="HOST:PORT", help_behavior_hint="")] = None
+    """Of ray: the cluster's head, or auto; unless given one is started here for the run."""
     env_kwargs: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
     """Argument of the environment, e.g. reset_noise_scale=0.01. May be given again."""
     eval_every: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: a 20th of the run)")] = None
@@ -85,7 +92,9 @@ class RunOptions:
     def check(self) -> None:
         """Raise UsageError for a value that no run can have."""
         least = {"steps": 1, "seed": 0, "eval_every": 1, "eval_episodes": 1, "threads": 1, "checkpoint_every": 0}
-        check_least(self, least)
+        check_least(self, least | {"workers": 1})
+        if self.executor != "ray" and (self.workers, self.ray_address) != (None, None):
+            raise UsageError("--workers and --ray-address are for a Ray cluster; give --executor ray too.")
         most = {"seed": MOST_SEED, "threads": MOST_THREADS, "steps": MOST_STEPS, "eval_episodes": 10**6}
         for name, bound in most.items():
             if (value := getattr(self, name)) is not None and value > bound:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -31,6 +31,12 @@ class Resume:
     """Where networks live from now on: auto, cpu, cuda or cuda:1."""
     threads: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: as the run had)")] = None
     """Threads of PyTorch on the CPU from now on; another number than the run's may round otherwise."""
+    executor: Annotated[Literal["serial", "ray"] | None, arg(help_behavior_hint="(default: as the run had)")] = None
+    """Of a run that has one: where its shards are worked on from now on, to the same bits."""
+    workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: as the run had)")] = None
+    """Workers of ray from now on."""
+    ray_address: Annotated[str | None, arg(metavar="HOST:PORT", help_behavior_hint="(default: as the run had)")] = None
+    """The Ray cluster's head from now on."""
     allow_import: Flag = False
     """Import the module that the run's environment names (module:Id-v0); it runs code, so trust it first."""
     quiet: Flag = False
@@ -49,7 +55,8 @@ def resume(asked: Resume, command: str) -> int:
     check_least(asked, {"jobs": 1})
     if not asked.run:
         raise UsageError(f"resume needs RUN, the folder of a run; {typed('runs')} lists them.")
-    changes = {name: getattr(asked, name) for name in ("steps", "minutes", "device", "threads")}
+    names = ("steps", "minutes", "device", "threads", "executor", "workers", "ray_address")
+    changes = {name: getattr(asked, name) for name in names}
     changed = {name: value for name, value in changes.items() if value is not None}
     if len(asked.run) == 1:
         return training.resume(asked.run[0], changed, asked.quiet, command, asked.allow_import)

@@ -33,6 +33,7 @@ from agents.run.progress import Progress
 from agents.run.signals import StopRequest, Watchdog, stdout_console
 from agents.saving import NewEpisodes
 from envs import GymVectorEnv, VectorEnv, make_vec
+from envs.cores import usable_cores
 
 FINAL_EPISODES = 32
 PATIENCE = 30.0
@@ -63,13 +64,13 @@ def start(algorithm: str, run: RunOptions, config: CommonConfig, origins: dict[s
     with _usage_errors():
         kind = REGISTRY[algorithm]
         policy = run.policy or next(iter(kind.policy_aliases))
-        env = _make_env(run, config.num_envs, kind.autoreset)
+        env = _spread(run, _make_env(run, config.num_envs, kind.autoreset))
         agent = kind(policy, env, seed=run.seed, device=run.device, **values)
         begins = None if run.init_from is None else Initial.of(run.init_from).give(agent)
     run = dataclasses.replace(run, device=str(agent.device))
     settings = RunConfig(algorithm, run, values, origins)
     folder = RunFolder.create(settings, command)
-    with folder.lock():
+    with folder.lock(), contextlib.closing(env):
         return _Training(agent, folder, settings, begins).run()
 
 
@@ -90,6 +91,8 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str, allow_
         settings = folder.read_config()
         length = {"steps": None, "minutes": None} if changes.keys() & {"steps", "minutes"} else {}
         run = dataclasses.replace(settings.run, **(length | changes), quiet=quiet)
+        if (run.executor is None) != (settings.run.executor is None):
+            raise UsageError("--executor is for a run that had one; this one's environments are together.")
         run.check()
         check_import(folder.config, run.env, run.parsed_env_kwargs(), allow_import)
         check_device(run.device)
@@ -112,12 +115,12 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str, allow_
         for lost in folder.drop_rows(done, over):
             print(lost)
         torch.set_num_threads(run.threads)
-        env = _make_env(run, manifest["config"]["num_envs"], kind.autoreset)
+        env = _spread(run, _make_env(run, manifest["config"]["num_envs"], kind.autoreset))
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", NewEpisodes)
             agent = kind.unpacked(folder.last, manifest, tensors, env, run.device)
         run = dataclasses.replace(run, device=str(agent.device))
-        for name in sorted(changes.keys() - {"steps", "minutes"}):
+        for name in sorted(changes.keys() & {"device", "threads"}):
             before, now = getattr(settings.run, name), getattr(run, name)
             if now != before:
                 print(f"--{name} {now} in place of the run's {before}: from here on its numbers may round otherwise.")
@@ -129,7 +132,8 @@ def resume(path: str, changes: dict[str, Any], quiet: bool, command: str, allow_
             file.write(command + "\n")
         first = agent.counter
         try:
-            return _Training(agent, folder, settings).run()
+            with contextlib.closing(env):
+                return _Training(agent, folder, settings).run()
         except Exception as error:
             known = isinstance(error, (*EXPECTED, MemoryError)) or hasattr(error, "raised_in")
             if agent.counter > first or known or NO_MEMORY.search(str(error)):
@@ -405,6 +409,19 @@ class _Training:
 def _make_env(run: RunOptions, num_envs: int, autoreset: AutoresetMode) -> VectorEnv:
     env_kwargs = run.parsed_env_kwargs()
     return make_vec(run.env, num_envs, backend=run.backend, seed=run.seed, autoreset=autoreset, **env_kwargs)
+
+
+def _spread(run: RunOptions, env: VectorEnv) -> VectorEnv:
+    """Spread environments over workers, if the run has them."""
+    if run.executor is None:
+        return env
+    from agents.cluster.executor import Executor, Serial
+    from agents.cluster.ray_executor import Ray
+    from agents.rollout.spread import Spread
+
+    here = run.executor == "serial"
+    executor: Executor = Serial() if here else Ray(run.workers or usable_cores(), run.ray_address)
+    return Spread(env, executor)
 
 
 def _due(run: RunOptions, steps: int, seconds: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -250,6 +251,18 @@ class MujocoVectorEnv(SeededVectorEnv):
             array[rows] = snapshot[name].numpy()
         self._physics.set_integration_state(rows, snapshot["physics"].numpy())
         return torch.from_numpy(self._observation[rows])
+
+    def part(self, first: int, count: int, num_threads: int = 0) -> MujocoVectorEnv:
+        part = type(self)(**self._made_as(num_envs=count, num_threads=num_threads))
+        part.restore(self.snapshot(range(first, first + count)))
+        return part
+
+    def _made_as(self, **changed: Any) -> dict[str, Any]:
+        """Give the arguments that made it, but for some."""
+        args, kwargs = self._made_with
+        bound = inspect.signature(type(self).__init__).bind(self, *args, **kwargs).arguments
+        del bound["self"]
+        return bound.pop("kwargs", {}) | bound | changed
 
     def _counters(self) -> dict[str, np.ndarray]:
         """Name everything that a snapshot holds beside the physics: the live arrays [num_envs, ...]."""

@@ -39,6 +39,7 @@ class FamilyVectorEnv(MujocoVectorEnv, TaskVectorEnv):
         num_tasks: simulation i has task i modulo num_tasks; None: every simulation another one.
         redraw: whether each episode has a new task, as joint training wants: in its episode e, simulation i has task
             i + e * num_envs.
+        first, of: these are the simulations from first on of so many (None: num_envs), by which tasks are numbered.
         autoreset: see `VectorEnv`.
         seed: fixes the episodes of a first reset that is given no seed.
         num_threads: physics threads; 0 means every core. Results do not depend on it.
@@ -60,6 +61,8 @@ class FamilyVectorEnv(MujocoVectorEnv, TaskVectorEnv):
         task_seed: int = 0,
         num_tasks: int | None = None,
         redraw: bool = False,
+        first: int = 0,
+        of: int | None = None,
         autoreset: AutoresetMode | str = AutoresetMode.SAME_STEP,
         seed: int | None = None,
         num_threads: int = 0,
@@ -79,7 +82,8 @@ class FamilyVectorEnv(MujocoVectorEnv, TaskVectorEnv):
         self._action_scale = self.task.action_scale
         self.model = self._load_model()
         self.split, self.task_seed, self.redraw = split, task_seed, redraw
-        numbers = np.arange(num_envs)
+        self._first, self._of = first, of or num_envs
+        numbers = first + np.arange(num_envs)
         self._goals = self.draw_tasks(numbers if num_tasks is None else numbers % num_tasks)
         super().__init__(
             env_id,
@@ -91,7 +95,7 @@ class FamilyVectorEnv(MujocoVectorEnv, TaskVectorEnv):
             **kwargs,
         )
         self.metadata["render_modes"] = []
-        self._apply(numbers)
+        self._apply(np.arange(num_envs))
 
     @property
     def tasks(self) -> np.ndarray:
@@ -150,6 +154,12 @@ class FamilyVectorEnv(MujocoVectorEnv, TaskVectorEnv):
         self._apply(np.arange(self.num_envs) if index is None else index)
         return observation
 
+    def part(self, first: int, count: int, num_threads: int = 0) -> FamilyVectorEnv:
+        numbered = {"first": self._first + first, "of": self._of}
+        part = type(self)(**self._made_as(num_envs=count, num_threads=num_threads, **numbered))
+        part.restore(self.snapshot(range(first, first + count)))
+        return part
+
     def _apply(self, rows: np.ndarray) -> None:
         """Bring the tasks' model parameters into the physics."""
         parameters = self.task.parameters(self._goals[rows], self.model)
@@ -165,7 +175,7 @@ class FamilyVectorEnv(MujocoVectorEnv, TaskVectorEnv):
     ) -> dict[str, Any]:
         if self.redraw and start is None:
             # The episode's number goes up by 1 in super.
-            self._goals[rows] = self.draw_tasks(rows + (self._episode[rows] + 1) * self.num_envs)
+            self._goals[rows] = self.draw_tasks(self._first + rows + (self._episode[rows] + 1) * self._of)
             self._apply(rows)
         return super()._begin_episodes(rows, options, start)
 

@@ -1,0 +1,140 @@
+"""Workers that are killed, or hang, at random instants: does training end with the parameters of an undisturbed run?
+
+Two kinds of runs are disturbed, PES on Hopper-v5 (windows whose pairs stay on the workers) and NPG. Workers are sent
+SIGKILL, some SIGSTOP, which is a process that hangs, whatever they do at that moment. With --nodes a cluster of a head
+and two more nodes of their own processes, on this machine, loses one of the nodes in the middle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import random
+import signal
+import threading
+import time
+import warnings
+from typing import Any
+
+import torch
+
+from agents import REGISTRY
+from agents.cluster.executor import Executor, Serial
+from agents.cluster.ray_executor import Ray
+from agents.rollout.spread import Spread
+from benchmarks.common import context, write
+from envs import make_vec
+
+NAME = "cluster/failures"
+RUNS: dict[str, dict[str, Any]] = {
+    "pes": {"num_envs": 256, "n_steps": 20},
+    "npg": {"num_envs": 128, "n_steps": 8, "net_arch": (16,)},
+}
+
+
+def made(name: str, executor: Executor) -> Any:
+    """Make the agent of a run."""
+    kind, settings = REGISTRY[name], dict(RUNS[name])
+    env = make_vec("Hopper-v5", settings.pop("num_envs"), seed=1, autoreset=kind.autoreset)
+    return kind(next(iter(kind.policy_aliases)), Spread(env, executor), seed=0, device="cpu", **settings)
+
+
+def parameters(agent: Any) -> bytes:
+    """Give the bits of all that was learned."""
+    state = torch.cat([x.flatten().double() for x in agent.policy.state_dict().values()])
+    return bytes(state.numpy().tobytes())
+
+
+class Disturber(threading.Thread):
+    """Kills and stops workers of an executor at random instants, the next one after an iteration has ended at least."""
+
+    agent: Any
+
+    def __init__(self, executor: Ray, kills: int, hangs: int, seconds: float, seed: int = 0) -> None:
+        super().__init__(daemon=True)
+        self.executor, self.random = executor, random.Random(seed)
+        self.signals = [signal.SIGKILL] * kills + [signal.SIGSTOP] * hangs
+        self.random.shuffle(self.signals)
+        self.seconds = seconds
+
+    def run(self) -> None:
+        sent: set[int] = set()
+        for number in self.signals:
+            iteration = self.agent.iteration
+            while iteration == self.agent.iteration:
+                time.sleep(0.01)
+            time.sleep(self.random.expovariate(1 / self.seconds))
+            while not (pids := {worker.pid for worker in list(self.executor._workers)} - sent):
+                time.sleep(0.01)
+            pid = self.random.choice(sorted(pids))
+            sent.add(pid)
+            os.kill(pid, number)
+
+
+def disturbed(name: str, executor: Ray, disturber: Any) -> dict[str, Any]:
+    """Train until nothing disturbs any more and a while longer, and once more in peace."""
+    agent, begun, after = made(name, executor), time.perf_counter(), 5
+    disturber.agent = agent
+    disturber.start()
+    for _ in agent.iterations(10**8, log_interval=None):
+        after -= not disturber.is_alive()
+        if after <= 0:
+            break
+    seconds, metrics = time.perf_counter() - begun, executor.metrics()
+    peaceful = made(name, Serial())
+    for done in peaceful.iterations(10**8, log_interval=None):
+        if done == agent.iteration:
+            break
+    same = parameters(agent) == parameters(peaceful)
+    print(f"{name}: {agent.iteration} iterations in {seconds:.0f} s, {metrics}, same parameters: {same}", flush=True)
+    return {"run": name, "iterations": agent.iteration, "seconds": seconds, "same": same, **metrics}
+
+
+def lost_node() -> dict[str, Any]:
+    """Train on a head and two further nodes, one of which is killed on the way."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    executor = Ray(3, cluster.address, timeout=30)
+
+    def end_one() -> None:
+        time.sleep(5)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+
+    try:
+        return {"kind": "a node of three", **disturbed("pes", executor, threading.Thread(target=end_one))}
+    finally:
+        executor.close()
+        cluster.shutdown()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--hangs", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--timeout", type=float, default=10.0, help="seconds after which a worker counts as hung")
+    parser.add_argument("--seconds", type=float, default=2.0, help="mean time between two disturbances")
+    parser.add_argument("--runs", nargs="*", default=list(RUNS))
+    parser.add_argument("--nodes", action="store_true", help="lose a node too")
+    arguments = parser.parse_args()
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    rows = []
+    for name in arguments.runs:
+        executor = Ray(arguments.workers, timeout=arguments.timeout, states_every=8)
+        disturber = Disturber(executor, arguments.kills, arguments.hangs, arguments.seconds)
+        rows.append({"kind": "workers", **disturbed(name, executor, disturber)})
+        executor.close()
+    if arguments.nodes:
+        rows.append(lost_node())
+    print(write(NAME, {"context": context(), "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
