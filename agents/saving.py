@@ -191,7 +191,7 @@ class Saved:
         """Make the agent that a checkpoint's manifest and tensors describe; arguments as for `load`."""
         if manifest.get("algorithm") != cls.name:
             raise CheckpointError(
-                f"{path} holds an agent of the algorithm {manifest.get('algorithm')!r}; load it with agents.load."
+                f"{path} holds an agent of the algorithm {str(manifest.get('algorithm'))[:60]!r}; load it with agents.load."
             )
         changed = cls._as_in_sb3(custom_objects or {}) | changed
         # What the caller changed may be what does not fit.
@@ -342,7 +342,7 @@ class Saved:
             return self._begin_anew(str(error))
         self.collector.begin(observations)
         self._last_obs = self.collector.observations.cpu().numpy()
-        vector.blowups = manifest["blowups"]
+        vector.blowups = manifest.get("blowups", 0)
         self.collector.episodes.returns.copy_(tensors["episode.returns"])
         self.collector.episodes.lengths.copy_(tensors["episode.lengths"])
 

@@ -14,7 +14,7 @@ from agents import REGISTRY, saving
 from tests.campaign.kills import ended, forked, kill
 
 SAMPLE_SECONDS = 1.0
-FLAT = 5.0
+FLAT = 10.0
 """MiB that the memory may grow by from the second quarter to the last: one evaluation more, not a leak's minutes."""
 SHARE = 0.01
 """Of the time that saving may take."""
