@@ -191,7 +191,8 @@ class Saved:
         """Make the agent that a checkpoint's manifest and tensors describe; arguments as for `load`."""
         if manifest.get("algorithm") != cls.name:
             raise CheckpointError(
-                f"{path} holds an agent of the algorithm {str(manifest.get('algorithm'))[:60]!r}; load it with agents.load."
+                f"{path} holds an agent of the algorithm {str(manifest.get('algorithm'))[:60]!r}; load it with "
+                "agents.load."
             )
         changed = cls._as_in_sb3(custom_objects or {}) | changed
         # What the caller changed may be what does not fit.
