@@ -54,6 +54,10 @@ def _are_episodes(value: Any) -> bool:
     return isinstance(value, list) and all(type(episode[name]) in (int, float) for episode in value for name in "rl")
 
 
+def _are_successes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(success) is bool for success in value)
+
+
 def _are_plain(value: Any) -> bool:
     return isinstance(value, dict) and not any(isinstance(one, (dict, list)) for one in value.values())
 
@@ -70,6 +74,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "seed": ("a whole number of at least 0, or null", lambda value: value is None or _is_seed(value)),
     "stream_seed": ("a whole number of at least 0", _is_seed),
     "episode_infos": ("a list of episodes", _are_episodes),
+    "episode_successes": ("a list of true and false", _are_successes),
     "metrics": ("an object of numbers", _are_plain),
     "failures": ("two whole numbers", lambda value: isinstance(value, list) and [*map(_is_seed, value)] == [True] * 2),
 }
@@ -152,6 +157,8 @@ def read_agent(source: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CheckpointError(f"{source} holds values that are not finite, in {odd}; use another checkpoint.")
     with damage_named(source):
         _check_sizes(source, manifest, tensors)
+        for name in ("observation_space", "action_space"):
+            decode_space(manifest[name])
     return manifest, tensors
 
 

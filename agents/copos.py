@@ -95,6 +95,8 @@ class COPOS(Agent):
     config: COPOSConfig
     current: COPOSConfig
     policy: ActorCriticPolicy
+    planned_decrease: float = math.nan
+    """b by the training's length, which is known once it begins."""
 
     # Learning --------------------------------------------------------------------------------------------------------
 

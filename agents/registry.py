@@ -38,6 +38,6 @@ def load(path: Source, env: Any = None, **kwargs: Any) -> Agent:
     name = str(read_manifest(path).get("algorithm"))
     if name not in REGISTRY:
         raise CheckpointError(
-            f"{path} holds an agent of the algorithm {name!r}; this version has {', '.join(REGISTRY)}."
+            f"{path} holds an agent of the algorithm {name[:60]!r}; this version has {', '.join(REGISTRY)}."
         )
     return REGISTRY[name].load(path, env, **kwargs)

@@ -191,7 +191,8 @@ class Saved:
         """Make the agent that a checkpoint's manifest and tensors describe; arguments as for `load`."""
         if manifest.get("algorithm") != cls.name:
             raise CheckpointError(
-                f"{path} holds an agent of the algorithm {manifest.get('algorithm')!r}; load it with agents.load."
+                f"{path} holds an agent of the algorithm {str(manifest.get('algorithm'))[:60]!r}; load it with "
+                "agents.load."
             )
         changed = cls._as_in_sb3(custom_objects or {}) | changed
         # What the caller changed may be what does not fit.
@@ -200,7 +201,7 @@ class Saved:
         if env is not None:
             agent.set_env(env)
             if not force_reset:
-                agent._restore_environments(manifest, tensors)
+                agent._put_back(path, manifest, tensors)
         return agent
 
     @classmethod
@@ -324,6 +325,18 @@ class Saved:
         tensors["episode.lengths"] = (begun or self.collector.episodes).lengths
         return {**origin, "env_snapshot": EXACT}, tensors
 
+    def _put_back(self: Any, path: Source, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Do as `_restore_environments`; CheckpointError if the states are not as environments save them."""
+        try:
+            self._restore_environments(manifest, tensors)
+        except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            if hasattr(error, "raised_in"):  # an environment's own
+                raise
+            raise CheckpointError(
+                f"{path} holds environments that cannot be put back ({type(error).__name__}: {str(error)[:200]}); use "
+                "another checkpoint, or load with force_reset=True."
+            ) from error
+
     def _restore_environments(self: Any, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Put the environments into the stored state, if one was stored for as many; else they begin anew."""
         vector, normalize = self.env.vector, self.env.normalize
@@ -342,13 +355,13 @@ class Saved:
             return self._begin_anew(str(error))
         self.collector.begin(observations)
         self._last_obs = self.collector.observations.cpu().numpy()
-        vector.blowups = manifest["blowups"]
+        vector.blowups = manifest.get("blowups", 0)
         self.collector.episodes.returns.copy_(tensors["episode.returns"])
         self.collector.episodes.lengths.copy_(tensors["episode.lengths"])
 
     def _begin_anew(self, reason: str) -> None:
         if reason not in UNBEGUN:
-            warnings.warn(f"New episodes begin: {reason}", NewEpisodes, stacklevel=4)
+            warnings.warn(f"New episodes begin: {reason}", NewEpisodes, stacklevel=5)
 
 
 class NewEpisodes(UserWarning):

@@ -74,3 +74,18 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(
     assert f"The last saved state of this run is in {folder.last}." in said
     assert folder.read_state().state == "failed"
     assert agents.load(folder.last).num_timesteps == 32 * (2 + 5)  # updates that failed are undone
+
+
+@pytest.mark.filterwarnings("ignore:New episodes begin")
+def test_states_of_environments_that_are_none_are_named_or_left_out(agent: NPG, tmp_path: Path) -> None:
+    manifest, tensors = agent._packed()
+    said = []
+    for odd in [name for name in tensors if name.startswith("env.")]:
+        checkpoint.write(tmp_path / "a.zip", manifest, tensors | {odd: tensors[odd][:0]})
+        try:
+            agents.load(tmp_path / "a.zip", "probes/Survival-v0")
+        except CheckpointError as error:
+            said.append(str(error))
+        assert agents.load(tmp_path / "a.zip", "probes/Survival-v0", force_reset=True).num_timesteps == 16
+    assert said
+    assert all("a.zip holds environments that cannot be put back (" in sentence for sentence in said)
