@@ -33,6 +33,9 @@ FARTHEST = 1000.0
 """The η, in the same units, at which all of the KL is the entropy's: as an equality, b is halved until ε allows it."""
 FEW = 256
 """States that tell where the search for η begins."""
+RANGE = 20.0
+"""The most by which log η may be above where it is first looked for: where a policy is all but certain, few samples of
+other actions would take it far."""
 HEAT = 14.0
 """The most by which log(η + ω) differs from log η."""
 
@@ -281,7 +284,8 @@ class Dual:
         def excess(logarithm: float) -> float:
             return self.excess(self.solve(self.floor + size * math.exp(logarithm))[1])
 
-        ends, tolerance = (math.log(SHORTEST), math.log(FARTHEST)), 1e-12 if self.exact else KL_TOLERANCE / 2
+        ends = math.log(SHORTEST), math.log(FARTHEST) if self.equality else RANGE
+        tolerance = 1e-12 if self.exact else KL_TOLERANCE / 2
         logarithm, _ = secant(excess, 0.0, -2.0, ends, tolerance)
         while self.equality and logarithm > ends[1] - 0.1:
             self.b /= 2
@@ -314,7 +318,8 @@ def secant(
     """Find the root of a decreasing function between two ends, from an x and the slope there; and the slope at it.
 
     Steps that would leave the interval in which the root is known to lie halve it instead. Where there is no root the
-    end that is nearer to one is found.
+    end that is nearer to one is found; where the function jumps over 0, the place after it. The last call is of the x
+    that is returned.
     """
     (low, high), last = between, None
     for _ in range(100):
@@ -323,7 +328,11 @@ def secant(
         if last is not None and value != last[1]:
             slope = (value - last[1]) / (x - last[0])
         last = x, value
-        if abs(value) <= tolerance or high - low <= tolerance / 10:
+        if abs(value) <= tolerance:
+            break
+        if high - low <= tolerance / 10:  # it jumps there, or the root is beyond the end
+            if value > 0:
+                decreasing(x := high)
             break
         x = x - value / slope if slope < 0 else low
         if not low < x < high:
@@ -369,7 +378,7 @@ class Update:
             return dual.excess(kl)
 
         start, slack = math.log(eta - dual.floor), dual.solve(eta)[1] < (1 - KL_TOLERANCE) * dual.epsilon
-        ends = (start if slack else start - math.log(MOST_GROWTH), start + math.log(FARTHEST))
+        ends = (start if slack else start - math.log(MOST_GROWTH), start + RANGE)
         secant(excess, start, -2.0, ends, KL_TOLERANCE)
         if not kl <= (1 + 2 * KL_TOLERANCE) * dual.epsilon:
             self.actor.net.load_state_dict(self.theta, strict=False)

@@ -11,11 +11,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="sim", help="where the tests of tests/device train: sim, or cuda")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Before any test differentiates: from then on autograd takes no device that is new to it.
+    if config.getoption("--device", default="sim") == "sim":
+        sim_device.install()
+
+
 @pytest.fixture(name="device", scope="session")
 def _device(request: pytest.FixtureRequest) -> str:
     name = request.config.getoption("--device", default="sim")
-    if name == "sim":
-        sim_device.install()
-    elif not (torch.cuda.is_available() and name.startswith("cuda")):
+    if name != "sim" and not (torch.cuda.is_available() and name.startswith("cuda")):
         pytest.skip(f"there is no device {name!r} here")
     return str(name)

@@ -47,18 +47,18 @@ CASES: dict[str, dict[str, Any]] = {
 """Algorithm and variant -> settings."""
 PLACEMENTS = ("apart", "together")
 BUDGETS = {
-    "npg": (24, 24),
-    "trpo": (26, 26),
-    "copos": (30, 30),
-    "ppo": (2, 2),
-    "pes": (1, 3),
-    "reptile": (7, 6),
-    "fomaml": (12, 11),
-    "maml": (12, 11),
-    "npg gram": (70, 70),
-    "npg adaptive": (22, 22),
-    "pes truncated_es": (1, 3),
-    "pes whitened": (1, 5),
+    "npg": (25, 25),
+    "trpo": (27, 27),
+    "copos": (31, 31),
+    "ppo": (3, 3),
+    "pes": (2, 4),
+    "reptile": (8, 7),
+    "fomaml": (13, 12),
+    "maml": (13, 12),
+    "npg gram": (71, 71),
+    "npg adaptive": (23, 23),
+    "pes truncated_es": (2, 4),
+    "pes whitened": (2, 6),
 }
 """Waits per iteration, apart and together. What grows with the steps of a rollout is too much."""
 
