@@ -59,7 +59,7 @@ def test_workers_that_die_or_hang_change_nothing_and_are_counted(name: str, numb
 
 
 def test_an_error_of_the_environments_is_raised_as_it_is_and_not_repeated(executors: list[Ray]) -> None:
-    agent = made("npg any environment", executors[1])
+    agent = made("npg", executors[1])
     train(agent, 1)
     agent.policy.actor.net[0].weight.data.fill_(float("nan"))
     with pytest.raises(ValueError, match="NaN"):
