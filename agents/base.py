@@ -23,7 +23,6 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
 from agents import checkpoint, noise
 from agents.checkpoint import with_prefix
@@ -325,7 +324,6 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
         self.collector.listener = listener if callback is not None or progress_bar else None
-        state, parameters = (*self.policy.parameters(), *self.policy.buffers()), [*self.policy.parameters()]
         listener.on_training_start(locals(), globals())
         now: Callable[[], Any] = time.perf_counter if self.device.type == "cpu" else lambda: Instant(self.device)
         marks: tuple[Any, ...] = ()
@@ -353,16 +351,10 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                 self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
                 if self.schedules:
                     self.current = self.config.at(self.schedules, self._current_progress_remaining)
-                if not all(parameter.requires_grad for parameter in parameters):
+                if not all(parameter.requires_grad for parameter in self.policy.parameters()):
                     refuse_frozen(self.policy)
-                before = [x.detach().clone() for x in state]
-                try:
+                with self.failures.undone(self):
                     self.train(batch)
-                    if not get_total_norm([x.detach() for x in parameters]).isfinite():
-                        raise FloatingPointError("Parameters are not finite; lower the learning rates or the rewards.")
-                    self.failures.in_a_row = 0
-                except FloatingPointError as error:
-                    self.failures.undo(self, error, before)
                 if self.collector.policy is not self.policy:
                     self.collector.follow(self.policy)
                 self.iteration, self.counter = self.iteration + 1, self.counter + 1
@@ -371,9 +363,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                 self._record(marks if self.device.type == "cpu" else earlier)  # a device is still at work on this one
                 if log_interval is not None and self.iteration % log_interval == 0:
                     self.logger.dump(self.num_timesteps)
-                if self.failures.diverging or self.collector.vector.blowups > blowups:
-                    since = self.collector.vector.blowups - blowups, self.num_timesteps - steps
-                    self.stop_reason = self.failures.diverge(*since) or self.stop_reason
+                diverged = self.collector.vector.blowups - blowups
+                self.stop_reason = self.failures.diverge(diverged, self.num_timesteps - steps) or self.stop_reason
                 yield self.iteration
                 if self.stop_reason is not None:
                     raise FloatingPointError(self.stop_reason)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 MOST = 5
 
@@ -21,14 +22,25 @@ class Failures:
     diverging: int = 0
     """Of the last rollouts."""
 
-    def undo(self, agent: Any, error: FloatingPointError, before: Sequence[Tensor]) -> None:
-        """Put an agent's policy back to its parameters and buffers before an update that failed, and count that."""
-        for now, then in zip((*agent.policy.parameters(), *agent.policy.buffers()), before, strict=True):
-            now.data.copy_(then)
-        self.updates, self.in_a_row = self.updates + 1, self.in_a_row + 1
-        agent.record({"failed_updates": self.updates})
-        if self.in_a_row >= MOST:
-            agent.stop_reason = f"{error} This was the {MOST}th update in a row that failed and was undone."
+    @contextlib.contextmanager
+    def undone(self, agent: Any) -> Iterator[None]:
+        """Put an agent's policy back to its parameters and buffers before an update within, and count that, if it ends
+        with FloatingPointError or leaves parameters that are not finite.
+        """
+        policy = agent.policy
+        before = [x.detach().clone() for x in (*policy.parameters(), *policy.buffers())]
+        try:
+            yield
+            if not get_total_norm([x.detach() for x in policy.parameters()]).isfinite():
+                raise FloatingPointError("Parameters are not finite; lower the learning rates or the rewards.")
+            self.in_a_row = 0
+        except FloatingPointError as error:
+            for now, then in zip((*policy.parameters(), *policy.buffers()), before, strict=True):
+                now.data.copy_(then)
+            self.updates, self.in_a_row = self.updates + 1, self.in_a_row + 1
+            agent.record({"failed_updates": self.updates})
+            if self.in_a_row >= MOST:
+                agent.stop_reason = f"{error} This was the {MOST}th update in a row that failed and was undone."
 
     def diverge(self, diverged: int, steps: int) -> str | None:
         """Take in how many of a rollout's steps a simulation diverged; give the sentence that ends training."""
