@@ -31,7 +31,7 @@ and calls to a shard in an iteration."""
 def simulated(kind: dict[str, float], workers: int, a: Any, random: np.random.Generator) -> float:
     """Give the seconds of one iteration."""
     shards, nodes = workers * a.shards, -(-workers // a.workers_of_node)
-    told = nodes * kind["sent"] / a.bandwidth + np.arange(1, shards + 1) * a.driver  # when each call is at its worker
+    told = nodes * kind["sent"] / a.bandwidth + np.arange(1, shards + 1) * a.driver  # calls are at their workers
     seconds = kind["call"] * random.lognormal(-(a.spread**2) / 2, a.spread, shards)
     dead = random.random(workers) < 1 - np.exp(-a.shards * kind["call"] / (a.hours * 3600))
     free, done = np.zeros(workers), np.empty(shards)
@@ -54,7 +54,9 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=100)
     parser.add_argument("--shards", type=int, default=2, help="of a worker")
     parser.add_argument("--driver", type=float, default=4e-4, help="seconds for a call, and for its result; measured")
-    parser.add_argument("--bandwidth", type=float, default=2.5e8, help="bytes a second that the driver takes in; measured")
+    parser.add_argument(
+        "--bandwidth", type=float, default=2.5e8, help="bytes a second that the driver takes in; measured"
+    )
     parser.add_argument("--workers-of-node", type=int, default=16)
     parser.add_argument("--spread", type=float, default=0.15, help="of the logarithm of a call's seconds")
     parser.add_argument("--hours", type=float, default=500.0, help="mean life of a worker")
