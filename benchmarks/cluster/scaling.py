@@ -31,7 +31,7 @@ and calls to a shard in an iteration."""
 def simulated(kind: dict[str, float], workers: int, a: Any, random: np.random.Generator) -> float:
     """Give the seconds of one iteration."""
     shards, nodes = workers * a.shards, -(-workers // a.workers_of_node)
-    told = nodes * kind["sent"] / a.bandwidth + np.arange(1, shards + 1) * a.driver  # when each call is at its worker
+    told = nodes * kind["sent"] / a.bandwidth + np.arange(1, shards + 1) * a.driver  # calls are at their workers
     seconds = kind["call"] * random.lognormal(-(a.spread**2) / 2, a.spread, shards)
     dead = random.random(workers) < 1 - np.exp(-a.shards * kind["call"] / (a.hours * 3600))
     free, done = np.zeros(workers), np.empty(shards)
