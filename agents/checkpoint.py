@@ -50,6 +50,10 @@ def _is_seed(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= NAME_LENGTH
+
+
 def _are_episodes(value: Any) -> bool:
     return isinstance(value, list) and all(type(episode[name]) in (int, float) for episode in value for name in "rl")
 
@@ -66,11 +70,12 @@ _TEXT = ("a text", lambda value: isinstance(value, str))
 _OBJECT = ("an object", lambda value: isinstance(value, dict))
 _COUNT = ("a whole number of at least 0", lambda value: _is_seed(value) and value < 2**63)
 FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("algorithm", "policy_class", "env_snapshot"), _TEXT),
+    **dict.fromkeys(("algorithm", "policy_class"), ("a name", lambda value: _is_name(value))),
+    "env_snapshot": _TEXT,
     **dict.fromkeys(("policy_kwargs", "config", "observation_space", "action_space", "env_kwargs"), _OBJECT),
     **dict.fromkeys(("versions", "sha256"), _OBJECT),
     **dict.fromkeys(("num_timesteps", "total_timesteps", "iteration", "counter", "episodes", "blowups"), _COUNT),
-    "env_id": ("a text, or null", lambda value: value is None or isinstance(value, str)),
+    "env_id": ("a name, or null", lambda value: value is None or _is_name(value)),
     "seed": ("a whole number of at least 0, or null", lambda value: value is None or _is_seed(value)),
     "stream_seed": ("a whole number of at least 0", _is_seed),
     "episode_infos": ("a list of episodes", _are_episodes),

@@ -437,6 +437,8 @@ def test_odd_spaces_and_names_of_tensors_are_refused(agent_file: Path) -> None:
         checkpoint.read_agent(altered(agent_file, observation_space=box | {"low": {}}))
     with pytest.raises(CheckpointError, match=r"episode_successes in its manifest\.json is .*, not a list of true and"):
         agents.load(altered(agent_file, episode_successes=["a", None]))
+    with pytest.raises(CheckpointError, match=r"policy_class in its manifest.json is 'xxx.*, not a name"):
+        agents.load(altered(agent_file, policy_class="x" * 2000))
     with pytest.raises(CheckpointError, match="its observation_space is of 0 numbers"):
         agents.load(altered(agent_file, observation_space=box | {"shape": [0]}))
     with pytest.raises(CheckpointError, match="the name of a tensor has 2,000 letters") as caught:
