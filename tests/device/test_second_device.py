@@ -49,7 +49,7 @@ PLACEMENTS = ("apart", "together")
 BUDGETS = {
     "npg": (25, 25),
     "trpo": (27, 27),
-    "copos": (31, 31),
+    "copos": (37, 37),
     "ppo": (3, 3),
     "pes": (2, 4),
     "reptile": (8, 7),
