@@ -131,8 +131,8 @@ def short_runs(algorithms: tuple[str, ...], scratch: Path) -> dict[str, Path]:
 def refuse(name: str, cases: list[watch.Case], scratch: Path, results: Results) -> None:
     """Have commands refuse what they are given."""
     tally = watch.run_all(cases, scratch, lambda tally: results.keep(name, tally.record()))
-    for name, said in tally.accepted.items():
-        print("possible after all:", name, *said)
+    for case, said in tally.accepted.items():
+        print("possible after all:", case, *said)
     results.end(name, tally.record())
 
 
