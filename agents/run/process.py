@@ -145,7 +145,7 @@ def program(command: str = "") -> str:
     if started.parts[-3:] == ("agents", "run", "__main__.py"):
         return f"python -m agents.run {command}".rstrip()
     # Where people have the scripts: train.py takes every command, and evaluate.py is one.
-    return f"{command}.py" if command in ("train", "evaluate") else f"train.py {command}"
+    return f"{command}.py" if command in ("train", "evaluate") else f"train.py {command}".rstrip()
 
 
 def typed(command: str) -> str:

@@ -232,7 +232,9 @@ class _Training:
             agent.share_used = self._share
         agent.keeps_beginnings = True
         remaining = UNLIMITED if run.steps is None else run.steps - agent.num_timesteps
-        for _ in agent.iterations(remaining, reset_num_timesteps=agent.num_timesteps == 0):
+        # One that broke off in its first iteration has begun its episodes.
+        anew = agent.num_timesteps == 0 and agent.collector.observations is None
+        for _ in agent.iterations(remaining, reset_num_timesteps=anew):
             progress.iteration(agent.num_timesteps, agent.last_metrics)
             if stop.signal is not None:
                 return

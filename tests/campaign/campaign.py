@@ -112,26 +112,27 @@ RUNS = {
 """Whose checkpoints are damaged."""
 
 
-def short_runs(scratch: Path) -> dict[str, Path]:
+def short_runs(algorithms: tuple[str, ...], scratch: Path) -> dict[str, Path]:
     """Train the runs whose files are damaged, and import what commands need."""
     runs = {}
-    for name, asked in RUNS.items():
+    for name, asked in [(name, asked) for name, asked in RUNS.items() if name in algorithms] or RUNS.items():
         runs[name] = scratch / name
         typed = f"train {asked} --net-arch 4 --eval-episodes 1 --threads 1 --device cpu --seed 3 --run-dir {runs[name]}"
         kills.warm_up([typed.split()], scratch)
         config = runs[name] / "config.yaml"  # there is something left to do
         config.write_text(re.sub(r"\bsteps: (32|40)\b", "steps: 64", config.read_text()))
-    run = str(runs["npg"])
+    run = str(next(iter(runs.values())))
     commands = [["evaluate", run, "--episodes", "1"], ["export", run, str(scratch / "x.safetensors")], ["compare", run]]
-    kills.warm_up([*commands, ["runs", str(scratch)], ["adapt", str(runs["fomaml"]), "--tasks", "2"]], scratch)
+    commands += [["adapt", str(runs["fomaml"]), "--tasks", "2"]] if "fomaml" in runs else []
+    kills.warm_up([*commands, ["runs", str(scratch)]], scratch)
     return runs
 
 
 def refuse(name: str, cases: list[watch.Case], scratch: Path, results: Results) -> None:
     """Have commands refuse what they are given."""
     tally = watch.run_all(cases, scratch, lambda tally: results.keep(name, tally.record()))
-    for name, said in tally.accepted.items():
-        print("possible after all:", name, *said)
+    for case, said in tally.accepted.items():
+        print("possible after all:", case, *said)
     results.end(name, tally.record())
 
 
@@ -144,7 +145,7 @@ def main() -> int:
     print(f"what fails stays in {scratch}", flush=True)
     if asked.kills:
         results.end("kills", kill_runs(asked.kills, asked.algorithms, chance, scratch, results))
-    runs = short_runs(scratch) if asked.files or asked.words else {}
+    runs = short_runs(asked.algorithms, scratch) if asked.files or asked.words else {}
     if asked.files:
         refuse("files", files.cases(asked.files, chance, runs, scratch / "here"), scratch, results)
     if asked.words:

@@ -34,21 +34,21 @@ def test_every_algorithm_is_killed() -> None:
 
 
 def test_a_short_campaign_finds_nothing(tmp_path: Path) -> None:
-    found = campaign(tmp_path, "--algorithms", "npg", "--kills", 4, "--files", 60, "--words", 30, "--disks", 2)
+    found = campaign(tmp_path, "--algorithms", "npg", "--kills", 3, "--files", 40, "--words", 10)
     killed = found["kills"]["all"]
-    assert killed["kills"] >= 4
+    assert killed["kills"] >= 3
     assert killed["ended with the same files"] == killed["finished"] > 0
-    assert found["files"]["cases"] == 60
-    assert found["files"]["refused"] > 40
-    assert found["configurations and command lines"]["refused"] > 15
-    assert "not run" in found["disks"] or found["disks"]["ended with the same files"] == 2
+    assert found["files"]["cases"] == 40
+    assert found["files"]["refused"] > 25
+    assert found["configurations and command lines"]["refused"] > 3
     assert [part["faults"] for part in found.values() if part.get("faults")] == []
 
 
 @pytest.mark.slow
 def test_a_campaign_over_all_algorithms_finds_nothing(tmp_path: Path) -> None:
-    found = campaign(tmp_path, "--kills", 40, "--files", 300, "--words", 100, "--environments", 1)
+    found = campaign(tmp_path, "--kills", 40, "--files", 300, "--words", 100, "--disks", 2)
     assert found["kills"]["all"]["ended with the same tensors"] == found["kills"]["all"]["finished"] >= 11
+    assert "not run" in found["disks"] or found["disks"]["ended with the same files"] == 2
     assert [part["faults"] for part in found.values() if part.get("faults")] == []
 
 

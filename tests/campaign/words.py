@@ -21,7 +21,7 @@ from tests.campaign.watch import CANARY, Case
 ODD = (
     "", " ", "-1", "0", "-0.0", "nan", "inf", "-inf", "1e400", "1e-400", "9" * 25, "x", "None", "null", "true", "[]",
     "[1",
-    "{}", "0x10", "1.5", "1_", "é", "\ud800", "a\nb", "../..", "/", "/dev/null", "/proc/self/mem", "a" * 5000, "--",
+    "{}", "0x10", "1.5", "1_", "é", "\ud800", "a\nb", "../..", "/", "/dev/null", "/proc/self/mem", "a" * 300, "--",
     "-", "=",
     "!!python/object/apply:os.system ['touch " + str(CANARY) + "']", "$(touch " + str(CANARY) + ")", "%s%n", "\x1b[31m",
 )  # fmt: skip

@@ -385,6 +385,20 @@ def test_what_an_environment_raises_is_named_and_the_run_is_saved(
     assert logs(path) == logs(whole)
 
 
+def test_what_breaks_off_in_its_first_iteration_goes_on_exactly(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Short, "act", broken_in_a_step(ValueError("my own"), after=28))
+        assert train(path, "--checkpoint-every", 1000) == 1
+    manifest = checkpoint.read_manifest(path / "checkpoints" / "last.zip")
+    assert (manifest["num_timesteps"], manifest["env_snapshot"]) == (0, "exact")
+    assert resume(path) == 0
+    assert digests(path) == digests(whole)
+    assert logs(path) == logs(whole)
+
+
 def test_in_python_an_environments_error_keeps_its_kind_and_says_where() -> None:
     from agents import NPG
 
