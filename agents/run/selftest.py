@@ -49,6 +49,8 @@ class Selftest:
     """Where networks live: auto, cpu, cuda or cuda:1; auto takes the GPU if there is one."""
     threads: int = 1
     """Threads of PyTorch on the CPU for the updates."""
+    keep: Flag = False
+    """Keep the folders of the runs, and say where they are."""
     debug: Flag = False
     """Show the traceback of an error."""
 
@@ -113,7 +115,10 @@ def selftest(asked: Selftest, command: str) -> int:
             soft_wrap=True,
         )
         return 1
-    shutil.rmtree(scratch)
+    if asked.keep:
+        console.print(f"folders: {scratch}", soft_wrap=True)
+    else:
+        shutil.rmtree(scratch)
     console.print(f"Killed runs go on exactly on this machine ({took}).")
     return 0
 

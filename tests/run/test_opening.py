@@ -80,7 +80,7 @@ def test_arguments_of_an_environment_name_no_module_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    planted(Path("runs/shared"), "GymV26Environment-v0", {"env_id": PLANTED})
+    planted(Path("runs/shared"), "GymV26Environment-v0", {"make_kwargs": PLANTED})
     for command in ("resume", "evaluate"):
         assert cli.main([command, "runs/shared"]) == 2
         assert "the module 'runs.shared.payload' would be imported" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The user's own test: it passes where runs go on exactly, and fails where they do not."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ TASK = ["--env", "CartPole-v1", "--steps", "4000", "--device", "cpu"]
 
 @pytest.mark.slow
 def test_killed_runs_end_as_undisturbed_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["selftest", "npg", *TASK]) == 0
+    assert cli.main(["selftest", "npg", *TASK, "--keep"]) == 0
     out = capsys.readouterr().out
+    (kept,) = re.findall(r"^folders: (.*)$", out, flags=re.M)
+    assert {file.name for file in (Path(kept) / "npg").iterdir() if file.is_dir()} == {"undisturbed", "killed"}
+    shutil.rmtree(kept)
     found = re.search(r"npg +4,000 +([\d,]+) +(\w{16}) +(\w{16}) +the same", out)
     assert found is not None
     assert found[2] == found[3]
