@@ -104,7 +104,7 @@ class PES(Agent):
         assert self.particles is not None
         self.sigma = self._scheduled(self.config.sigma, self.config.sigma_end)
         theta = parameter_vector(self.collector.policy.actor)
-        M = None if self.whitening is None else self.whitening.matrix(self.policy.normalizer)  # perturbations σ M z
+        M = None if self.whitening is None else self.whitening.matrix(self.collector.policy.normalizer)  # for σ M z
         try:
             found, self.particles = self.task.estimate(theta, self.sigma, self.particles, M)
         except StopAsked:

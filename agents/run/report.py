@@ -83,7 +83,8 @@ def plot_curve(folder: RunFolder, title: str) -> None:
     axes.set_ylabel("return")
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(steps_formatter())
-    axes.legend(frameon=False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
     figure.savefig(folder.curve, dpi=150)
 
 

@@ -119,7 +119,9 @@ def learned(agent: Agent) -> dict[str, Tensor]:
 def check_equal(found: dict[str, Tensor], expected: dict[str, Tensor], device: str) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        if device == sim.NAME:
+        if name == "schedule.entropy":  # a sum over a row that the CPU has once, and the device for each sample
+            torch.testing.assert_close(found[name], value, rtol=1e-6, atol=0.0, msg=name)
+        elif device == sim.NAME:
             assert torch.equal(found[name], value), name
         else:
             torch.testing.assert_close(found[name], value, rtol=1e-2, atol=1e-3, msg=name)

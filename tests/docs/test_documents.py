@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from agents.policy.networks import parameter_vector
-from agents.run import adaptation, assessment, cli, comparison, export, runs, training, tuning
+from agents.run import adaptation, assessment, cli, comparison, export, runs, selftest, training, tuning
 from agents.run.initial import Initial
 from envs import make_vec
 
@@ -90,7 +90,13 @@ def test_the_algorithm_of_the_page_learns_and_resumes_exactly(monkeypatch: pytes
 def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     asked: list[Any] = []
     actions = ((training, "start"), (training, "resume"), (assessment, "assess"), (adaptation, "adapt"))
-    others = ((comparison, "compare"), (tuning, "tune"), (export, "export"), (runs, "list_runs"))
+    others = (
+        (comparison, "compare"),
+        (tuning, "tune"),
+        (export, "export"),
+        (runs, "list_runs"),
+        (selftest, "selftest"),
+    )
     monkeypatch.setattr(cli, "preset_of", lambda *arguments: {})
     for module, name in (*actions, *others, (cli, "train_seeds")):
         monkeypatch.setattr(module, name, lambda *arguments: asked.append(arguments) or 0)

@@ -232,7 +232,7 @@ def test_the_gram_preconditioner_of_some_samples_needs_fewer_products(monkeypatc
         found = natural_gradient(case.scores, case.A, **settings, cg_preconditioner="gram")
         assert found.solution.converged
         iterations.append(found.solution.iterations)
-    assert plain.solution.iterations > 2 * iterations[0]
+    assert plain.solution.iterations > 1.5 * iterations[0]
     assert iterations[0] > iterations[1] >= iterations[2]
 
 
