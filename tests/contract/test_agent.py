@@ -828,7 +828,9 @@ def test_evaluation_and_checkpoint_callbacks_of_sb3_work(algorithm: type[Agent],
     keep = CheckpointCallback(16, str(tmp_path), name_prefix="kept")
     agent = make(algorithm, "InvertedPendulum-v5").learn(512, callback=[evaluate, keep])
     assert evaluate.best_mean_reward > 0
-    assert algorithm.load(tmp_path / "best_model.zip").num_timesteps > 0
+    best = algorithm.load(tmp_path / "best_model.zip")  # within an iteration it is the iteration's beginning
+    assert best.num_timesteps <= agent.num_timesteps
+    assert evaluate_policy(best, SB3View(make_vec("InvertedPendulum-v5", 2)), n_eval_episodes=2)[0] > 0
     assert list(tmp_path.glob("kept_*_steps.zip"))
     mean, _ = evaluate_policy(agent, SB3View(make_vec("InvertedPendulum-v5", 2)), n_eval_episodes=4)
     assert mean > 0
