@@ -36,19 +36,20 @@ class Trained:
         families = hasattr(REGISTRY[algorithm].Config, "meta_batch_size")
         self.env = "families/Point-v0" if families else "Hopper-v5"
         words = f"train {algorithm} --env {self.env} --minutes {minutes} --threads 1 --device cpu --quiet --run-dir"
-        saves: list[tuple[str, float]] = []
+        saves: list[tuple[str, float, float]] = []
         save = saving.Saved.save
 
         def timed(agent: saving.Saved, path: Any, *arguments: Any, **named: Any) -> None:
-            begun = time.perf_counter()
+            begun, worked = time.perf_counter(), time.process_time()
             save(agent, path, *arguments, **named)
-            saves.append((Path(path).stem, time.perf_counter() - begun))
+            saves.append((Path(path).stem, time.perf_counter() - begun, time.process_time() - worked))
+
+        def note() -> None:
+            self.spent.write_text(json.dumps({"saves": saves, "worked": time.process_time()}))
 
         saving.Saved.save = timed  # type: ignore[method-assign]
         self.begun = time.monotonic()
-        self.pid = forked(
-            [*words.split(), str(self.folder)], self.output, lambda: self.spent.write_text(json.dumps(saves))
-        )
+        self.pid = forked([*words.split(), str(self.folder)], self.output, note)
         saving.Saved.save = save  # type: ignore[method-assign]
         self.memory: list[tuple[float, float]] = []
         """Seconds since the start, and MiB."""
@@ -69,12 +70,13 @@ class Trained:
         if self.code != 0:
             return {"faults": [f"exit {self.code}: {self.output.read_text(errors='replace')[-300:]}"]}
         state = json.loads((self.folder / "state.json").read_text())
-        saves: list[tuple[str, float]] = json.loads(self.spent.read_text())
+        spent = json.loads(self.spent.read_text())
+        names, seconds_of, worked = zip(*spent["saves"], strict=True)
         # The final evaluation and the curve come after.
         within = [resident for seconds, resident in self.memory if seconds < 60 * self.minutes]
         quarter = len(within) // 4
         first, last = median(within[quarter : 2 * quarter]), median(within[3 * quarter :])
-        share = sum(seconds for _, seconds in saves) / state["seconds"]
+        share = sum(seconds_of) / state["seconds"]
         faults = ["memory grows"] * (last - first > FLAT) + ["saving takes too long"] * (share >= SHARE)
         return {
             "minutes": self.minutes,
@@ -83,10 +85,12 @@ class Trained:
             "steps": state["steps"],
             "MiB in the second quarter": round(first, 1),
             "MiB in the last": round(last, 1),
-            "saves": len(saves),
-            "of these the best so far": sum(name == "best" for name, _ in saves),
-            "milliseconds of one": round(1e3 * median(seconds for _, seconds in saves), 1),
+            "saves": len(names),
+            "of these the best so far": names.count("best"),
+            "milliseconds of one": round(1e3 * median(seconds_of), 1),
             "share of saving": round(share, 5),
+            "seconds of the processor": round(spent["worked"], 1),  # others may have had it for the rest
+            "share of saving in these": round(sum(worked) / spent["worked"], 5),
             "faults": faults,
         }
 
