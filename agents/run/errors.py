@@ -103,7 +103,7 @@ def refuse(program: str, sentence: str, notes: Iterable[str] = (), code: int = 1
     line = "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in " ".join(sentence.split()))
     line = shortened(" ".join(shortened(word, LONGEST_WORD) for word in line.split(" ")), LONGEST_SENTENCE)
     with contextlib.suppress(OSError):  # it may be a terminal that is gone
-        print("\n".join([f"{program}: {line}", *notes]), file=sys.stderr)
+        print("\n".join([f"{program}: {line}", *notes]), file=sys.stderr, flush=True)
     return code
 
 

@@ -30,7 +30,8 @@ from agents.run.options import EVALUATIONS, RunOptions, check_device, check_impo
 from agents.run.outputs import Room
 from agents.run.process import typed
 from agents.run.progress import Progress
-from agents.run.signals import StopRequest, Watchdog, stdout_console
+from agents.run.signals import StopRequest, stdout_console
+from agents.run.watchdog import Watchdog
 from agents.saving import NewEpisodes
 from envs import GymVectorEnv, VectorEnv, make_vec
 from envs.cores import usable_cores
@@ -178,7 +179,7 @@ class _Training:
         with (
             contextlib.closing(_make_env(run, BLOCK, AutoresetMode.DISABLED)) as env,
             self.stop as stop,
-            Watchdog(run.step_timeout, lambda: agent.collector.vector.doing() or env.doing(), self._save),
+            Watchdog(run.step_timeout, lambda: agent.collector.vector.doing() or env.doing(), self._leave),
             Progress(
                 self.console,
                 self.title,
@@ -309,6 +310,11 @@ class _Training:
                 f"{self.folder.path} was moved or removed while the run was going on, and the run has stopped; it is "
                 f"saved anew there, without its earlier logs. Go on: {self._resume()}"
             )
+
+    def _leave(self, error: str) -> None:
+        """Save the agent where a step does not end."""
+        self._save()
+        self._write_state("failed", error)
 
     def _is_moved(self) -> bool:
         return not self.folder.config.is_file()
