@@ -96,7 +96,8 @@ class Trained:
 
     def add_rows(self, raw: Path) -> None:
         """Add the memory at the end of each minute to a CSV file."""
-        minutes = {int(seconds // 60) + 1: resident for seconds, resident in self.memory}
+        # None is left of a process that has just ended.
+        minutes = {int(seconds // 60) + 1: resident for seconds, resident in self.memory if resident}
         rows = [(self.algorithm, minute, round(resident, 1)) for minute, resident in minutes.items()]
         header = [] if raw.is_file() else [("algorithm", "minute", "MiB")]
         with raw.open("a", newline="") as file:
