@@ -13,15 +13,9 @@ from agents.run import watchdog
 from agents.run.folder import RunFolder
 from agents.run.selftest import digest_of
 from agents.run.watchdog import Watchdog
+from tests.campaign.faults import lock_twice
 
 STUCK = "environment 1 of Stuck-v0, in step 3 of episode 0"
-
-
-def lock_twice(library: ctypes.CDLL) -> None:
-    """Wait in C, for ever, for a lock that one holds; signals do not end it."""
-    lock = ctypes.create_string_buffer(64)
-    library.pthread_mutex_lock(lock)
-    library.pthread_mutex_lock(lock)
 
 
 def left(library: type[ctypes.CDLL], output: Path) -> int:
@@ -78,7 +72,7 @@ import ctypes, sys
 import gymnasium, numpy as np
 from gymnasium import spaces
 from agents.run import cli, watchdog
-from tests.run.test_watchdog import lock_twice
+from tests.campaign.faults import lock_twice
 
 watchdog.GRACE = 2.0
 
