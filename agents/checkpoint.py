@@ -114,13 +114,14 @@ def write(target: Source, manifest: Mapping[str, Any], tensors: Mapping[str, Ten
     digests = {name: digest(tensor) for name, tensor in host.items()}
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "versions": versions(), "sha256": digests}
     text = json.loads(json.dumps({**manifest, **header}))
+    text["manifest_sha256"] = _digest_of_manifest(text)
     # Not by safetensors.torch, which makes a type of C for every size that ctypes then keeps for ever.
     specs = {
         name: TensorSpec(dtype=str(x.dtype)[6:], shape=x.shape, data_ptr=x.data_ptr(), data_len=x.nbytes)
         for name, x in host.items()
     }
     content: dict[str, str | bytes] = {
-        MANIFEST: json.dumps({**text, "manifest_sha256": _digest_of_manifest(text)}, indent=1),
+        MANIFEST: "{" + ",\n".join(f"{json.dumps(name)}: {json.dumps(x)}" for name, x in text.items()) + "}",
         TENSORS: bytes(serialize(specs)),
     }
     if not isinstance(target, (str, os.PathLike)):
@@ -316,8 +317,7 @@ def _check_members(source: Any, archive: zipfile.ZipFile) -> None:
         raise CheckpointError(
             f"{source} is not a {FORMAT}: one holds two members, neither of them compressed; use another checkpoint."
         )
-    assert archive.fp is not None
-    whole = archive.fp.seek(0, os.SEEK_END)
+    whole = archive.fp.seek(0, os.SEEK_END)  # type: ignore[union-attr]
     for member in members:  # before anything is allocated for them
         most = min(whole - member.header_offset, MANIFEST_BYTES if member.filename == MANIFEST else whole)
         if not member.compress_size == member.file_size <= most:
