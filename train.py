@@ -2,11 +2,13 @@
 
 import sys
 
-from agents.run import process
+from agents.run.starting import Starting
 
 if __name__ == "__main__":
-    process.prepare()
-    with process.starting():
+    with Starting():
+        from agents.run import process
+
+        process.prepare()
         from agents.run.cli import train  # imports PyTorch
 
     sys.exit(train(sys.argv[1:]))

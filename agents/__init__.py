@@ -6,9 +6,10 @@ modules when they are first used. So a command can set its process up before PyT
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as typing has it, which takes some of the time in which a Ctrl-C is not yet heard
 if TYPE_CHECKING:
+    from typing import Any
+
     from agents.registry import (
         COPOS,
         FOMAML,

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 from gymnasium import spaces
+from safetensors import TensorSpec, serialize
 from torch import Tensor
 
 FORMAT = "geodesic-rl checkpoint"
@@ -114,9 +114,15 @@ def write(target: Source, manifest: Mapping[str, Any], tensors: Mapping[str, Ten
     digests = {name: digest(tensor) for name, tensor in host.items()}
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "versions": versions(), "sha256": digests}
     text = json.loads(json.dumps({**manifest, **header}))
+    text["manifest_sha256"] = _digest_of_manifest(text)
+    # Not by safetensors.torch, which makes a type of C for every size that ctypes then keeps for ever.
+    specs = {
+        name: TensorSpec(dtype=str(x.dtype)[6:], shape=x.shape, data_ptr=x.data_ptr(), data_len=x.nbytes)
+        for name, x in host.items()
+    }
     content: dict[str, str | bytes] = {
-        MANIFEST: json.dumps({**text, "manifest_sha256": _digest_of_manifest(text)}, indent=1),
-        TENSORS: safetensors.torch.save(host),
+        MANIFEST: "{" + ",\n".join(f"{json.dumps(name)}: {json.dumps(x)}" for name, x in text.items()) + "}",
+        TENSORS: bytes(serialize(specs)),
     }
     if not isinstance(target, (str, os.PathLike)):
         _write_archive(target, content)
@@ -226,9 +232,9 @@ def damage_named(source: Any) -> Iterator[None]:
     except Exception as error:  # zipfile and json raise a dozen kinds for odd bytes
         if isinstance(error, OSError) and error.filename is not None:
             raise  # it could not be opened
+        said = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{source} is damaged or not a {FORMAT} ({type(error).__name__}: {_first_line(error)}); use another "
-            "checkpoint."
+            f"{source} is damaged or not a {FORMAT} ({type(error).__name__}: {said}); use another checkpoint."
         ) from error
 
 
@@ -297,10 +303,6 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200]
-
-
 def _check_members(source: Any, archive: zipfile.ZipFile) -> None:
     members = archive.infolist()
     names = {member.filename for member in members}
@@ -309,15 +311,13 @@ def _check_members(source: Any, archive: zipfile.ZipFile) -> None:
             f"{source} was saved by Stable-Baselines3, which pickles. To begin from its policy give --init-from, or "
             "agents.load_sb3_policy; all of it only Stable-Baselines3 loads."
         )
-    missing = {MANIFEST, TENSORS} - names
-    if missing:
+    if missing := {MANIFEST, TENSORS} - names:
         raise CheckpointError(f"{source} is not a {FORMAT}: it holds no {' and no '.join(sorted(missing))}.")
     if len(members) != 2 or any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise CheckpointError(
             f"{source} is not a {FORMAT}: one holds two members, neither of them compressed; use another checkpoint."
         )
-    assert archive.fp is not None
-    whole = archive.fp.seek(0, os.SEEK_END)
+    whole = archive.fp.seek(0, os.SEEK_END)  # type: ignore[union-attr]
     for member in members:  # before anything is allocated for them
         most = min(whole - member.header_offset, MANIFEST_BYTES if member.filename == MANIFEST else whole)
         if not member.compress_size == member.file_size <= most:

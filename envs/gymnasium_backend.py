@@ -90,14 +90,16 @@ class GymVectorEnv(SeededVectorEnv):
                 outcome = self.envs[i].step(action)
             except (Exception, SystemExit) as error:
                 self._blame(error)
+            self._at = None
             if not isinstance(outcome, (tuple, list)) or len(outcome) != 5:
                 raise self._wrong_outcome(i, outcome)
-            if np.shape(outcome[0]) != shape:
-                raise self._wrong_shape(i, outcome[0])
             try:
+                if np.shape(outcome[0]) != shape:
+                    raise ValueError
                 observation[k] = outcome[0]
                 reward[k], terminated[k], truncated[k] = outcome[1:4]
             except (TypeError, ValueError):
+                self._check_shape(i, outcome[0])
                 names = ("reward", "terminated", "truncated")
                 observation[k] = self._numbers(i, "observation", outcome[0])
                 reward[k], terminated[k], truncated[k] = map(partial(self._number, i), names, outcome[1:4])
@@ -109,7 +111,6 @@ class GymVectorEnv(SeededVectorEnv):
                 record.append(taken[k])
                 if len(record) > MAX_RECORDED_STEPS:
                     self._actions[i] = None
-        self._at = None
         self._elapsed[rows] += 1
         self._check_finite("observation", observation, rows)
         self._check_finite("reward", reward, rows)
@@ -259,8 +260,7 @@ class GymVectorEnv(SeededVectorEnv):
                 "observation and info: end its reset with them."
             )
         observation, info = began
-        if np.shape(observation) != self._observation.shape[1:]:
-            raise self._wrong_shape(i, observation)
+        self._check_shape(i, observation)
         self._observation[i] = observation
         self._elapsed[i] = 0
         self._ended[i] = False
@@ -302,27 +302,37 @@ class GymVectorEnv(SeededVectorEnv):
         where, self._at = self.doing(), None
         blame(error, str(where))
 
-    def _wrong_shape(self, i: int, observation: Any) -> ValueError:
-        return ValueError(
-            f"environment {i} of {self} gave an observation of shape {np.shape(observation)}, but its observation "
-            f"space says {self._observation.shape[1:]}; correct one of them."
-        )
+    def _when(self, i: int) -> str:
+        step = int(self._elapsed[i]) + 1
+        return f"at step {step} of its episode" if step else "in its reset"
+
+    def _check_shape(self, i: int, observation: Any) -> None:
+        try:
+            shape: Any = np.shape(observation)
+        except ValueError:
+            shape = "none, with rows of different lengths"
+        if shape != (wanted := self._observation.shape[1:]):
+            raise ValueError(
+                f"environment {i} of {self} gave {_short(observation)} as observation {self._when(i)}, whose shape is "
+                f"{shape}, but its observation space says {wanted}; correct one of them."
+            )
 
     def _wrong_outcome(self, i: int, outcome: Any) -> ValueError:
         is_series = isinstance(outcome, (tuple, list))
-        given = f"{str(outcome)[:60]} ({type(outcome).__name__})"
+        given = f"{_short(outcome)} ({type(outcome).__name__})"
         if is_series and len(outcome) != 5:
             given = f"{len(outcome)} values"
         return ValueError(
-            f"environment {i} of {self} gave {given} from step {self._elapsed[i] + 1} of its episode; Gymnasium's five "
-            "are observation, reward, terminated, truncated and info, a dict: end its step with them."
+            f"environment {i} of {self} gave {given} {self._when(i)}; Gymnasium's five are observation, reward, "
+            "terminated, truncated and info, a dict: end its step with them."
         )
 
     def _number(self, i: int, name: str, value: Any) -> Any:
         """Read a reward, terminated or truncated that is no number but an array of one."""
         if np.size(value) != 1:
             raise ValueError(
-                f"environment {i} of {self} gave {value!r} as {name}, where there is one number; correct it."
+                f"environment {i} of {self} gave {_short(value)} as {name} {self._when(i)}, where there is one number; "
+                "correct it."
             )
         return self._numbers(i, name, value).item()
 
@@ -331,8 +341,8 @@ class GymVectorEnv(SeededVectorEnv):
             return np.asarray(value).astype(float)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"environment {i} of {self} gave {str(value)[:60]!r} as {name} at step {self._elapsed[i] + 1} of its "
-                "episode, which is no number; correct the environment."
+                f"environment {i} of {self} gave {_short(value)!r} as {name} {self._when(i)}, which is no number; "
+                "correct the environment."
             ) from error
 
     def _check_finite(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
@@ -398,6 +408,11 @@ def call_each(envs: Sequence[gymnasium.Env], name: str, *args: Any, **kwargs: An
     """Call a method of each environment, or give its attribute, of the outermost wrapper that has it."""
     found = [env.get_wrapper_attr(name) for env in envs]
     return tuple(one(*args, **kwargs) if callable(one) else one for one in found)
+
+
+def _short(value: Any) -> str:
+    """Show what an environment gave, on one line."""
+    return " ".join(str(value).split())[:60]
 
 
 def _first_rows(infos: dict[str, Any], n: int) -> dict[str, Any]:

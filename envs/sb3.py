@@ -248,8 +248,8 @@ class _Foreign(VectorEnv):
         observation = _tensor(observations)
         if observation.shape != self.observation_space.shape:
             raise ValueError(
-                f"{type(self.env).__name__} gave observations of shape {tuple(observation.shape)}, but its observation "
-                f"space says {self.observation_space.shape}; correct one of them."
+                f"{type(self.env).__name__} gave observations of shape {tuple(observation.shape)} in its step "
+                f"{self._steps}, but its observation space says {self.observation_space.shape}; correct one of them."
             )
         return observation
 

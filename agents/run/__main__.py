@@ -1,16 +1,16 @@
 """The command geodesic-rl; train.py and evaluate.py are its subcommands."""
 
-from __future__ import annotations
-
 import sys
 
-from agents.run import process
+from agents.run.starting import Starting
 
 
 def main() -> int:
     """Run the command with what was typed; returns the exit code."""
-    process.prepare()
-    with process.starting():
+    with Starting():
+        from agents.run import process
+
+        process.prepare()
         from agents.run import cli  # imports PyTorch
 
     return cli.main(sys.argv[1:])

@@ -20,7 +20,7 @@ from agents import Agent, checkpoint, load
 from agents.run import report
 from agents.run.comparison import Compare, check_outputs, chosen, curve_of, expanded, show
 from agents.run.errors import RunError, UsageError
-from agents.run.evaluation import BLOCK, Evaluation, evaluate
+from agents.run.evaluation import BLOCK, NEEDS_AN_END, Evaluation, evaluate, waiting
 from agents.run.folder import RunFolder, checkpoint_file
 from agents.run.options import Flag, check_device, check_import, check_least, parsed_pairs
 from agents.run.outputs import check_output
@@ -135,13 +135,13 @@ def _saved(targets: Sequence[str], best: bool) -> list[Saved]:
 def _evaluated(asked: Assessment, saved: Sequence[Saved]) -> list[Scored]:
     """Evaluate several checkpoints on the same episodes; learning curves are those of the runs."""
     scored = []
-    with Console().status("") as status:
+    with Console(highlight=False, markup=False).status("") as status:
         for number, one in enumerate(saved, 1):
             status.update(f"evaluating {number} of {len(saved)}: {one.file}")
             agent, manifest = load(one.file, device=asked.device), checkpoint.read_manifest(one.file)
             env_id, env_kwargs = _task(asked, one.file, manifest)
             with contextlib.closing(_environments(asked, env_id, env_kwargs, agent)) as env:
-                evaluation = evaluate(agent, env, asked.episodes, asked.seed, deterministic=not asked.stochastic)
+                evaluation = _episodes(asked, agent, env, f"{one.file}, on {env_id}", status.console)
             curve = {} if one.folder is None else curve_of(one.folder)
             scored.append(
                 Scored(
@@ -183,8 +183,8 @@ def _assess_one(asked: Assessment, file: Path) -> None:
         )
         env = _environments(asked, env_id, env_kwargs, agent)
         stack.enter_context(contextlib.closing(env))
-        evaluation = evaluate(agent, env, asked.episodes, asked.seed, deterministic=not asked.stochastic)
         console = Console(highlight=False, markup=False)
+        evaluation = _episodes(asked, agent, env, env_id, console)
         actions = "sampled actions" if asked.stochastic else "deterministic actions"
         title = f"{manifest['algorithm']} on {env_id} after {manifest['num_timesteps']:,} environment steps, {actions}"
         console.print(title, style="bold", soft_wrap=True)
@@ -199,6 +199,18 @@ def _assess_one(asked: Assessment, file: Path) -> None:
         if film:
             filmed = ", ".join(f"{value:,.1f}" for value in film.shoot(agent, not asked.stochastic))
             console.print(f"video       {asked.video} (return {filmed})", soft_wrap=True)
+
+
+def _episodes(asked: Assessment, agent: Agent, env: VectorEnv, where: str, console: Console) -> Evaluation:
+    """Run the episodes, and say where they do not end."""
+
+    def say(what: str) -> None:
+        console.print(f"{where}: {what}. {NEEDS_AN_END}", soft_wrap=True)
+
+    evaluation = evaluate(agent, env, asked.episodes, asked.seed, not asked.stochastic, waiting(say))
+    if evaluation.cut:
+        say(evaluation.said_of_cut)
+    return evaluation
 
 
 def _environments(asked: Assessment, env_id: str, env_kwargs: dict[str, Any], agent: Agent) -> VectorEnv:
@@ -222,6 +234,7 @@ def _record(asked: Assessment, file: Path, manifest: dict[str, Any], evaluation:
         "backend": asked.backend,
         "seed": evaluation.seed,
         "episodes": evaluation.episodes,
+        "cut": evaluation.cut,
         "mean": evaluation.mean,
         "iqm": evaluation.iqm,
         "interval": evaluation.interval,

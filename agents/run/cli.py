@@ -6,7 +6,6 @@ import dataclasses
 import importlib
 import re
 import shlex
-import sys
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -22,7 +21,7 @@ import agents
 from agents import REGISTRY
 from agents.config import near, preset_values
 from agents.run.commands import COMMANDS
-from agents.run.errors import UsageError, guarded, one_line, unless_nobody_reads
+from agents.run.errors import UsageError, guarded, one_line, refuse, unless_nobody_reads
 from agents.run.help import filled, flat, grouped, parse, parse_one
 from agents.run.jobs import Several, train_seeds
 from agents.run.options import RunOptions
@@ -50,8 +49,7 @@ def evaluate(arguments: Sequence[str]) -> int:
 def _main(arguments: Sequence[str]) -> int:
     name, *rest = arguments or ["--help"]
     if name in COMMANDS and (fault := renderer_fault()) is not None:
-        print(f"{program(name)}: error: {fault}", file=sys.stderr)
-        return 2
+        return refuse(program(name), f"error: {fault}", code=2)
     if name == "train":
         return _train(rest)
     if name in COMMANDS:
@@ -63,8 +61,7 @@ def _main(arguments: Sequence[str]) -> int:
         summaries = {name: command.summary for name, command in COMMANDS.items()}
         _list(program(), f"{agents.__doc__.splitlines()[0]}\n\nSee {program()} COMMAND --help.", summaries, arguments)
     hint = f"; type {typed('train')} {name}." if name in REGISTRY else near(name, COMMANDS)
-    print(f"{program()}: error: There is no command {name!r}{hint}", file=sys.stderr)
-    return 2
+    return refuse(program(), f"error: There is no command {name!r}{hint}", code=2)
 
 
 def _command(name: str, arguments: Sequence[str]) -> int:
@@ -85,8 +82,7 @@ def _train(arguments: Sequence[str]) -> int:
         try:
             config = kinds[2].of({} if env_id is None else preset_of(first, env_id, _value_of("preset", arguments)))
         except UsageError as error:
-            print(f"{program('train')}: error: {error}", file=sys.stderr)
-            return error.exit_code
+            return refuse(program("train"), f"error: {error}", code=error.exit_code)
         kind = grouped(kinds, dataclasses.asdict(config))
         words, prog = _whole_numbers(arguments[1:], *kinds), f"{program('train')} {first}"
         examples = [f"{typed('train')} {example.format(first)}" for example in COMMANDS["train"].examples]
@@ -100,8 +96,7 @@ def _train(arguments: Sequence[str]) -> int:
             description += f" It takes the other commands too: {', '.join(sorted(COMMANDS.keys() - {'train'}))}."
         _list(program("train"), description, {name: _summary(name) for name in REGISTRY}, arguments)
     names = [*REGISTRY, *(name for name in COMMANDS if program("train") == "train.py")]
-    print(f"{program('train')}: error: There is no {first!r}{near(first, names)}", file=sys.stderr)
-    return 2
+    return refuse(program("train"), f"error: There is no {first!r}{near(first, names)}", code=2)
 
 
 def _list(prog: str, description: str, summaries: Mapping[str, str], arguments: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import gymnasium
 
@@ -32,6 +32,8 @@ class StepTimeout(BaseException):
     """A step of somebody else's environment takes too long; no `except Exception` of theirs takes it."""
 
 
+LONGEST_WORD, LONGEST_SENTENCE = 300, 1200
+"""That an error shows."""
 NO_MEMORY = re.compile(r"allocate memory|out of memory")
 EXPECTED = (
     RunError,
@@ -66,30 +68,48 @@ def guarded(program: str, debug: bool, action: Callable[[], int]) -> int:
     try:
         return action()
     except KeyboardInterrupt as error:
-        _print(f"{program}: stopped at once.", error)
-        return 130
+        return refuse(program, "stopped at once.", _notes(error), 128 + signal.SIGINT)
     except StepTimeout as error:
-        _print(f"{program}: error: {error}", error)
-        return 1
+        return refuse(program, f"error: {error}", _notes(error))
     except Exception as error:
         if debug or isinstance(error, BrokenPipeError):
             raise
+        code = error.exit_code if isinstance(error, RunError) else 1
         if where := getattr(error, "raised_in", None):
-            _print(f"{program}: error: {where}: {type(error).__name__}: {error}{_place(error)}", error)
+            said = f"{where}: {type(error).__name__}: {error}{_place(error)}"
+        elif isinstance(error, OSError) and error.filename is not None:
+            said = f"{error.filename} cannot be read or written ({error.strerror})."
         elif isinstance(error, EXPECTED):
-            _print(f"{program}: error: {error}", error)
-            return error.exit_code if isinstance(error, RunError) else 1
+            said = str(error)
         elif isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))):
             less = "take fewer environments, fewer steps per iteration or smaller networks"
-            _print(f"{program}: error: There is not enough memory for this; {less}.", error)
+            said = f"There is not enough memory for this; {less}."
         else:
             raise
-        return 1
+        return refuse(program, f"error: {said}", _notes(error), code)
 
 
 def one_line(error: BaseException) -> str:
     """Give what an error says, of YAML for instance, on one line and no longer than one reads."""
     return " ".join(str(error).split())[:500]
+
+
+def refuse(program: str, sentence: str, notes: Iterable[str] = (), code: int = 1) -> int:
+    """Say why a program does not go on; returns the exit code.
+
+    The sentence is one line, whatever it repeats of what was typed or of a file: nothing that a terminal would obey,
+    and no word longer than one reads.
+    """
+    line = "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in " ".join(sentence.split()))
+    line = shortened(" ".join(shortened(word, LONGEST_WORD) for word in line.split(" ")), LONGEST_SENTENCE)
+    with contextlib.suppress(OSError):  # it may be a terminal that is gone
+        print("\n".join([f"{program}: {line}", *notes]), file=sys.stderr, flush=True)
+    return code
+
+
+def shortened(text: str, most: int) -> str:
+    """Give a text of at most so many letters, the middle of a longer one left out."""
+    return text if len(text) <= most else f"{text[: most // 2 - 2]}...{text[1 - most // 2 :]}"
 
 
 def _place(error: BaseException) -> str:
@@ -99,7 +119,5 @@ def _place(error: BaseException) -> str:
     return f" ({frame.filename}, line {frame.lineno}, in {frame.name}; --debug shows how it came there)"
 
 
-def _print(sentence: str, error: BaseException) -> None:
-    notes = [note for note in getattr(error, "__notes__", []) if not note.startswith("Raised in ")]
-    with contextlib.suppress(OSError):  # it may be a terminal that is gone
-        print("\n".join([sentence, *notes]), file=sys.stderr)
+def _notes(error: BaseException) -> list[str]:
+    return [note for note in getattr(error, "__notes__", []) if not note.startswith("Raised in ")]

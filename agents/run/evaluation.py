@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,12 @@ how many environments run."""
 
 LONGEST = 100_000
 """Environment steps of an episode, at most: there are environments that end none."""
+PATIENCE = 30.0
+"""Seconds in which an episode should have ended."""
+NEEDS_AN_END = (
+    "Episodes need an end, or a time limit, as --env-kwargs max_episode_steps=1000 gives it where Gymnasium makes the "
+    "environment."
+)
 
 
 class Acts(Protocol):
@@ -56,6 +63,12 @@ class Evaluation:
         return int(self.lengths.sum())
 
     @property
+    def said_of_cut(self) -> str:
+        """Say how many episodes did not end; "" if all did."""
+        said = f"{self.cut} of {self.episodes} episodes of an evaluation were left after {LONGEST:,} steps"
+        return said if self.cut else ""
+
+    @property
     def mean(self) -> float:
         return float(self.returns.mean())
 
@@ -68,6 +81,20 @@ class Evaluation:
     def interval(self) -> tuple[float, float]:
         """Return `bootstrap_interval` of the returns."""
         return bootstrap_interval(self.returns)
+
+
+def waiting(say: Callable[[str], object]) -> Callable[[bool], None]:
+    """Give a tick of `evaluate` that says once where no episode ends."""
+    began, some_ended = time.monotonic(), False
+
+    def tick(ended: bool) -> None:
+        nonlocal some_ended
+        some_ended |= ended
+        if not some_ended and time.monotonic() - began > PATIENCE:
+            some_ended = True
+            say(f"no episode of an evaluation has ended in {PATIENCE:g} seconds; Ctrl-C stops it")
+
+    return tick
 
 
 def evaluate(

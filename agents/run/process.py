@@ -7,16 +7,13 @@ import contextlib
 import ctypes
 import importlib
 import io
-import multiprocessing
 import os
 import signal
 import sys
 import threading
 import unicodedata
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 RENDERERS = {"egl": ("EGL", "libegl1 libgl1"), "osmesa": ("OSMesa", "libosmesa6")}
 """What draws without a screen on Linux, by its name in MUJOCO_GL: its library, and the packages that bring it."""
@@ -72,21 +69,6 @@ def show_plainly() -> None:
             stream.reconfigure(errors="plain")
 
 
-@contextlib.contextmanager
-def starting() -> Iterator[None]:
-    """Let Ctrl-C end the process in a word while it still imports, where it would show a page of import errors."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        os.write(2, f"{program().strip()}: stopped at once.\n".encode())
-        os._exit(128 + signal.SIGINT)
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def work(words: list[str], output: str, cores: list[int]) -> None:
     """Run a command in this process, which another of ours has begun.
 
@@ -109,6 +91,7 @@ def work(words: list[str], output: str, cores: list[int]) -> None:
 
 def _end_with_the_other() -> None:
     """Have this process save itself and end when the one that has begun it is gone."""
+    multiprocessing = importlib.import_module("multiprocessing")  # the first Ctrl-C is heard the sooner
     other = multiprocessing.parent_process()
     assert other is not None
     other.join()

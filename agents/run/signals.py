@@ -7,17 +7,10 @@ import os
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import IO, Any, cast
 
 from rich.console import Console
-
-from agents.run.errors import StepTimeout
-
-GRACE = 5.0
-"""Seconds in which a step that is interrupted has to end: what is not Python does not look at signals."""
 
 
 class StopRequest:
@@ -60,61 +53,6 @@ class StopRequest:
                     os.write(2, f"{self.say}\n".encode())  # a print may be what the signal came into
         elif number != signal.SIGHUP:
             raise KeyboardInterrupt
-
-
-class Watchdog:
-    """While entered, ends a step of somebody else's environment that takes too long: the main thread raises
-    StepTimeout, and where that does not come out of the step either, the process saves itself and exits.
-
-    Args:
-        seconds: how long a step may take; None does nothing.
-        doing: says which step runs; see `VectorEnv.doing`.
-        save: what there is, from a thread of its own.
-    """
-
-    NUMBER = signal.SIGURG  # which nobody sends, and which is ignored by default
-
-    def __init__(self, seconds: float | None, doing: Callable[[], str | None], save: Callable[[], object]) -> None:
-        is_main = threading.current_thread() is threading.main_thread()
-        self.seconds = seconds if is_main else None
-        self.doing, self.save, self._over, self._sentence = doing, save, threading.Event(), ""
-
-    def __enter__(self) -> None:
-        if self.seconds is not None:
-            self._before = signal.signal(self.NUMBER, self._raise)
-            self._thread = threading.Thread(target=self._watch, args=(self.seconds,), daemon=True)
-            self._thread.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self.seconds is not None:
-            self._over.set()
-            self._thread.join()
-            signal.signal(self.NUMBER, self._before)
-
-    def _raise(self, number: int, frame: FrameType | None) -> None:
-        if self._sentence:  # others may send it too
-            raise StepTimeout(self._sentence)
-
-    def _watch(self, seconds: float) -> None:
-        seen, since, told = None, time.monotonic(), False
-        while not self._over.wait(min(seconds / 10, 1.0)):
-            now, doing = time.monotonic(), self.doing()
-            if doing is None or doing != seen:
-                seen, since, told, self._sentence = doing, now, False, ""
-            elif now - since >= seconds and not told:
-                self._sentence = (
-                    f"{doing}, has not come back for {seconds:g} seconds; the run has stopped. Mend the environment, "
-                    "or give a longer --step-timeout."
-                )
-                told = True
-                signal.pthread_kill(threading.main_thread().ident or 0, self.NUMBER)
-            elif told and now - since >= seconds + GRACE:
-                self.save()
-                with contextlib.suppress(OSError):
-                    os.write(2, f"error: {self._sentence}\n".encode())
-                os._exit(1)
 
 
 class Outlet:

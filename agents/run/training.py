@@ -22,7 +22,7 @@ from agents.checkpoint import CheckpointError
 from agents.config import CommonConfig
 from agents.run import report
 from agents.run.errors import EXPECTED, NO_MEMORY, RunError, UsageError
-from agents.run.evaluation import BLOCK, LONGEST, Evaluation, evaluate
+from agents.run.evaluation import BLOCK, NEEDS_AN_END, Evaluation, evaluate, waiting
 from agents.run.folder import EVALUATION_COLUMNS, RunConfig, RunFolder, RunState, append_row, read_rows, save_quietly
 from agents.run.initial import Initial
 from agents.run.log import log_evaluation, record_hyperparameters, run_logger
@@ -30,14 +30,13 @@ from agents.run.options import EVALUATIONS, RunOptions, check_device, check_impo
 from agents.run.outputs import Room
 from agents.run.process import typed
 from agents.run.progress import Progress
-from agents.run.signals import StopRequest, Watchdog, stdout_console
+from agents.run.signals import StopRequest, stdout_console
+from agents.run.watchdog import Watchdog
 from agents.saving import NewEpisodes
 from envs import GymVectorEnv, VectorEnv, make_vec
 from envs.cores import usable_cores
 
 FINAL_EPISODES = 32
-PATIENCE = 30.0
-"""Seconds in which an episode of an evaluation should have ended."""
 STATE_SECONDS = 1.0
 """Between two writings of state.json, at least."""
 UNLIMITED = 10**15
@@ -180,7 +179,7 @@ class _Training:
         with (
             contextlib.closing(_make_env(run, BLOCK, AutoresetMode.DISABLED)) as env,
             self.stop as stop,
-            Watchdog(run.step_timeout, lambda: agent.collector.vector.doing() or env.doing(), self._save),
+            Watchdog(run.step_timeout, lambda: agent.collector.vector.doing() or env.doing(), self._leave),
             Progress(
                 self.console,
                 self.title,
@@ -264,9 +263,7 @@ class _Training:
         except _Left:
             return None
         if evaluation.cut:
-            self._say_once(
-                f"{evaluation.cut} of {episodes} episodes of an evaluation were left after {LONGEST:,} steps"
-            )
+            self._say_once(evaluation.said_of_cut)
         if evaluation.mean > self._best:
             self._best = evaluation.mean
             self._with_room(lambda: save_quietly(agent, self.folder.best))
@@ -283,25 +280,19 @@ class _Training:
 
     def _ticks(self) -> Callable[[bool], None]:
         """Give what an evaluation calls in each step: it leaves it for a stop, and says so where no episode ends."""
-        began, some_ended = time.monotonic(), False
+        wait = waiting(self._say_once)
 
         def tick(ended: bool) -> None:
-            nonlocal some_ended
-            some_ended |= ended
             if self.stop.signal is not None:
                 raise _Left
-            if not some_ended and time.monotonic() - began > PATIENCE:
-                self._say_once(f"no episode of an evaluation has ended in {PATIENCE:g} seconds; Ctrl-C stops the run")
+            wait(ended)
 
         return tick
 
     def _say_once(self, what: str) -> None:
         """Say what evaluations do in an environment that hardly ends."""
         if not self._has_said:
-            limit = (
-                "a time limit, as --env-kwargs max_episode_steps=1000 gives it where Gymnasium makes the environment"
-            )
-            self._say(f"{self.options.env}: {what}. Episodes need an end, or {limit}.")
+            self._say(f"{self.options.env}: {what}. {NEEDS_AN_END}")
         self._has_said = True
 
     def _save(self) -> None:
@@ -319,6 +310,11 @@ class _Training:
                 f"{self.folder.path} was moved or removed while the run was going on, and the run has stopped; it is "
                 f"saved anew there, without its earlier logs. Go on: {self._resume()}"
             )
+
+    def _leave(self, error: str) -> None:
+        """Save the agent where a step does not end."""
+        self._save()
+        self._write_state("failed", error)
 
     def _is_moved(self) -> bool:
         return not self.folder.config.is_file()

@@ -1,3 +1,4 @@
+import gc
 import io
 import json
 import pickle
@@ -55,6 +56,28 @@ def test_round_trip_is_exact(saved: Path) -> None:
         assert tensors[name].dtype == tensor.dtype, name
         assert tensors[name].shape == tensor.shape, name
         assert checkpoint.digest(tensors[name]) == checkpoint.digest(tensor), name
+
+
+def test_the_tensors_are_stored_as_safetensors_stores_them(saved: Path) -> None:
+    with zipfile.ZipFile(saved) as archive:
+        assert archive.read("tensors.safetensors") == safetensors.torch.save(
+            {name: tensor.contiguous() for name, tensor in TENSORS.items()}
+        )
+
+
+def test_saving_tensors_of_ever_other_sizes_keeps_no_memory() -> None:
+    def save(sizes: range) -> int:
+        for size in sizes:
+            write(io.BytesIO(), {}, {"x": torch.zeros(size)})
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = save(range(100, 150))
+        assert save(range(150, 250)) - before < 2**15
+    finally:
+        tracemalloc.stop()
 
 
 def test_tensors_that_share_memory_are_stored_apart(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ import torch
 import tyro
 from tyro.conf import arg
 
-from agents import REGISTRY, checkpoint
+from agents import REGISTRY
 from agents.run.folder import file_name
+from benchmarks.common import context
 from tests.campaign import endurance, faults, files, kills, watch, words
 
 
@@ -39,6 +40,8 @@ class Campaign:
     """Times that a disk of 5 MB fills."""
     minutes: float = 0
     """That each algorithm trains while its memory and its saving are measured."""
+    together: int = 1
+    """Algorithms that train at once for that."""
     seed: int = 0
     """Decides all that is random, but for what the clock does to kills."""
     result: Annotated[str, arg(metavar="FILE")] = "tests/campaign/results.json"
@@ -54,7 +57,7 @@ class Results:
 
     def __init__(self, file: Path) -> None:
         self.file, self.faults = file, 0
-        self.about = {"date": time.strftime("%Y-%m-%d"), "versions": checkpoint.versions()}
+        self.about = {"date": time.strftime("%Y-%m-%d"), **context()}
 
     def keep(self, name: str, part: dict[str, Any]) -> None:
         """Write a part's figures."""
@@ -64,9 +67,7 @@ class Results:
     def end(self, name: str, part: dict[str, Any]) -> None:
         """Write a part's last figures, and show them."""
         self.keep(name, part)
-        self.faults += len(part.get("faults", ())) + sum(
-            "fault" in one for one in part.values() if isinstance(one, dict)
-        )
+        self.faults += len(part.get("faults", ()))
         print(name, json.dumps(part, indent=1), flush=True)
 
 
@@ -158,5 +159,7 @@ def main() -> int:
             results.end(name, act(many, chance, scratch / name))
     if asked.minutes:
         (scratch / "endurance").mkdir()
-        results.end("endurance", endurance.train_all(asked.algorithms, asked.minutes, scratch / "endurance"))
+        for run in endurance.train_all(asked.algorithms, asked.minutes, asked.together, scratch / "endurance"):
+            run.add_rows(results.file.with_name("memory.csv"))
+            results.end(f"minutes of {run.algorithm}", run.record())
     return int(results.faults > 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import random
 import shutil
@@ -38,6 +39,13 @@ def raising(kind: type[BaseException]) -> Callable[..., Any]:
     return fault
 
 
+def lock_twice(library: ctypes.CDLL) -> None:
+    """Wait in C, for ever, for a lock that one holds; no signal ends it."""
+    lock = ctypes.create_string_buffer(64)
+    library.pthread_mutex_lock(lock)
+    library.pthread_mutex_lock(lock)
+
+
 FAULTS: dict[str, Callable[[np.ndarray, float, bool], Any]] = {
     "raises ValueError": raising(ValueError),
     "raises OSError": raising(OSError),
@@ -61,6 +69,8 @@ FAULTS: dict[str, Callable[[np.ndarray, float, bool], Any]] = {
     "gives None": lambda s, r, over: None,
     "gives a list as info": lambda s, r, over: (s, r, False, over, []),
     "hangs": lambda s, r, over: time.sleep(1000),
+    "hangs in C": lambda s, r, over: lock_twice(ctypes.CDLL(None)),
+    "hangs in C with Python's lock": lambda s, r, over: lock_twice(ctypes.PyDLL(None)),
 }
 QUIET = {"gives a list as info"}
 """What nobody needs to notice."""

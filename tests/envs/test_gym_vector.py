@@ -343,8 +343,8 @@ def begin_and_step(env: GymVectorEnv) -> None:
 
 def test_what_is_no_step_and_no_reset_is_refused() -> None:
     for odd, words in {
-        Odd(reward=np.ones(2)): r"array\(\[1., 1.\]\) as reward",
-        Odd(values=(np.zeros(2), 1.0, True)): "4 values from step",
+        Odd(reward=np.ones(2)): r"\[1. 1.\] as reward at step 1 of its episode, where there is one number",
+        Odd(values=(np.zeros(2), 1.0, True)): "4 values at step",
         Odd(begun=np.zeros(2)): "ndarray from reset",
         Odd(begun=(np.zeros(2), {}, 0)): "tuple from reset",
     }.items():
@@ -355,12 +355,16 @@ def test_what_is_no_step_and_no_reset_is_refused() -> None:
 @pytest.mark.parametrize(
     ("outcome", "words"),
     [
-        (None, r"None \(NoneType\) from step 1 of its episode"),
-        (3.5, r"3.5 \(float\) from step 1"),
+        (None, r"None \(NoneType\) at step 1 of its episode"),
+        (3.5, r"3.5 \(float\) at step 1"),
         ((np.zeros(2), "high", False, False, {}), "'high' as reward at step 1 of its episode, which is no number"),
         ((np.zeros(2), None, False, False, {}), "reward that is NaN or infinite at step 1"),
         ((["a", "b"], 0.0, False, False, {}), r"as observation at step 1 of its episode, which is no number"),
-        ((np.zeros(2), 0.0, False, False, [1]), r"\(tuple\) from step 1 .*info, a dict"),
+        ((np.ones(3), 0.0, False, False, {}), r"\[1. 1. 1.\] as observation at step 1 .* \(3,\), .* space says \(2,\)"),
+        ((None, 0.0, False, False, {}), r"None as observation at step 1 .* shape is \(\)"),
+        (("up", 0.0, False, False, {}), r"up as observation at step 1 .* shape is \(\)"),
+        (([[1], [1, 2]], 0.0, False, False, {}), r"\[\[1\], \[1, 2\]\] as observation at step 1 .* different lengths"),
+        ((np.zeros(2), 0.0, False, False, [1]), r"\(tuple\) at step 1 .*info, a dict"),
     ],
 )
 def test_nonsense_from_a_step_is_named_with_environment_and_step(outcome: Any, words: str) -> None:
@@ -372,6 +376,7 @@ def test_nonsense_from_a_step_is_named_with_environment_and_step(outcome: Any, w
     env.reset()
     with pytest.raises(ValueError, match=rf"environment 1 of .* gave .*{words}"):
         env.step([0, 0])
+    assert env.doing() is None  # a watchdog waits for nothing
 
 
 def test_images_are_refused_with_a_remedy() -> None:

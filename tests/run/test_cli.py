@@ -354,3 +354,22 @@ def test_the_examples_of_help_are_understood(
 def test_resume_needs_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["resume"]) == 2
     assert "resume needs RUN, the folder of a run; python train.py runs lists them." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        (["a" * 5000], r"There is no 'a{147}\.\.\.a+"),
+        (["npg", "--env", "Hopper-v5", "--preset", "x" * 5000], r"--preset is x{148}\.\.\.x+"),
+        (["evaluate", "x" * 5000], r"x{148}\.\.\.x+ cannot be read or written \(File name too long\)"),
+        (["evaluate", "x", "--csv", "a\n\x1b[31mb"], r"--csv is a \\x1b\[31mb; give a name"),
+        (["word " * 1000], r"There is no '(word )+\w*\.\.\.\w* (word )+'; "),
+    ],
+)
+def test_what_was_typed_is_repeated_in_short_and_plainly(
+    typed: list[str], shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.train(typed) > 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(f"error: {shown}", line)
+    assert len(line) < 1500

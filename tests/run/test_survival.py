@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
@@ -113,7 +114,7 @@ PLACES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {}
 
 
 def place(kill: Callable[[pytest.MonkeyPatch], None]) -> Callable[[pytest.MonkeyPatch], None]:
-    PLACES[kill.__name__] = kill
+    PLACES[kill.__name__.replace("_", " ")] = kill
     return kill
 
 
@@ -143,18 +144,14 @@ def between_the_two_checkpoints(patch: pytest.MonkeyPatch) -> None:
     on_call(NPG, "save", 5, patch)
 
 
-@place
-def before_the_row_of_an_evaluation(patch: pytest.MonkeyPatch) -> None:
+def before_a_row(number: int) -> Callable[[pytest.MonkeyPatch], None]:
+    """Die before the number-th evaluation's row is written."""
     from agents.run import training
 
-    on_call(training, "append_row", 2, patch)
+    return lambda patch: on_call(training, "append_row", number, patch)
 
 
-@place
-def before_the_last_row(patch: pytest.MonkeyPatch) -> None:
-    from agents.run import training
-
-    on_call(training, "append_row", 4, patch)
+PLACES |= {"before the row of an evaluation": before_a_row(2), "before the last row": before_a_row(4)}
 
 
 @place
@@ -167,7 +164,7 @@ def before_the_last_word(patch: pytest.MonkeyPatch) -> None:
     on_call(report, "plot_curve", 1, patch, after=True)
 
 
-SHORT = {"between_the_two_checkpoints", "before_the_row_of_an_evaluation", "before_the_curve"}
+SHORT = {"between the two checkpoints", "before the row of an evaluation", "before the curve"}
 slow = pytest.mark.slow  # a whole run each, of a second
 
 
@@ -490,15 +487,23 @@ def test_a_step_that_hangs_is_named_saved_and_left(
 def test_an_evaluation_in_which_nothing_ends_is_said_and_cut(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from agents.run import evaluation, training
+    from agents.run import evaluation
 
     monkeypatch.setattr(Short, "act", lambda env: setattr(env, "steps", 0))  # never at its fifth step
     monkeypatch.setattr(evaluation, "LONGEST", 40)
-    monkeypatch.setattr(training, "PATIENCE", 0.0)
+    monkeypatch.setattr(evaluation, "PATIENCE", 0.0)
     assert train(tmp_path / "run", steps=32) == 0
     out = capsys.readouterr().out
-    assert out.count("no episode of an evaluation has ended in 0 seconds; Ctrl-C stops the run") == 1
+    assert out.count("no episode of an evaluation has ended in 0 seconds; Ctrl-C stops it") == 1
     assert out.count("max_episode_steps=1000") == 1
+    record = tmp_path / "record.json"
+    assert cli.evaluate([str(tmp_path / "run"), "--episodes", "3", "--json", str(record)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Short-v0: no episode of an evaluation has ended in 0 seconds" in out
+    assert "Short-v0: 3 of 3 episodes of an evaluation were left after 40 steps. Episodes need an end" in out
+    assert json.loads(record.read_text())["cut"] == 3
+    assert cli.evaluate([str(tmp_path), "--episodes", "3", "--csv", str(tmp_path / "a.csv")]) == 0
+    assert "last.zip, on Short-v0: 3 of 3 episodes" in " ".join(capsys.readouterr().out.split())
     assert {row["episodes"] for row in read_rows(RunFolder(tmp_path / "run").evaluations)} == {"2", "32"}
 
 
