@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 RENDERERS = {"egl": ("EGL", "libegl1 libgl1"), "osmesa": ("OSMesa", "libosmesa6")}
 """What draws without a screen on Linux, by its name in MUJOCO_GL: its library, and the packages that bring it."""
@@ -49,6 +50,7 @@ def prepare() -> None:
     _keep_freed_memory()
 
 
+PYTHONS_WARNING = warnings.formatwarning
 PLAIN = {
     **{"\u200b": "", "…": "...", "·": ".", "–": "-", "—": "-", "─": "-", "━": "-", "╸": "-", "│": "|", "←": "<-"},
     **{"⁻": "^-", "¹": "1", "²": "2"},
@@ -70,6 +72,17 @@ def show_plainly() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape", "backslashreplace"):
             stream.reconfigure(errors="plain")
+
+
+def warn_in_sentences() -> None:
+    """Have warnings of ours say what they say; those of other packages also say where."""
+    ours = Path(__file__).parents[2]
+
+    def sentence(message: Warning | str, category: type[Warning], filename: str, *where: Any) -> str:
+        inside = Path(filename).is_relative_to(ours / "agents") or Path(filename).is_relative_to(ours / "envs")
+        return f"warning: {message}\n" if inside else PYTHONS_WARNING(message, category, filename, *where)
+
+    warnings.formatwarning = sentence
 
 
 @contextlib.contextmanager

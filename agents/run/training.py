@@ -20,6 +20,7 @@ from agents import REGISTRY, noise
 from agents.base import Agent
 from agents.checkpoint import CheckpointError
 from agents.config import CommonConfig
+from agents.rollout.spread import Spread
 from agents.run import report
 from agents.run.errors import EXPECTED, NO_MEMORY, RunError, UsageError
 from agents.run.evaluation import BLOCK, LONGEST, Evaluation, evaluate
@@ -215,6 +216,7 @@ class _Training:
     def _check_that_it_repeats(self, env: VectorEnv) -> None:
         """Say at the start where a run that stops will not go on exactly."""
         vector = self.agent.collector.vector
+        vector = vector.home if isinstance(vector, Spread) else vector
         if isinstance(vector, GymVectorEnv) and isinstance(env, GymVectorEnv):
             vector.unrepeatable = env.find_unrepeatable()
             if vector.unrepeatable:
@@ -419,7 +421,6 @@ def _spread(run: RunOptions, env: VectorEnv) -> VectorEnv:
         return env
     from agents.cluster.executor import Executor, Serial
     from agents.cluster.ray_executor import Ray
-    from agents.rollout.spread import Spread
 
     here = run.executor == "serial"
     executor: Executor = Serial() if here else Ray(run.workers or usable_cores(), run.ray_address)
