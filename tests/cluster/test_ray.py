@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from shard_runs import CASES, bits, made, train
 
 from agents import PES
+from agents.cluster import ray_executor
 from agents.cluster.executor import Serial
-from agents.cluster.ray_executor import Ray
+from agents.cluster.ray_executor import ClusterError, Ray
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray"), pytest.mark.filterwarnings("ignore:Worker .* is lost")]
 ITERATIONS = 20
@@ -56,6 +58,68 @@ def test_workers_that_die_or_hang_change_nothing_and_are_counted(name: str, numb
     assert metrics["cluster/lost_workers"] == 2
     assert metrics["cluster/moved_shards"] >= 2
     assert metrics["cluster/repeated_calls"] > 0
+
+
+def test_what_breaks_off_within_an_iteration_is_saved_as_the_iteration_began(
+    executors: list[Ray], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    executor = executors[1]
+    agent, done = train(made("pes", executor), 3), executor._done
+
+    def broken(calls: Any, alters: bool) -> list[Any]:
+        if alters:
+            executor._ask(0, calls[0])
+            raise KeyboardInterrupt
+        return done(calls, alters)
+
+    agent.keeps_beginnings = True
+    monkeypatch.setattr(executor, "_done", broken)
+    with pytest.raises(KeyboardInterrupt):
+        train(agent, 1)
+    agent.save(tmp_path / "saved")
+    monkeypatch.undo()
+    loaded = PES.load(tmp_path / "saved", made("pes", executor).env, device="cpu")
+    assert bits(train(loaded, 1)) == bits(train(made("pes", Serial()), 4))
+
+
+class Deadly:
+    """A shard whose second call ends the process."""
+
+    calls = 0
+
+    def state(self) -> int:
+        return self.calls
+
+    def restore(self, state: int) -> None:
+        self.calls = state
+
+
+def deadly_work(shard: Deadly) -> int:
+    shard.calls += 1
+    if shard.calls == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return shard.calls
+
+
+def test_what_no_worker_lives_through_is_given_up_in_words(executors: list[Ray], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_executor, "MOST_ATTEMPTS", 2)
+    executor = executors[0]
+    executor.start([Deadly])
+    assert executor.each(deadly_work) == [1]
+    with pytest.raises(ClusterError, match=r"2 workers were lost with the same call.*shard 0"):
+        executor.each(deadly_work)
+
+
+def test_the_example_for_ray_up_is_what_ray_takes_and_starts_its_workers() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    config = prepare_config(yaml.safe_load(text.split("```yaml\n")[1].split("```")[0]))
+    validate_config(config)
+    kinds = config["available_node_types"]
+    assert {name: kind["min_workers"] for name, kind in kinds.items()} == {"head": 0, "workers": 8}
+    assert all(kind["min_workers"] <= kind["max_workers"] <= config["max_workers"] for kind in kinds.values())
+    assert "--include-dashboard=false" in config["head_start_ray_commands"][-1]
 
 
 def test_an_error_of_the_environments_is_raised_as_it_is_and_not_repeated(executors: list[Ray]) -> None:
