@@ -19,6 +19,7 @@ from agents.cluster.executor import Maker, Work, known, state_of
 START_SECONDS = 120.0
 """That workers have to come up in, before those that did begin without the others, and where none is left; and that a
 new one has, besides, to import what its first shard needs."""
+START_ATTEMPTS = 3
 MOST_ATTEMPTS = 5
 """Workers that may be lost with a call before it is given up."""
 POLL_SECONDS = 1.0
@@ -343,8 +344,16 @@ class Ray:
         self.ray._private.worker._worker_logs_enabled = False  # of workers that die it would tell in eight lines
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address is None:
-            self.ray.init(num_cpus=workers, include_dashboard=False, **quiet)
-            return
+            for attempt in range(START_ATTEMPTS):
+                try:
+                    self.ray.init(num_cpus=workers, include_dashboard=False, **quiet)
+                    return
+                except Exception as error:  # Ray's are of many kinds; on a busy machine it gives up after 30 s
+                    self.ray.shutdown()
+                    if attempt == START_ATTEMPTS - 1:
+                        raise ClusterError(
+                            f"Ray did not start on this machine ({_reason(error)}); try again when it is less busy."
+                        ) from error
         try:
             self.ray.init(address=address, **quiet)
         except Exception as error:  # Ray's are of many kinds

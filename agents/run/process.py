@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 RENDERERS = {"egl": ("EGL", "libegl1 libgl1"), "osmesa": ("OSMesa", "libosmesa6")}
 """What draws without a screen on Linux, by its name in MUJOCO_GL: its library, and the packages that bring it."""
@@ -78,9 +77,11 @@ def warn_in_sentences() -> None:
     """Have warnings of ours say what they say; those of other packages also say where."""
     ours = Path(__file__).parents[2]
 
-    def sentence(message: Warning | str, category: type[Warning], filename: str, *where: Any) -> str:
-        inside = Path(filename).is_relative_to(ours / "agents") or Path(filename).is_relative_to(ours / "envs")
-        return f"warning: {message}\n" if inside else PYTHONS_WARNING(message, category, filename, *where)
+    def sentence(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        inside = any(Path(filename).is_relative_to(ours / package) for package in ("agents", "envs"))
+        return f"warning: {message}\n" if inside else PYTHONS_WARNING(message, category, filename, lineno, line)
 
     warnings.formatwarning = sentence
 

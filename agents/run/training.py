@@ -27,14 +27,13 @@ from agents.run.evaluation import BLOCK, LONGEST, Evaluation, evaluate
 from agents.run.folder import EVALUATION_COLUMNS, RunConfig, RunFolder, RunState, append_row, read_rows, save_quietly
 from agents.run.initial import Initial
 from agents.run.log import log_evaluation, record_hyperparameters, run_logger
-from agents.run.options import EVALUATIONS, RunOptions, check_device, check_import
+from agents.run.options import EVALUATIONS, RunOptions, check_device, check_import, executor_of
 from agents.run.outputs import Room
 from agents.run.process import typed
 from agents.run.progress import Progress
 from agents.run.signals import StopRequest, Watchdog, stdout_console
 from agents.saving import NewEpisodes
 from envs import GymVectorEnv, VectorEnv, make_vec
-from envs.cores import usable_cores
 
 FINAL_EPISODES = 32
 PATIENCE = 30.0
@@ -417,14 +416,8 @@ def _make_env(run: RunOptions, num_envs: int, autoreset: AutoresetMode) -> Vecto
 
 def _spread(run: RunOptions, env: VectorEnv) -> VectorEnv:
     """Spread environments over workers, if the run has them."""
-    if run.executor is None:
-        return env
-    from agents.cluster.executor import Executor, Serial
-    from agents.cluster.ray_executor import Ray
-
-    here = run.executor == "serial"
-    executor: Executor = Serial() if here else Ray(run.workers or usable_cores(), run.ray_address)
-    return Spread(env, executor)
+    executor = executor_of(run)
+    return env if executor is None else Spread(env, executor)
 
 
 def _due(run: RunOptions, steps: int, seconds: float) -> int:

@@ -20,6 +20,7 @@ from agents import PES
 from agents.cluster import ray_executor
 from agents.cluster.executor import Serial
 from agents.cluster.ray_executor import ClusterError, Ray
+from agents.run import cli
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray"), pytest.mark.filterwarnings("ignore:Worker .* is lost")]
 ITERATIONS = 20
@@ -82,6 +83,17 @@ def test_what_breaks_off_within_an_iteration_is_saved_as_the_iteration_began(
     assert bits(train(loaded, 1)) == bits(train(made("pes", Serial()), 4))
 
 
+def test_trials_of_a_study_are_those_of_one_process(tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    words = ["tune", "npg", "--env", "InvertedPendulum-v5", "--steps", "1000", "--trials", "2", "--search"]
+    values = []
+    for name, more in (("ray", ["--executor", "ray", "--workers", "2"]), ("serial", ["--executor", "serial"])):
+        assert cli.main([*words, "target_kl=0.001..0.1", "--study", str(tmp_path / name), *more]) == 0
+        study = optuna.load_study(study_name="tune", storage=f"sqlite:///{tmp_path / name / 'study.db'}")
+        values.append([trial.value for trial in study.trials])
+    assert values[0] == values[1]
+
+
 class Deadly:
     """A shard whose second call ends the process."""
 
@@ -101,7 +113,9 @@ def deadly_work(shard: Deadly) -> int:
     return shard.calls
 
 
-def test_what_no_worker_lives_through_is_given_up_in_words(executors: list[Ray], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_no_worker_lives_through_is_given_up_in_words(
+    executors: list[Ray], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ray_executor, "MOST_ATTEMPTS", 2)
     executor = executors[0]
     executor.start([Deadly])

@@ -170,6 +170,7 @@ def test_environments_at_home_are_ordinary_ones() -> None:
         ("--workers 2", "--executor ray too"),
         ("--executor serial --ray-address auto", "--executor ray too"),
         ("--executor ray --workers 0", "--workers is 0; give at least 1"),
+        ("--executor ray --step-timeout 5", "--step-timeout is 5, which watches"),
         ("--executor ray", 'pip install "geodesic-rl[ray]"'),
     ],
 )
