@@ -8,7 +8,7 @@ import os
 import signal
 import time
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,10 @@ START_ATTEMPTS = 3
 MOST_ATTEMPTS = 5
 """Workers that may be lost with a call before it is given up."""
 POLL_SECONDS = 1.0
+PACES = 5
+"""Calls in a row in which a worker has to be slow before it has fewer shards."""
+GAIN = 0.8
+"""Share of a call's time that has to remain at most when a shard moves for it."""
 ENVIRONMENT = ("MKL_CBWR", "GOMP_SPINCOUNT")
 """Variables that workers have as this process does: sums have to round alike."""
 
@@ -45,6 +49,8 @@ class _Worker:
     """When it last gave something, or was asked while it had nothing to do."""
     owes: float = 0.0
     """Seconds that it may take besides for the next one, for what it does before it."""
+    paces: deque[float] = field(default_factory=lambda: deque(maxlen=PACES))
+    """Seconds that a shard took it in the last calls; none where shards have come to it since."""
 
 
 @dataclass(eq=False)
@@ -134,9 +140,11 @@ class Ray:
         self, work: Work, *shared: Any, own: Sequence[tuple[Any, ...]] | None = None, alters: bool = True
     ) -> list[Any]:
         self._share_out()
-        place = self.ray.put(shared)
+        place, begun = self.ray.put(shared), time.monotonic()
         mine = own or [()] * len(self._shards)
         results = self._done({i: Call(work, place, few) for i, few in enumerate(mine)}, alters)
+        if alters:
+            self._relieve_the_slowest(begun)
         if max(len(shard.calls) for shard in self._shards) >= self.states_every:
             self._keep_states(range(len(self._shards)))
         return results
@@ -225,6 +233,7 @@ class Ray:
         works = [(call.work, call.own) for call in shard.calls]
         shard.worker.handle.take.remote(i, shard.maker, shard.state, works, *(call.shared for call in shard.calls))
         shard.worker.owes += self.timeout * 2**shard.attempts * (1 + len(works))
+        shard.worker.paces.clear()
 
     def _keep_states(self, numbers: Sequence[int]) -> None:
         """Fetch shards' states, so that there is nothing to repeat before them."""
@@ -285,18 +294,42 @@ class Ray:
         """Give workers that have come up meanwhile their share of the shards."""
         if not self._coming:
             return
+        before = len(self._workers)
         self._welcome(1)
-        while True:
+        while len(self._workers) > before:
             loads = self._loads()
             least, most = min(loads, key=loads.__getitem__), max(loads, key=loads.__getitem__)
             if loads[most] - loads[least] < 2:
                 return
-            i = next(i for i, shard in enumerate(self._shards) if shard.worker is most)
-            self._keep_states([i])
-            self._shards[i].worker.handle.drop.remote(i)
-            self._shards[i].worker = least
-            self._send(i)
-            self.moved += 1
+            self._move(most, least)
+
+    def _relieve_the_slowest(self, begun: float) -> None:
+        """Have the worker that all wait for give a shard away, if a call is then over much earlier.
+
+        Args:
+            begun: when the last call did.
+        """
+        loads = self._loads()
+        for worker, shards in loads.items():
+            if shards:
+                worker.paces.append((worker.news - begun) / shards)
+        steady = [worker for worker in loads if len(worker.paces) == PACES]
+        if len(steady) < 2:
+            return
+        slow = max(steady, key=lambda worker: loads[worker] * min(worker.paces))
+        fast = min(steady, key=lambda worker: (loads[worker] + 1) * max(worker.paces))
+        now, then = loads[slow] * min(slow.paces), (loads[fast] + 1) * max(fast.paces)
+        if then < GAIN * now and loads[slow] > 1:
+            self._move(slow, fast)
+
+    def _move(self, giver: _Worker, taker: _Worker) -> None:
+        """Have a worker's first shard go on with another one."""
+        i = next(i for i, shard in enumerate(self._shards) if shard.worker is giver)
+        self._keep_states([i])
+        self._shards[i].worker.handle.drop.remote(i)
+        self._shards[i].worker = taker
+        self._send(i)
+        self.moved += 1
 
     def _loads(self) -> dict[_Worker, int]:
         """Count each worker's shards."""

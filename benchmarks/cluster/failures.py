@@ -169,10 +169,11 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    about = context()
     happens = {"workers": lambda name: lost_workers(name, arguments), "nodes": lost_node, "driver": lost_driver}
     for what in arguments.what:
         for name in arguments.runs:
-            row = {"what": what, **happens[what](name), **context()}
+            row = {"what": what, **happens[what](name), **about}
             keep(NAME, read(NAME) or {"runs": []}, row, ("what", "run"))
 
 

@@ -65,6 +65,7 @@ def main() -> None:
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    about = context()
     found: dict[str, dict[str, Any]] = {name: {} for name in arguments.runs}
     for workers in (None, *arguments.workers):
         executor: Executor = Serial() if workers is None else Ray(workers)
@@ -78,7 +79,7 @@ def main() -> None:
         executor.close()
     for name, row in found.items():
         same = len(set(row.values())) == 1
-        result = {"run": name, "iterations": arguments.iterations, "same": same, "sha256": row, **context()}
+        result = {"run": name, "iterations": arguments.iterations, "same": same, "sha256": row, **about}
         keep(NAME, read(NAME) or {"runs": []}, result, ("run",))
 
 

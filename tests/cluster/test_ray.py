@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def executors(ray: Any) -> Iterator[list[Ray]]:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find this file
     found = [Ray(workers) for workers in (1, 2, 4)]
     yield found
     for executor in found:
@@ -94,8 +95,8 @@ def test_trials_of_a_study_are_those_of_one_process(tmp_path: Path) -> None:
     assert values[0] == values[1]
 
 
-class Deadly:
-    """A shard whose second call ends the process."""
+class Counts:
+    """A shard that counts its calls."""
 
     calls = 0
 
@@ -106,7 +107,23 @@ class Deadly:
         self.calls = state
 
 
-def deadly_work(shard: Deadly) -> int:
+def count_slowly_in(shard: Counts, pid: int) -> int:
+    time.sleep(0.2 if os.getpid() == pid else 0.02)
+    shard.calls += 1
+    return shard.calls
+
+
+def test_a_slow_node_has_fewer_shards_in_the_end(executors: list[Ray]) -> None:
+    executor = executors[1]
+    executor.start([Counts] * 6)
+    slow, moved = executor._workers[0], executor.moved
+    for done in range(1, 13):
+        assert executor.each(count_slowly_in, slow.pid) == [done] * 6
+    assert executor._loads()[slow] == 1
+    assert executor.moved == moved + 2
+
+
+def deadly_work(shard: Counts) -> int:
     shard.calls += 1
     if shard.calls == 2:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -118,7 +135,7 @@ def test_what_no_worker_lives_through_is_given_up_in_words(
 ) -> None:
     monkeypatch.setattr(ray_executor, "MOST_ATTEMPTS", 2)
     executor = executors[0]
-    executor.start([Deadly])
+    executor.start([Counts])
     assert executor.each(deadly_work) == [1]
     with pytest.raises(ClusterError, match=r"2 workers were lost with the same call.*shard 0"):
         executor.each(deadly_work)

@@ -82,7 +82,12 @@ class Breaking(Serial):
 
     breaks = False
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.works: list[str] = []
+
     def each(self, work: Any, *shared: Any, own: Any = None, alters: bool = True) -> list[Any]:
+        self.works.append(work.__name__)
         if self.breaks and alters:
             work(self._held[0], *shared, *(own or [()])[0])
             raise KeyboardInterrupt
@@ -99,8 +104,10 @@ def test_what_breaks_off_within_an_iteration_is_saved_as_the_iteration_began(
     executor = Breaking()
     agent, undisturbed = train(made(name, executor, **changed), 2), train(made(name, Serial(), **changed), 3)
     executor.breaks = agent.keeps_beginnings = True
+    executor.works.clear()
     with pytest.raises(KeyboardInterrupt):
         train(agent, 1)
+    assert executor.works in (["_fill"], ["_estimate"], ["_adapt"])  # states cross for whoever needs them
     agent.save(tmp_path / "saved")
     loaded = type(agent).load(tmp_path / "saved", made(name, Serial(), **changed).env, device="cpu")
     assert bits(train(loaded, 1)) == bits(undisturbed)
