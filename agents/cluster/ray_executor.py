@@ -6,10 +6,11 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -379,7 +380,8 @@ class Ray:
         if address is None:
             for attempt in range(START_ATTEMPTS):
                 try:
-                    self.ray.init(num_cpus=workers, include_dashboard=False, **quiet)
+                    with _outliving_the_terminal():
+                        self.ray.init(num_cpus=workers, include_dashboard=False, **quiet)
                     return
                 except Exception as error:  # Ray's are of many kinds; on a busy machine it gives up after 30 s
                     self.ray.shutdown()
@@ -394,6 +396,20 @@ class Ray:
                 f"there is no Ray cluster at {address!r} ({_reason(error)}); start its head with "
                 "`ray start --head`, or leave the address out to start a cluster here."
             ) from error
+
+
+@contextlib.contextmanager
+def _outliving_the_terminal() -> Iterator[None]:
+    """Have processes that start in it stay when the terminal goes away: the run, which started them, ends them once it
+    has saved itself.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN) if is_main else None
+    try:
+        yield
+    finally:
+        if is_main:
+            signal.signal(signal.SIGHUP, before)
 
 
 def _reason(error: Exception) -> str:
