@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import os
 import time
 import warnings
@@ -18,7 +19,7 @@ from agents import REGISTRY
 from agents.cluster.executor import Executor, Serial
 from agents.cluster.ray_executor import Ray
 from agents.rollout.spread import Spread
-from benchmarks.common import context, keep, read
+from benchmarks.common import code_version, context, keep, read
 from envs import make_vec
 
 NAME = "cluster/same_bits"
@@ -65,22 +66,23 @@ def main() -> None:
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    about = context()
-    found: dict[str, dict[str, Any]] = {name: {} for name in arguments.runs}
+    about = {"iterations": arguments.iterations, "code": code_version(), **context()}
+    os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    ray = importlib.import_module("ray")  # one cluster for all
+    ray.init(num_cpus=max(arguments.workers), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    found: dict[str, dict[str, str]] = {}
     for workers in (None, *arguments.workers):
         executor: Executor = Serial() if workers is None else Ray(workers)
-        for name, row in found.items():
+        for name in arguments.runs:
             begun = time.perf_counter()
             agent = trained(name, executor, arguments.iterations)
+            row = found.setdefault(name, {})
             row["serial" if workers is None else f"{workers} workers"] = digest(agent)
-            seconds, same = time.perf_counter() - begun, len(set(row.values())) == 1
-            shards = len(agent.env.vector.shards)
-            print(f"{name}: {workers or 'no'} workers, {shards} shards, {seconds:.1f} s, same: {same}", flush=True)
+            seconds, same, shards = time.perf_counter() - begun, len(set(row.values())) == 1, agent.env.vector.shards
+            print(f"{name}: {workers or 'no'} workers, {len(shards)} shards, {seconds:.1f} s, same: {same}", flush=True)
+            keep(NAME, read(NAME) or {"runs": []}, {"run": name, "same": same, "sha256": row, **about}, ("run",))
         executor.close()
-    for name, row in found.items():
-        same = len(set(row.values())) == 1
-        result = {"run": name, "iterations": arguments.iterations, "same": same, "sha256": row, **about}
-        keep(NAME, read(NAME) or {"runs": []}, result, ("run",))
+    ray.shutdown()
 
 
 if __name__ == "__main__":
