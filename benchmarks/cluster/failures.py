@@ -123,7 +123,7 @@ def lost_node(name: str) -> dict[str, Any]:
 
 def lost_workers(name: str, arguments: Any) -> dict[str, Any]:
     """Train on workers that are killed, or hang, at random instants."""
-    executor = Ray(arguments.workers, timeout=arguments.timeout, states_every=8)
+    executor = Ray(arguments.workers, arguments.ray_address, timeout=arguments.timeout, states_every=8)
     try:
         return disturbed(name, executor, Disturber(executor, arguments.kills, arguments.hangs, arguments.seconds))
     finally:
@@ -161,6 +161,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--hangs", type=int, default=3)
     parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--ray-address", help="of a cluster that runs, for --what workers")
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds after which a worker counts as hung")
     parser.add_argument("--seconds", type=float, default=2.0, help="mean time between two disturbances")
     arguments = parser.parse_args()

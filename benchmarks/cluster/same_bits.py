@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib
 import os
 import time
 import warnings
@@ -61,18 +60,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("--ray-address", help="of a cluster that runs, in place of one for each number of workers")
     parser.add_argument("--runs", nargs="*", default=list(RUNS))
     arguments = parser.parse_args()
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     about = {"iterations": arguments.iterations, "code": code_version(), **context()}
-    os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-    ray = importlib.import_module("ray")  # one cluster for all
-    ray.init(num_cpus=max(arguments.workers), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     found: dict[str, dict[str, str]] = {}
     for workers in (None, *arguments.workers):
-        executor: Executor = Serial() if workers is None else Ray(workers)
+        executor: Executor = Serial() if workers is None else Ray(workers, arguments.ray_address)
         for name in arguments.runs:
             begun = time.perf_counter()
             agent = trained(name, executor, arguments.iterations)
@@ -82,7 +79,6 @@ def main() -> None:
             print(f"{name}: {workers or 'no'} workers, {len(shards)} shards, {seconds:.1f} s, same: {same}", flush=True)
             keep(NAME, read(NAME) or {"runs": []}, {"run": name, "same": same, "sha256": row, **about}, ("run",))
         executor.close()
-    ray.shutdown()
 
 
 if __name__ == "__main__":
