@@ -392,6 +392,11 @@ class Ray:
         try:
             self.ray.init(address=address, **quiet)
         except Exception as error:  # Ray's are of many kinds
+            if "AuthenticationError" in f"{error} {error.__cause__}":
+                raise ValueError(
+                    f"the Ray cluster at {address!r} refuses whoever has not its token: set RAY_AUTH_MODE=token, and "
+                    "have the file ~/.ray/auth_token of its head here."
+                ) from error
             raise ValueError(
                 f"there is no Ray cluster at {address!r} ({_reason(error)}); start its head with "
                 "`ray start --head`, or leave the address out to start a cluster here."
@@ -420,6 +425,7 @@ def _reason(error: Exception) -> str:
 def _imported(stays_here: bool) -> Any:
     """Import Ray, which reads variables as it is imported: servers may have to be reached from here alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # else it warns once a second where it cannot connect
     if stays_here:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # as on those systems: loopback only
         os.environ.setdefault("RAY_worker_niceness", "0")  # else others' processes come before the run's own
