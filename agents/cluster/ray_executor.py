@@ -425,7 +425,6 @@ def _reason(error: Exception) -> str:
 def _imported(stays_here: bool) -> Any:
     """Import Ray, which reads variables as it is imported: servers may have to be reached from here alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # else it warns once a second where it cannot connect
     if stays_here:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # as on those systems: loopback only
         os.environ.setdefault("RAY_worker_niceness", "0")  # else others' processes come before the run's own
