@@ -22,7 +22,12 @@ from agents.cluster.executor import Serial
 from agents.cluster.ray_executor import ClusterError, Ray
 from agents.run import cli
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray"), pytest.mark.filterwarnings("ignore:Worker .* is lost")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("ray"),
+    pytest.mark.filterwarnings("ignore:Worker .* is lost"),
+    pytest.mark.timeout(900),  # each new worker imports for seconds, on a busy machine for minutes
+]
 ITERATIONS = 20
 ROOT = Path(__file__).parents[2]
 
