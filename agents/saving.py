@@ -251,13 +251,13 @@ class Saved:
 
     def _packed(self: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Give everything that an exact resume needs."""
+        snapshot, tensors_of_envs = self._packed_environments()  # first: it may put back what an algorithm has there
         tensors = {f"policy.{name}": tensor for name, tensor in uncompiled(self.policy.state_dict()).items()}
         tensors |= {f"{self.name}.{name}": tensor for name, tensor in self.own_tensors().items()}
         policy_kwargs = dict(self.policy_kwargs)
         if "activation_fn" in policy_kwargs:
             policy_kwargs["activation_fn"] = activation_key(policy_kwargs["activation_fn"])
         kind, aliases = self.policy_class, {known: alias for alias, known in self.policy_aliases.items()}
-        snapshot, tensors_of_envs = self._packed_environments()
         manifest = {
             "algorithm": self.name,
             "policy_class": aliases.get(kind, f"{kind.__module__}.{kind.__qualname__}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 Work = Callable[..., Any]
@@ -25,6 +26,28 @@ class Held(Protocol):
 Maker = Callable[[], Held]
 
 
+@dataclass(frozen=True)
+class Unknown:
+    """In place of the state of a shard that cannot be put back exactly."""
+
+    why: Exception
+
+
+def state_of(held: Held) -> Any:
+    """Give a shard's state, or why there is none; a work like others."""
+    try:
+        return held.state()
+    except Exception as error:  # whatever the shards' code raises
+        return Unknown(error)
+
+
+def known(state: Any) -> Any:
+    """Give a state that there is; raises where there is none."""
+    if isinstance(state, Unknown):
+        raise state.why
+    return state
+
+
 class Executor(Protocol):
     """Works on shards: results depend on the shards alone, never on who works on them, or how often anew."""
 
@@ -45,6 +68,10 @@ class Executor(Protocol):
             own: a tuple for each shard.
             alters: whether the shard is another one afterwards.
         """
+        ...
+
+    def mark(self) -> Callable[[], None]:
+        """Give a function that later, if it has to, puts all shards back to where they are now."""
         ...
 
     def metrics(self) -> dict[str, float]:
@@ -72,6 +99,15 @@ class Serial:
     ) -> list[Any]:
         mine = own or [()] * len(self._held)
         return [work(held, *shared, *few) for held, few in zip(self._held, mine, strict=True)]
+
+    def mark(self) -> Callable[[], None]:
+        states = [state_of(held) for held in self._held]
+
+        def back() -> None:
+            for held, state in zip(self._held, states, strict=True):
+                held.restore(known(state))
+
+        return back
 
     def metrics(self) -> dict[str, float]:
         return {}

@@ -6,24 +6,34 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from agents.cluster.desk import Call, Desk, arithmetic, register_tensors, state_of
-from agents.cluster.executor import Maker, Work
+from agents.cluster.desk import Call, Desk, arithmetic, register_tensors
+from agents.cluster.executor import Maker, Work, known, state_of
 
 START_SECONDS = 120.0
-"""That workers have to come up in, before those that did begin without the others, and where none is left."""
+"""That workers have to come up in, before those that did begin without the others, and where none is left; and that a
+new one has, besides, to import what its first shard needs."""
+START_ATTEMPTS = 3
+MOST_ATTEMPTS = 5
+"""Workers that may be lost with a call before it is given up."""
 POLL_SECONDS = 1.0
+PACES = 5
+"""Calls in a row in which a worker has to be slow before it has fewer shards."""
+GAIN = 0.8
+"""Share of a call's time that has to remain at most when a shard moves for it."""
 ENVIRONMENT = ("MKL_CBWR", "GOMP_SPINCOUNT")
 """Variables that workers have as this process does: sums have to round alike."""
 
 
 class ClusterError(ConnectionError):
-    """No worker is left."""
+    """No worker is left, or there is something that none of them lives through."""
 
 
 @dataclass(eq=False)
@@ -38,8 +48,10 @@ class _Worker:
     """What it was asked for and has not given yet, in this order, and the seconds that each may take."""
     news: float = 0.0
     """When it last gave something, or was asked while it had nothing to do."""
-    owes: int = 0
-    """Calls that it repeats before the next one that it is asked for."""
+    owes: float = 0.0
+    """Seconds that it may take besides for the next one, for what it does before it."""
+    paces: deque[float] = field(default_factory=lambda: deque(maxlen=PACES))
+    """Seconds that a shard took it in the last calls; none where shards have come to it since."""
 
 
 @dataclass(eq=False)
@@ -102,6 +114,8 @@ class Ray:
         self._shards: list[_Shard] = []
         self._workers: list[_Worker] = []
         self._coming: dict[Any, _Worker] = {}
+        self._refused = ""
+        """Why the last worker that did not come up did not."""
         for _ in range(workers):
             self._hire()
         self._welcome(workers)
@@ -127,12 +141,24 @@ class Ray:
         self, work: Work, *shared: Any, own: Sequence[tuple[Any, ...]] | None = None, alters: bool = True
     ) -> list[Any]:
         self._share_out()
-        place = self.ray.put(shared)
+        place, begun = self.ray.put(shared), time.monotonic()
         mine = own or [()] * len(self._shards)
         results = self._done({i: Call(work, place, few) for i, few in enumerate(mine)}, alters)
-        if len(self._shards[0].calls) >= self.states_every:
+        if alters:
+            self._relieve_the_slowest(begun)
+        if max(len(shard.calls) for shard in self._shards) >= self.states_every:
             self._keep_states(range(len(self._shards)))
         return results
+
+    def mark(self) -> Callable[[], None]:
+        kept = [(shard.state, list(shard.calls)) for shard in self._shards]
+
+        def back() -> None:
+            for i, (shard, (state, calls)) in enumerate(zip(self._shards, kept, strict=True)):
+                shard.state, shard.calls, shard.attempts = known(state), list(calls), 0
+                self._send(i)
+
+        return back
 
     def metrics(self) -> dict[str, float]:
         return {
@@ -155,10 +181,14 @@ class Ray:
     def _done(self, calls: Mapping[int, Call], alters: bool) -> list[Any]:
         """Have shards do their calls, whatever becomes of workers; gives the results in order."""
         results: dict[int, Any] = {}
+        for worker in self._workers:  # what was broken off is still worked on
+            worker.owes += sum(worker.asked.values())
+            worker.asked.clear()
         waiting = {self._ask(i, call): i for i, call in calls.items()}
         while waiting:
-            ready, _ = self.ray.wait(list(waiting), timeout=POLL_SECONDS)
-            lost = {}
+            # An eighth at once: each wait looks at all.
+            ready, _ = self.ray.wait(list(waiting), num_returns=1 + len(waiting) // 8, timeout=POLL_SECONDS)
+            lost: dict[_Worker, str] = {}
             for reference in ready:
                 i = waiting[reference]
                 shard, worker = self._shards[i], self._shards[i].worker
@@ -167,7 +197,7 @@ class Ray:
                 except self.ray.exceptions.RayTaskError as error:
                     results[i] = error.cause
                 except self.ray.exceptions.RayError as error:
-                    lost[worker] = str(error).strip().splitlines()[0]
+                    lost[worker] = _reason(error)
                     continue
                 del waiting[reference]
                 worker.asked.pop(reference)
@@ -194,8 +224,8 @@ class Ray:
         reference = worker.handle.do.remote(i, call.work, call.shared, call.own)
         if not worker.asked:
             worker.news = time.monotonic()
-        worker.asked[reference] = self.timeout * 2**shard.attempts * (1 + worker.owes)
-        worker.owes = 0
+        worker.asked[reference] = self.timeout * 2**shard.attempts + worker.owes
+        worker.owes = 0.0
         return reference
 
     def _send(self, i: int) -> None:
@@ -203,7 +233,8 @@ class Ray:
         shard = self._shards[i]
         works = [(call.work, call.own) for call in shard.calls]
         shard.worker.handle.take.remote(i, shard.maker, shard.state, works, *(call.shared for call in shard.calls))
-        shard.worker.owes += 1 + len(works)
+        shard.worker.owes += self.timeout * 2**shard.attempts * (1 + len(works))
+        shard.worker.paces.clear()
 
     def _keep_states(self, numbers: Sequence[int]) -> None:
         """Fetch shards' states, so that there is nothing to repeat before them."""
@@ -216,8 +247,9 @@ class Ray:
 
     def _hire(self) -> None:
         """Ask for a worker, which comes when the cluster has a place for it."""
-        worker = _Worker(self._actor.remote())
-        self._coming[worker.handle.about.remote()] = worker
+        maker = self._shards[0].maker if self._shards else None
+        worker = _Worker(self._actor.remote(), owes=START_SECONDS if maker is None else 0.0)
+        self._coming[worker.handle.about.remote(maker)] = worker
 
     def _welcome(self, wanted: int) -> None:
         """Take in workers that have come up; wait where there are fewer than wanted."""
@@ -229,7 +261,8 @@ class Ray:
                 worker = self._coming.pop(reference)
                 try:
                     about = self.ray.get(reference)
-                except self.ray.exceptions.RayError:
+                except self.ray.exceptions.RayError as error:
+                    self._refused = f"; the last one ended with: {_reason(error)}"
                     self._hire()
                     continue
                 worker.pid, worker.is_here = about.pid, about.node == self._node
@@ -247,13 +280,13 @@ class Ray:
                 break
         if not self._workers:
             raise ClusterError(
-                f"no worker came up within {START_SECONDS:.0f} s; look at the cluster with `ray status`: each worker "
-                "takes one CPU."
+                f"no worker came up within {START_SECONDS:.0f} s{self._refused}. Look at the cluster with `ray "
+                "status`: each worker takes one CPU, and needs geodesic-rl installed where it is."
             )
         if len(self._workers) < wanted:
             warnings.warn(
-                f"{len(self._workers)} of {wanted} workers have come up; the others join once the cluster has CPUs "
-                "for them.",
+                f"{len(self._workers)} of {wanted} workers have come up{self._refused}. The others join once the "
+                "cluster has CPUs for them.",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -262,20 +295,47 @@ class Ray:
         """Give workers that have come up meanwhile their share of the shards."""
         if not self._coming:
             return
+        before = len(self._workers)
         self._welcome(1)
-        while True:
-            least, most = min(self._workers, key=self._load), max(self._workers, key=self._load)
-            if self._load(most) - self._load(least) < 2:
+        while len(self._workers) > before:
+            loads = self._loads()
+            least, most = min(loads, key=loads.__getitem__), max(loads, key=loads.__getitem__)
+            if loads[most] - loads[least] < 2:
                 return
-            i = next(i for i, shard in enumerate(self._shards) if shard.worker is most)
-            self._keep_states([i])
-            self._shards[i].worker.handle.drop.remote(i)
-            self._shards[i].worker = least
-            self._send(i)
-            self.moved += 1
+            self._move(most, least)
 
-    def _load(self, worker: _Worker) -> int:
-        return sum(shard.worker is worker for shard in self._shards)
+    def _relieve_the_slowest(self, begun: float) -> None:
+        """Have the worker that all wait for give a shard away, if a call is then over much earlier.
+
+        Args:
+            begun: when the last call did.
+        """
+        loads = self._loads()
+        for worker, shards in loads.items():
+            if shards:
+                worker.paces.append((worker.news - begun) / shards)
+        steady = [worker for worker in loads if len(worker.paces) == PACES]
+        if len(steady) < 2:
+            return
+        slow = max(steady, key=lambda worker: loads[worker] * min(worker.paces))
+        fast = min(steady, key=lambda worker: (loads[worker] + 1) * max(worker.paces))
+        now, then = loads[slow] * min(slow.paces), (loads[fast] + 1) * max(fast.paces)
+        if then < GAIN * now and loads[slow] > 1:
+            self._move(slow, fast)
+
+    def _move(self, giver: _Worker, taker: _Worker) -> None:
+        """Have a worker's first shard go on with another one."""
+        i = next(i for i, shard in enumerate(self._shards) if shard.worker is giver)
+        self._keep_states([i])
+        self._shards[i].worker.handle.drop.remote(i)
+        self._shards[i].worker = taker
+        self._send(i)
+        self.moved += 1
+
+    def _loads(self) -> dict[_Worker, int]:
+        """Count each worker's shards."""
+        shards = Counter(shard.worker for shard in self._shards)
+        return {worker: shards[worker] for worker in self._workers}
 
     def _leave(self, worker: _Worker, why: str) -> list[int]:
         """Give up a worker, and its shards to others; gives their numbers."""
@@ -283,15 +343,25 @@ class Ray:
         if worker.is_here:  # one that hangs does not end itself, and keeps its CPU
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGKILL)
-        self._workers.remove(worker)
+        if worker in self._workers:
+            self._workers.remove(worker)
         self._hire()
         if not self._workers:
             self._welcome(1)
         gone = [i for i, shard in enumerate(self._shards) if shard.worker is worker]
+        loads = self._loads()
         for i in gone:
             shard = self._shards[i]
-            shard.worker = min(self._workers, key=self._load)
+            known(shard.state)
             shard.attempts += 1
+            if shard.attempts >= MOST_ATTEMPTS:
+                raise ClusterError(
+                    f"{MOST_ATTEMPTS} workers were lost with the same call, the last one since: {why}. It may be the "
+                    f"environments of shard {i} that end the process or never come back; see what they do without "
+                    "--executor."
+                )
+            shard.worker = min(loads, key=loads.__getitem__)
+            loads[shard.worker] += 1
             self._send(i)
             self.repeated += len(shard.calls)
         self.lost, self.moved = self.lost + 1, self.moved + len(gone)
@@ -305,17 +375,51 @@ class Ray:
 
     def _connect(self, workers: int, address: str | None) -> None:
         """Join the cluster at an address, or start one here."""
+        self.ray._private.worker._worker_logs_enabled = False  # of workers that die it would tell in eight lines
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address is None:
-            self.ray.init(num_cpus=workers, include_dashboard=False, **quiet)
-            return
+            for attempt in range(START_ATTEMPTS):
+                try:
+                    with _outliving_the_terminal():
+                        self.ray.init(num_cpus=workers, include_dashboard=False, **quiet)
+                    return
+                except Exception as error:  # Ray's are of many kinds; on a busy machine it gives up after 30 s
+                    self.ray.shutdown()
+                    if attempt == START_ATTEMPTS - 1:
+                        raise ClusterError(
+                            f"Ray did not start on this machine ({_reason(error)}); try again when it is less busy."
+                        ) from error
         try:
             self.ray.init(address=address, **quiet)
         except Exception as error:  # Ray's are of many kinds
+            if "AuthenticationError" in f"{error} {error.__cause__}":
+                raise ValueError(
+                    f"the Ray cluster at {address!r} refuses whoever has not its token: set RAY_AUTH_MODE=token, and "
+                    "have the file ~/.ray/auth_token of its head here."
+                ) from error
             raise ValueError(
-                f"there is no Ray cluster at {address!r} ({str(error).strip().splitlines()[0]}); start its head with "
+                f"there is no Ray cluster at {address!r} ({_reason(error)}); start its head with "
                 "`ray start --head`, or leave the address out to start a cluster here."
             ) from error
+
+
+@contextlib.contextmanager
+def _outliving_the_terminal() -> Iterator[None]:
+    """Have processes that start in it stay when the terminal goes away: the run, which started them, ends them once it
+    has saved itself.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN) if is_main else None
+    try:
+        yield
+    finally:
+        if is_main:
+            signal.signal(signal.SIGHUP, before)
+
+
+def _reason(error: Exception) -> str:
+    """Say in a line what Ray says of an error."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _imported(stays_here: bool) -> Any:

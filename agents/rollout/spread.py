@@ -19,7 +19,7 @@ from torch import Tensor
 from agents.cluster.executor import Executor, Work
 from agents.rollout.buffer import FieldSpec, Rollout
 from agents.rollout.collector import Collector, Sample
-from envs.vector import Ids, Seeds, TaskVectorEnv, VectorEnv
+from envs.vector import Ids, Seeds, SnapshotError, TaskVectorEnv, VectorEnv
 
 Acting = dict[str, dict[str, Tensor]]
 """What a policy acts by: the states of its modules, by name."""
@@ -88,9 +88,22 @@ class Spread(VectorEnv):
     def snapshot(self, ids: Ids = None) -> dict[str, Tensor]:
         if not self.shards:
             return self.home.snapshot(ids)
+        if why := getattr(self.home, "unrepeatable", ""):
+            raise SnapshotError(why)
         parts = self.executor.each(_snapshot, alters=False)
         rows = torch.from_numpy(self._rows(ids))
         return {name: _stacked([part[name] for part in parts])[rows] for name in parts[0]}
+
+    def mark(self) -> Callable[[], dict[str, Tensor]]:
+        if not self.shards:
+            return self.home.mark()
+        back = self.executor.mark()
+
+        def taken() -> dict[str, Tensor]:
+            back()
+            return self.snapshot()
+
+        return taken
 
     def restore(self, snapshot: dict[str, Tensor], ids: Ids = None) -> Tensor:
         return self.come_home(keep=ids is not None).restore(snapshot, ids)
@@ -194,7 +207,7 @@ class Shard:
         """Give all that follows depends on, beside the arguments of calls."""
         collector = self.collector
         running = collector.episodes.returns, collector.episodes.lengths
-        return self.vector.snapshot(), self.vector.blowups, collector.observations, running, self.inside
+        return self.vector.snapshot(), self.vector.blowups, collector.observations, running, copy.copy(self.inside)
 
     def restore(self, state: tuple[Any, ...]) -> None:
         """Take back what `state` gave."""

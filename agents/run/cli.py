@@ -25,7 +25,7 @@ from agents.run.errors import UsageError, guarded, one_line, refuse, unless_nobo
 from agents.run.help import filled, flat, grouped, parse, parse_one
 from agents.run.jobs import Several, train_seeds
 from agents.run.options import RunOptions
-from agents.run.process import program, renderer_fault, show_plainly, typed
+from agents.run.process import program, renderer_fault, show_plainly, typed, warn_in_sentences
 
 WHOLE = re.compile(r"\d+(\.\d*)?[eE]\+?\d{1,2}")
 
@@ -33,6 +33,7 @@ WHOLE = re.compile(r"\d+(\.\d*)?[eE]\+?\d{1,2}")
 def main(arguments: Sequence[str]) -> int:
     """Run geodesic-rl with its arguments; returns the exit code. Unknown options exit with 2."""
     show_plainly()
+    warn_in_sentences()
     return unless_nobody_reads(lambda: _main(arguments))
 
 

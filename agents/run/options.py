@@ -6,13 +6,16 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
 from agents.run.errors import UsageError
 from envs.cores import usable_cores
+
+if TYPE_CHECKING:
+    from agents.cluster.executor import Executor
 
 Flag = FlagCreatePairsOff[bool]
 DEFAULT_STEPS = 1_000_000
@@ -92,9 +95,13 @@ class RunOptions:
     def check(self) -> None:
         """Raise UsageError for a value that no run can have."""
         least = {"steps": 1, "seed": 0, "eval_every": 1, "eval_episodes": 1, "threads": 1, "checkpoint_every": 0}
-        check_least(self, least | {"workers": 1})
-        if self.executor != "ray" and (self.workers, self.ray_address) != (None, None):
-            raise UsageError("--workers and --ray-address are for a Ray cluster; give --executor ray too.")
+        check_least(self, least)
+        check_executor(self)
+        if self.executor is not None and self.step_timeout is not None:
+            raise UsageError(
+                f"--step-timeout is {self.step_timeout:g}, which watches steps of environments that are together; with "
+                "--executor leave it out: of ray, workers that hang are replaced."
+            )
         most = {"seed": MOST_SEED, "threads": MOST_THREADS, "steps": MOST_STEPS, "eval_episodes": 10**6}
         for name, bound in most.items():
             if (value := getattr(self, name)) is not None and value > bound:
@@ -136,6 +143,28 @@ def check_least(options: Any, bounds: Mapping[str, float]) -> None:
         value = getattr(options, name)
         if value is not None and not value >= bound:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; give at least {bound}.")
+
+
+def check_executor(options: Any) -> None:
+    """Raise UsageError for options of an executor that do not belong together."""
+    check_least(options, {"workers": 1})
+    if options.executor != "ray" and (options.workers, options.ray_address) != (None, None):
+        raise UsageError("--workers and --ray-address are for a Ray cluster; give --executor ray too.")
+
+
+def executor_of(options: Any) -> Executor | None:
+    """Make the executor that is asked for; None where environments stay together.
+
+    Raises:
+        ModuleNotFoundError: Ray is not installed.
+        ValueError: there is no cluster at the address.
+    """
+    from agents.cluster.executor import Serial
+    from agents.cluster.ray_executor import Ray
+
+    if options.executor is None:
+        return None
+    return Serial() if options.executor == "serial" else Ray(options.workers or usable_cores(), options.ray_address)
 
 
 def parsed_pairs(pairs: Iterable[str]) -> dict[str, Any]:

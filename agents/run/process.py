@@ -46,6 +46,7 @@ def prepare() -> None:
     _keep_freed_memory()
 
 
+PYTHONS_WARNING = warnings.formatwarning
 PLAIN = {
     **{"\u200b": "", "…": "...", "·": ".", "–": "-", "—": "-", "─": "-", "━": "-", "╸": "-", "│": "|", "←": "<-"},
     **{"⁻": "^-", "¹": "1", "²": "2"},
@@ -67,6 +68,19 @@ def show_plainly() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape", "backslashreplace"):
             stream.reconfigure(errors="plain")
+
+
+def warn_in_sentences() -> None:
+    """Have warnings of ours say what they say; those of other packages also say where."""
+    ours = Path(__file__).parents[2]
+
+    def sentence(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        inside = any(Path(filename).is_relative_to(ours / package) for package in ("agents", "envs"))
+        return f"warning: {message}\n" if inside else PYTHONS_WARNING(message, category, filename, lineno, line)
+
+    warnings.formatwarning = sentence
 
 
 def work(words: list[str], output: str, cores: list[int]) -> None:

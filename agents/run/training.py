@@ -20,13 +20,14 @@ from agents import REGISTRY, noise
 from agents.base import Agent
 from agents.checkpoint import CheckpointError
 from agents.config import CommonConfig
+from agents.rollout.spread import Spread
 from agents.run import report
 from agents.run.errors import EXPECTED, NO_MEMORY, RunError, UsageError
 from agents.run.evaluation import BLOCK, NEEDS_AN_END, Evaluation, evaluate, waiting
 from agents.run.folder import EVALUATION_COLUMNS, RunConfig, RunFolder, RunState, append_row, read_rows, save_quietly
 from agents.run.initial import Initial
 from agents.run.log import log_evaluation, record_hyperparameters, run_logger
-from agents.run.options import EVALUATIONS, RunOptions, check_device, check_import
+from agents.run.options import EVALUATIONS, RunOptions, check_device, check_import, executor_of
 from agents.run.outputs import Room
 from agents.run.process import typed
 from agents.run.progress import Progress
@@ -34,7 +35,6 @@ from agents.run.signals import StopRequest, stdout_console
 from agents.run.watchdog import Watchdog
 from agents.saving import NewEpisodes
 from envs import GymVectorEnv, VectorEnv, make_vec
-from envs.cores import usable_cores
 
 FINAL_EPISODES = 32
 STATE_SECONDS = 1.0
@@ -214,6 +214,7 @@ class _Training:
     def _check_that_it_repeats(self, env: VectorEnv) -> None:
         """Say at the start where a run that stops will not go on exactly."""
         vector = self.agent.collector.vector
+        vector = vector.home if isinstance(vector, Spread) else vector
         if isinstance(vector, GymVectorEnv) and isinstance(env, GymVectorEnv):
             vector.unrepeatable = env.find_unrepeatable()
             if vector.unrepeatable:
@@ -411,15 +412,8 @@ def _make_env(run: RunOptions, num_envs: int, autoreset: AutoresetMode) -> Vecto
 
 def _spread(run: RunOptions, env: VectorEnv) -> VectorEnv:
     """Spread environments over workers, if the run has them."""
-    if run.executor is None:
-        return env
-    from agents.cluster.executor import Executor, Serial
-    from agents.cluster.ray_executor import Ray
-    from agents.rollout.spread import Spread
-
-    here = run.executor == "serial"
-    executor: Executor = Serial() if here else Ray(run.workers or usable_cores(), run.ray_address)
-    return Spread(env, executor)
+    executor = executor_of(run)
+    return env if executor is None else Spread(env, executor)
 
 
 def _due(run: RunOptions, steps: int, seconds: float) -> int:

@@ -7,10 +7,10 @@ import dataclasses
 import fcntl
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import yaml
@@ -20,11 +20,12 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from agents import REGISTRY, noise
 from agents.config import near, preset_values
+from agents.rollout.spread import Spread
 from agents.run import report
 from agents.run.errors import RunError, UsageError
 from agents.run.evaluation import BLOCK, evaluate
 from agents.run.folder import file_name, plain
-from agents.run.options import Flag, check_least, parsed_pairs
+from agents.run.options import Flag, check_executor, check_least, executor_of, parsed_pairs
 from agents.run.outputs import complete
 from agents.run.process import typed
 from agents.run.signals import StopRequest
@@ -32,6 +33,8 @@ from envs import make_vec
 
 if TYPE_CHECKING:
     import optuna
+
+    from agents.cluster.executor import Executor
 
 SPACE: dict[str, Any] = {
     "learning_rate": (1e-4, 1e-1),
@@ -77,6 +80,13 @@ class Tune:
     """Argument of the environment. May be given again."""
     policy: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the algorithm's first)")] = None
     """Kind of policy."""
+    executor: Literal["serial", "ray"] | None = None
+    """Spread a trial's environments, in fixed shards: ray, over the workers of a Ray cluster; serial, here. None keeps
+    them together."""
+    workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one per core here)")] = None
+    """Of ray: processes with a CPU each, which all trials use one after the other."""
+    ray_address: Annotated[str | None, arg(metavar="HOST:PORT", help_behavior_hint="")] = None
+    """Of ray: the cluster's head, or auto; unless given one is started here."""
     seed: int = 0
     """Of the trials' training, and of what Optuna proposes in a new study."""
     study: Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="(default: tuning/ENV/ALGORITHM)")] = None
@@ -99,6 +109,7 @@ def tune(asked: Tune, command: str) -> int:
         RunError: Optuna is not installed, or no trial ended.
     """
     check_least(asked, {"trials": 1, "steps": 1, "seeds": 1, "seed": 0, "threads": 1})
+    check_executor(asked)
     if asked.algorithm not in REGISTRY:
         raise UsageError(f"There is no algorithm {asked.algorithm!r}{near(asked.algorithm, REGISTRY)}")
     try:
@@ -118,7 +129,7 @@ def tune(asked: Tune, command: str) -> int:
     console = Console(highlight=False, markup=False)
     console.print(f"{asked.algorithm} on {asked.env}: {asked.trials} trials of {asked.steps:,} steps, in {folder}")
     kept = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.RUNNING)
-    with StopRequest() as stop:
+    with sweep.working(), StopRequest() as stop:
         sweep.stop = stop
 
         def watched(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
@@ -160,6 +171,7 @@ class Sweep:
         self.stop: StopRequest | None = None
         self.trial: optuna.Trial | None = None
         """The one that runs, or was stopped."""
+        self.executor: Executor | None = None
         self.start = self.kind.Config.of(preset_values(asked.algorithm, asked.env))
         given = dict(map(self._range, asked.search))
         names = set(self.start.names()) - set(NOT_OF.get(asked.algorithm, ()))
@@ -219,6 +231,16 @@ class Sweep:
         a = self.asked
         return make_vec(a.env, num_envs, seed=a.seed, autoreset=autoreset, **parsed_pairs(a.env_kwargs))
 
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Have workers, if any are asked for, for all trials that are tried in it."""
+        try:
+            self.executor = executor_of(self.asked)
+        except (ValueError, ModuleNotFoundError) as error:
+            raise UsageError(str(error)) from error
+        with contextlib.nullcontext() if self.executor is None else contextlib.closing(self.executor):
+            yield
+
     def objective(self, trial: optuna.Trial) -> float:
         """Train with the proposed values; gives the mean return of the final policies."""
         self.trial = trial
@@ -231,11 +253,11 @@ class Sweep:
         import optuna
 
         a = self.asked
-        env = self.environment(config.num_envs, self.kind.autoreset)
         with (
-            contextlib.closing(env),
+            contextlib.closing(self.environment(config.num_envs, self.kind.autoreset)) as env,
             contextlib.closing(self.environment(BLOCK, AutoresetMode.DISABLED)) as held,
         ):
+            env = env if self.executor is None else Spread(env, self.executor)
             policy = a.policy or next(iter(self.kind.policy_aliases))
             agent = self.kind(policy, env, seed=seed, device="cpu", **dataclasses.asdict(config))
             done = 0

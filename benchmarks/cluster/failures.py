@@ -1,29 +1,40 @@
 """Workers that are killed, or hang, at random instants: does training end with the parameters of an undisturbed run?
 
-Two kinds of runs are disturbed, PES on Hopper-v5 (windows whose pairs stay on the workers) and NPG. Workers are sent
-SIGKILL, some SIGSTOP, which is a process that hangs, whatever they do at that moment. With --nodes a cluster of a head
-and two more nodes of their own processes, on this machine, loses one of the nodes in the middle.
+Two kinds of runs are disturbed, PES on Hopper-v5 (windows whose pairs stay on the workers) and NPG. What happens to
+them (--what):
+
+    workers  are sent SIGKILL, some SIGSTOP, which is a process that hangs, whatever they do at that moment;
+    nodes    of a head and two more, processes of their own on this machine: one is killed in the middle;
+    driver   the process that trains is killed, and the run gone on with on other workers.
+
+Results are kept under their names, so the parts may be run one by one.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import random
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 
+import agents
 from agents import REGISTRY
 from agents.cluster.executor import Executor, Serial
 from agents.cluster.ray_executor import Ray
 from agents.rollout.spread import Spread
-from benchmarks.common import context, write
+from benchmarks.common import context, keep, read
 from envs import make_vec
 
 NAME = "cluster/failures"
@@ -91,7 +102,7 @@ def disturbed(name: str, executor: Ray, disturber: Any) -> dict[str, Any]:
     return {"run": name, "iterations": agent.iteration, "seconds": seconds, "same": same, **metrics}
 
 
-def lost_node() -> dict[str, Any]:
+def lost_node(name: str) -> dict[str, Any]:
     """Train on a head and two further nodes, one of which is killed on the way."""
     from ray.cluster_utils import Cluster
 
@@ -104,36 +115,67 @@ def lost_node() -> dict[str, Any]:
         cluster.remove_node(nodes[0], allow_graceful=False)
 
     try:
-        return {"kind": "a node of three", **disturbed("pes", executor, threading.Thread(target=end_one))}
+        return disturbed(name, executor, threading.Thread(target=end_one))
     finally:
         executor.close()
         cluster.shutdown()
 
 
+def lost_workers(name: str, arguments: Any) -> dict[str, Any]:
+    """Train on workers that are killed, or hang, at random instants."""
+    executor = Ray(arguments.workers, arguments.ray_address, timeout=arguments.timeout, states_every=8)
+    try:
+        return disturbed(name, executor, Disturber(executor, arguments.kills, arguments.hangs, arguments.seconds))
+    finally:
+        executor.close()
+
+
+def lost_driver(name: str, steps: int = 40_000) -> dict[str, Any]:
+    """Kill train.py in the middle and go on with another number of workers, beside a run in peace."""
+    settings = " ".join(f"--{key.replace('_', '-')} {x}" for key, x in RUNS[name].items() if isinstance(x, int))
+    options = f"{name} --env Hopper-v5 {settings} --steps {steps} --eval-every {steps} --eval-episodes 1 --threads 1"
+    options += " --checkpoint-every 0 --quiet"
+    train = [sys.executable, "-m", "agents.run"]
+    with tempfile.TemporaryDirectory() as folder:
+        begin = [*train, "train", *options.split(), "--run-dir"]
+        run, peaceful = Path(folder, "run"), Path(folder, "peaceful")
+        driver = subprocess.Popen([*begin, str(run), "--executor", "ray", "--workers", "2"])
+        state = run / "state.json"
+        while not (state.is_file() and json.loads(state.read_text())["steps"] > steps / 4):
+            time.sleep(0.02)
+        driver.kill()
+        driver.wait()
+        at = agents.load(run / "checkpoints" / "last.zip").num_timesteps
+        subprocess.run([*train, "resume", str(run), "--workers", "1", "--quiet"], check=True)
+        subprocess.run([*begin, str(peaceful), "--executor", "serial"], check=True)
+        ends = [agents.load(each / "checkpoints" / "last.zip") for each in (run, peaceful)]
+    same = parameters(ends[0]) == parameters(ends[1])
+    print(f"{name}: killed at {at} of {ends[0].num_timesteps} steps, same parameters: {same}", flush=True)
+    return {"run": name, "killed_at": at, "steps": ends[0].num_timesteps, "same": same}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--what", nargs="*", default=["workers", "nodes", "driver"])
+    parser.add_argument("--runs", nargs="*", default=list(RUNS))
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--hangs", type=int, default=3)
     parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--ray-address", help="of a cluster that runs, for --what workers")
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds after which a worker counts as hung")
     parser.add_argument("--seconds", type=float, default=2.0, help="mean time between two disturbances")
-    parser.add_argument("--runs", nargs="*", default=list(RUNS))
-    parser.add_argument("--nodes", action="store_true", help="lose a node too")
     arguments = parser.parse_args()
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    rows = []
-    for name in arguments.runs:
-        executor = Ray(arguments.workers, timeout=arguments.timeout, states_every=8)
-        disturber = Disturber(executor, arguments.kills, arguments.hangs, arguments.seconds)
-        rows.append({"kind": "workers", **disturbed(name, executor, disturber)})
-        executor.close()
-    if arguments.nodes:
-        rows.append(lost_node())
-    print(write(NAME, {"context": context(), "rows": rows}))
+    about = context()
+    happens = {"workers": lambda name: lost_workers(name, arguments), "nodes": lost_node, "driver": lost_driver}
+    for what in arguments.what:
+        for name in arguments.runs:
+            row = {"what": what, **happens[what](name), **about}
+            keep(NAME, read(NAME) or {"runs": []}, row, ("what", "run"))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ def ray() -> Iterator[Any]:
         # Workers find the package that is tested, not an installed one.
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
         found = pytest.importorskip("ray")
-        found.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        # More CPUs than all executors of a session have workers.
+        found.init(num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         yield found
         found.shutdown()

@@ -77,6 +77,42 @@ def test_a_saved_run_goes_on_exactly_and_so_does_one_whose_environments_came_hom
     assert bits(train(returned, 1)) == bits(train(agent, 1))
 
 
+class Breaking(Serial):
+    """Breaks off, once it is told to, when the first shard has done what all are to do."""
+
+    breaks = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.works: list[str] = []
+
+    def each(self, work: Any, *shared: Any, own: Any = None, alters: bool = True) -> list[Any]:
+        self.works.append(work.__name__)
+        if self.breaks and alters:
+            work(self._held[0], *shared, *(own or [()])[0])
+            raise KeyboardInterrupt
+        return super().each(work, *shared, own=own, alters=alters)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [("npg", {"num_envs": 40}), ("npg any environment", {}), ("pes", {"num_envs": 68, "n_steps": 10}), ("fomaml", {})],
+)
+def test_what_breaks_off_within_an_iteration_is_saved_as_the_iteration_began(
+    name: str, changed: dict[str, int], tmp_path: Path
+) -> None:
+    executor = Breaking()
+    agent, undisturbed = train(made(name, executor, **changed), 2), train(made(name, Serial(), **changed), 3)
+    executor.breaks = agent.keeps_beginnings = True
+    executor.works.clear()
+    with pytest.raises(KeyboardInterrupt):
+        train(agent, 1)
+    assert executor.works in (["_fill"], ["_estimate"], ["_adapt"])  # states cross for whoever needs them
+    agent.save(tmp_path / "saved")
+    loaded = type(agent).load(tmp_path / "saved", made(name, Serial(), **changed).env, device="cpu")
+    assert bits(train(loaded, 1)) == bits(undisturbed)
+
+
 def test_what_is_counted_of_many_shards_is_what_is_counted_together() -> None:
     one, many = (train(made("npg any environment", executor), 6) for executor in (None, Serial()))
     assert one.num_timesteps == many.num_timesteps == 6 * 70 * 8
@@ -141,6 +177,7 @@ def test_environments_at_home_are_ordinary_ones() -> None:
         ("--workers 2", "--executor ray too"),
         ("--executor serial --ray-address auto", "--executor ray too"),
         ("--executor ray --workers 0", "--workers is 0; give at least 1"),
+        ("--executor ray --step-timeout 5", "--step-timeout is 5, which watches"),
         ("--executor ray", 'pip install "geodesic-rl[ray]"'),
     ],
 )

@@ -5,11 +5,12 @@ import io
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
-from agents.run import cli
+from agents.run import cli, process
 
 ROOT = Path(__file__).parents[2]
 SET = ("GOMP_SPINCOUNT", "MKL_CBWR")
@@ -139,3 +140,11 @@ def test_what_a_terminal_cannot_show_is_replaced(encoding: str, monkeypatch: pyt
     assert "?" not in shown
     assert "There is no 'npg?'" in said
     assert "There is no 'nrhog...'" in said
+
+
+def test_warnings_of_ours_are_sentences_and_others_say_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # is put back
+    process.warn_in_sentences()
+    ours, other = str(ROOT / "agents" / "base.py"), os.__file__
+    assert warnings.formatwarning("Give less.", RuntimeWarning, ours, 3, None) == "warning: Give less.\n"
+    assert warnings.formatwarning("Give less.", RuntimeWarning, other, 3, None).startswith(f"{other}:3: RuntimeWarning")

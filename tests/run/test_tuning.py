@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from agents.cluster.executor import Serial
 from agents.run import cli, tuning
 from agents.run.tuning import Sweep, Tune
 
@@ -41,6 +42,21 @@ def test_a_study_goes_on_and_its_best_trial_is_a_preset(tmp_path: Path, capsys: 
     assert f"--preset {preset}" in out
     assert cli.main([*SMALL[:4], "--steps", "700", "--trials", "5", *where]) == 2
     assert "has steps 600, and 700 is asked for" in capsys.readouterr().err
+
+
+def test_trials_may_be_spread_over_an_executor_to_the_same_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    used, start = [], Serial.start
+    monkeypatch.setattr(Serial, "start", lambda self, makers: used.append(self) or start(self, makers))
+    for name, more in (("spread", ["--executor", "serial"]), ("together", [])):
+        assert cli.main([*SMALL, "--trials", "2", "--study", str(tmp_path / name), *more]) == 0
+    spread, together = ([trial.value for trial in study_of(tmp_path / name).trials] for name in ("spread", "together"))
+    assert spread == together
+    assert len(used) == 2
+    assert len(set(map(id, used))) == 1  # both trials, one after the other
+    assert cli.main([*SMALL, "--workers", "2", "--study", str(tmp_path / "none")]) == 2
+    assert "give --executor ray too" in capsys.readouterr().err
 
 
 def test_a_preset_of_a_file_is_trained_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
