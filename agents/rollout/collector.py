@@ -155,9 +155,12 @@ class Collector:
                 ended = rollout["terminated"] | rollout["truncated"]
                 stepped = rollout["stepped"] if "stepped" in rollout.specs else None
                 found |= self.episodes.update_rollout(rollout["rewards"], ended, stepped)
-            found = found if rollout.device.type == "cpu" else fetched(found)
+            counts = self.vector.counts()
+            found = found | counts if rollout.device.type == "cpu" else fetched(found | counts)
             if not found["fine"]:
                 check_numbers(rollout, self.first)
+            if counts:
+                self.vector.heed(found)
             if self.listener is None:
                 self.agent.num_timesteps += int(found["steps"])
                 self._finish(found["returns"][found["ended"]], found["lengths"][found["ended"]])

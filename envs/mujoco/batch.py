@@ -22,12 +22,13 @@ from torch import Tensor
 from envs.infos import LazyInfo, step_info, with_masks
 from envs.mujoco.arguments import check_arguments
 from envs.mujoco.model import load_model
+from envs.mujoco.newton import NEWTON_TASKS
 from envs.mujoco.physics import DIVERGED, SILENT, Physics, ThreadedPhysics
 from envs.mujoco.spatial import SPATIAL_TASKS
 from envs.mujoco.tasks import PLANAR_TASKS, RandomStreams, Task
 from envs.vector import Ids, SeededVectorEnv, SnapshotError
 
-TASKS: dict[str, Callable[..., Task]] = {task.env_id: task for task in (*PLANAR_TASKS, *SPATIAL_TASKS)}
+TASKS: dict[str, Callable[..., Task]] = {task.env_id: task for task in (*PLANAR_TASKS, *SPATIAL_TASKS, *NEWTON_TASKS)}
 """Gymnasium id -> the class of its task."""
 
 RENDER_MODES = ["human", "rgb_array", "depth_array", "rgbd_tuple"]
@@ -121,7 +122,7 @@ class MujocoVectorEnv(SeededVectorEnv):
         self.blowups, self.made_from = kept["blowups"], kept["made_from"]
 
     def _load_model(self) -> mujoco.MjModel:
-        return load_model(self.task.xml_file)
+        return load_model(self.task.xml_file, self.task.solver)
 
     def _make_physics(self, num_envs: int, num_threads: int) -> Physics:
         fields = self.task.fields()
