@@ -11,6 +11,7 @@ import torch
 from agents import noise
 from agents.base import Agent
 from agents.config import at_least
+from agents.devices import sent
 from agents.natural import check_size, make_natural
 from agents.natural.critic_fits import CriticFitConfig
 from agents.natural.scores import scores
@@ -80,11 +81,13 @@ class NPG(Agent):
         A = standardize(A) if c.normalize_advantage else A
         Psi, old = scores(policy.actor, s, a)  # Ψ = ∇ log π(a|s), [n, p]
         few = c.curvature_samples
-        rows = None if few is None else noise.few(self.stream_seed, "curvature", self.counter, len(s), few)
+        rows = None if few is None else sent(noise.few(self.stream_seed, "curvature", self.counter, len(s), few), s.device)
         step = self.curvature.direction(Psi, A, rows)  # (Ψᵀ Ψ / n + λ I) w = Ψᵀ A / n
 
         line, beta = Line(policy.actor, step.direction, old, s, c.log_std_min), 0.0
-        if 0 < (quadratic := step.quadratic.item()) < math.inf:
+        ahead = s.device.type != "cpu" and not c.line_search
+        quadratic = line.foresee(step.quadratic, target) if ahead else step.quadratic.item()
+        if 0 < quadratic < math.inf:
             first = step_size(quadratic, target)
             if c.line_search:  # Schulman et al. 2015, appendix C
                 gain = lambda: (torch.expm1(line.new.log_prob(a) - Psi.values) * A).mean().item()  # noqa: E731

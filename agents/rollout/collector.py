@@ -155,7 +155,7 @@ class Collector:
                 ended = rollout["terminated"] | rollout["truncated"]
                 stepped = rollout["stepped"] if "stepped" in rollout.specs else None
                 found |= self.episodes.update_rollout(rollout["rewards"], ended, stepped)
-            counts = self.vector.counts()
+            counts = self.vector.counts() if self.vector.masked else {}
             found = found | counts if rollout.device.type == "cpu" else fetched(found | counts)
             if not found["fine"]:
                 check_numbers(rollout, self.first)
