@@ -15,7 +15,6 @@ from torch.nn.functional import linear
 from agents import noise
 from agents.base import Agent
 from agents.config import SCHEDULED, above, at_least, between
-from agents.devices import sent
 from agents.natural import check_size, make_natural
 from agents.natural.critic_fits import CriticFitConfig
 from agents.natural.scores import scores
@@ -115,7 +114,8 @@ class COPOS(Agent):
         A = standardize(A)
         Psi, old = scores(policy.actor, s, a)
         few = c.curvature_samples
-        rows = None if few is None else sent(noise.few(self.stream_seed, "curvature", self.counter, len(s), few), s.device)
+        key = self.stream_seed, "curvature", self.counter
+        rows = None if few is None else noise.few(*key, len(s), few, s.device)
         step = self.curvature.direction(Psi, A, rows)  # Â = Ψ w
 
         entropy, b = old.entropy().mean().item(), self.entropy_decrease

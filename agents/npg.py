@@ -11,7 +11,6 @@ import torch
 from agents import noise
 from agents.base import Agent
 from agents.config import at_least
-from agents.devices import sent
 from agents.natural import check_size, make_natural
 from agents.natural.critic_fits import CriticFitConfig
 from agents.natural.scores import scores
@@ -81,7 +80,8 @@ class NPG(Agent):
         A = standardize(A) if c.normalize_advantage else A
         Psi, old = scores(policy.actor, s, a)  # Ψ = ∇ log π(a|s), [n, p]
         few = c.curvature_samples
-        rows = None if few is None else sent(noise.few(self.stream_seed, "curvature", self.counter, len(s), few), s.device)
+        key = self.stream_seed, "curvature", self.counter
+        rows = None if few is None else noise.few(*key, len(s), few, s.device)
         step = self.curvature.direction(Psi, A, rows)  # (Ψᵀ Ψ / n + λ I) w = Ψᵀ A / n
 
         line, beta = Line(policy.actor, step.direction, old, s, c.log_std_min), 0.0

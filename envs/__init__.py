@@ -102,13 +102,14 @@ def _on_warp(
     """Make environments on MuJoCo Warp; and give those of kwargs that are the task's, not Warp's."""
     try:
         from envs.device import ROOM
-        from envs.mujoco.warp import TASKS, WarpVectorEnv
+        from envs.mujoco.warp import WarpVectorEnv
     except ImportError as error:
         raise ValueError(
             f"backend is 'warp', which needs MuJoCo Warp ({error}); install it: pip install 'geodesic-rl[warp]'"
         ) from error
-    if not isinstance(env_id, str) or env_id not in TASKS:
-        raise ValueError(f"backend 'warp' does not have {env_id!r}; it has {', '.join(sorted(TASKS))}.")
+    if not isinstance(env_id, str) or env_id not in WarpVectorEnv.task_types:
+        known = ", ".join(sorted(WarpVectorEnv.task_types))
+        raise ValueError(f"backend 'warp' does not have {env_id!r}; it has {known}.")
     try:
         env = WarpVectorEnv(env_id, num_envs, **options, **kwargs)
     except TypeError as error:

@@ -29,7 +29,7 @@ def conjugate_gradient(
     preconditioner: Product | None,
     remembered: int,
 ) -> Unread:
-    """Do as `agents.natural.curvature.conjugate_gradient`, with all iterations, of which those past the end are void."""
+    """Do as `agents.natural.curvature.conjugate_gradient`, with all iterations: those past the end are void."""
     x = torch.zeros_like(b) if x0 is None else x0.clone()
     r = b.clone() if x0 is None else b - matvec(x0)
     z = r if preconditioner is None else preconditioner(r)
@@ -63,7 +63,9 @@ def conjugate_gradient(
         goes = goes & ~bent & ~lost
         x = torch.where(goes, x.addcmul(d, step), x)
         d = torch.where(goes, d.mul(following / inner).add_(z), d)
-        r, inner, rest = (torch.where(goes, new, old) for new, old in ((new_r, r), (following, inner), (new_rest, rest)))
+        r, inner, rest = (
+            torch.where(goes, new, old) for new, old in ((new_r, r), (following, inner), (new_rest, rest))
+        )
         made = made + goes
     end = torch.where(rest.double() <= tolerance**2 * size.double(), CONVERGED, MAX_ITERATIONS)
     residual = torch.where(finite, torch.where(zero, 0.0, (rest.double() / size.double()).sqrt()), math.nan)

@@ -2,7 +2,8 @@
 
 Both get the same states and uniformly random actions. "step": before each step Warp's worlds are put where MuJoCo's
 are, so that a difference is of one environment step. "free": both go on from the same beginnings by themselves, where
-contacts amplify rounding. Episodes end and begin as they do. Differences are of observations, in units of 1 + |MuJoCo's|.
+contacts amplify rounding. Episodes end and begin as they do. Differences are of observations, in units of 1 +
+|MuJoCo's|.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 
 from benchmarks.common import context, installed, read, write
 from envs import make_vec
-from envs.mujoco import TASKS, MujocoVectorEnv
+from envs.mujoco import MujocoVectorEnv
 
 NAME = "envs/warp_parity"
 SKIPPED = ("Humanoid-v5", "HumanoidStandup-v5")
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("--num-envs", type=int, default=4)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--tasks", nargs="*", default=[task for task in TASKS if task not in SKIPPED])
+    parser.add_argument("--tasks", nargs="*", default=[x for x in MujocoVectorEnv.task_types if x not in SKIPPED])
     arguments = parser.parse_args()
     rows = (read(NAME) or {"rows": {}})["rows"]
     for env_id in arguments.tasks:

@@ -28,7 +28,7 @@ from envs.mujoco.spatial import SPATIAL_TASKS
 from envs.mujoco.tasks import PLANAR_TASKS, RandomStreams, Task
 from envs.vector import Ids, SeededVectorEnv, SnapshotError
 
-TASKS: dict[str, Callable[..., Task]] = {task.env_id: task for task in (*PLANAR_TASKS, *SPATIAL_TASKS, *NEWTON_TASKS)}
+TASKS: dict[str, Callable[..., Task]] = {task.env_id: task for task in (*PLANAR_TASKS, *SPATIAL_TASKS)}
 """Gymnasium id -> the class of its task."""
 
 RENDER_MODES = ["human", "rgb_array", "depth_array", "rgbd_tuple"]
@@ -53,7 +53,7 @@ class MujocoVectorEnv(SeededVectorEnv):
     For the same reset states and actions it equals Gymnasium's own environment bit for bit.
 
     Args:
-        env_id: one of `envs.mujoco.TASKS`.
+        env_id: one of `envs.mujoco.TASKS`, or of `envs.mujoco.newton`.
         num_envs: number of simulations.
         autoreset: see `VectorEnv`.
         seed: fixes the episodes of a first reset that is given no seed.
@@ -62,7 +62,7 @@ class MujocoVectorEnv(SeededVectorEnv):
         **kwargs: the Gymnasium environment's own keyword arguments.
     """
 
-    task_types: ClassVar[Mapping[str, Callable[..., Task]]] = TASKS
+    task_types: ClassVar[Mapping[str, Callable[..., Task]]] = TASKS | {task.env_id: task for task in NEWTON_TASKS}
     tells_of_episodes = False
     _made_with: tuple[tuple[Any, ...], dict[str, Any]]
     _action_scale: float = 1.0

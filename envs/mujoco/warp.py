@@ -24,14 +24,16 @@ from torch import Tensor
 
 from envs.device import ROOM, DeviceVectorEnv, Transition
 from envs.mujoco.arguments import check_arguments
-from envs.mujoco.batch import TASKS, make_task
+from envs.mujoco.batch import MujocoVectorEnv, make_task
 from envs.mujoco.model import constants, load_model
 from envs.mujoco.tasks import RandomStreams, Task
+from envs.mujoco.warp_contacts import mend
 from envs.vector import Ids, SnapshotError
 
 # Else it greets, names each kernel that it loads, and warns where there is no GPU.
 warp.config.log_level = warp.LOG_WARNING if torch.cuda.is_available() else warp.LOG_ERROR
 warp.init()
+mend()
 
 LARGEST = 1e10
 """Size of a coordinate, velocity or acceleration from which MuJoCo calls a simulation diverged."""
@@ -49,11 +51,11 @@ class WarpVectorEnv(DeviceVectorEnv):
     Rewards, observations and ends are those of `envs.mujoco.MujocoVectorEnv`, computed in float32, as the physics is;
     episodes begin where they do there. The spaces are the same too, so that a policy goes from one to the other.
 
-    Differs from it: a step agrees with MuJoCo's to float32's rounding, but for Ant's, where contacts of capsules that
-    stand nearly upright have other tangents than MuJoCo 4.0's (docs/gpu.md). Models with the PGS solver are refused.
+    Differs from it: a step agrees with MuJoCo's to float32's rounding, which contacts amplify in a hundred of them
+    (docs/gpu.md). Models with the PGS solver are refused.
 
     Args:
-        env_id: one of `envs.mujoco.TASKS`.
+        env_id: one of `envs.mujoco.TASKS`, or of `envs.mujoco.newton`.
         num_envs: number of worlds.
         autoreset: see `VectorEnv`.
         seed: fixes the episodes of a first reset that is given no seed.
@@ -68,7 +70,7 @@ class WarpVectorEnv(DeviceVectorEnv):
         ValueError: an argument is not possible.
     """
 
-    task_types: ClassVar[Mapping[str, Callable[..., Task]]] = TASKS
+    task_types: ClassVar[Mapping[str, Callable[..., Task]]] = MujocoVectorEnv.task_types
     _action_scale: float = 1.0
 
     def __init__(
@@ -273,12 +275,14 @@ class WarpVectorEnv(DeviceVectorEnv):
         return self._observation.index_select(0, rows)
 
     def render(self) -> Any:
-        raise NotImplementedError(f"MuJoCo Warp does not draw; make {self.task.env_id} without backend='warp' for that.")
+        raise NotImplementedError(
+            f"MuJoCo Warp does not draw; make {self.task.env_id} without backend='warp' for that."
+        )
 
 
 class Recorded:
-    """Work of Warp's kernels that runs in the order of PyTorch's. On a GPU, its second call records it as a graph, which
-    is launched from then on; on the CPU it is simply done.
+    """Work of Warp's kernels that runs in the order of PyTorch's. On a GPU, its second call records it as a graph,
+    which is launched from then on; on the CPU it is just done.
 
     Args:
         device: Warp's.
