@@ -76,7 +76,7 @@ class DeviceVectorEnv(VectorEnv):
         if seed is not None:
             seeds = torch.zeros_like(self.ended, dtype=torch.int64).index_copy_(0, rows, self._seeds(seed, rows))
         observations = self.begin(mask, seeds)
-        self.ended.logical_and_(~mask)
+        self.ended = self.ended & ~mask
         return (observations if ids is None else observations.index_select(0, rows)), {}
 
     def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
@@ -93,7 +93,7 @@ class DeviceVectorEnv(VectorEnv):
         if self.autoreset is AutoresetMode.SAME_STEP:
             observations = self.begin(ended)
         else:
-            self.ended.logical_or_(ended)
+            self.ended = self.ended | ended
         return observations, rewards, terminated, truncated, {"final_obs": led_to, "_final_obs": ended}
 
     def _rows_of(self, ids: Ids) -> Tensor:

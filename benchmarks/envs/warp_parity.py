@@ -85,8 +85,9 @@ def put(here: MujocoVectorEnv, there: object) -> None:
         mujoco.mj_setState(here.model, data, row, mujoco.mjtState.mjSTATE_INTEGRATION)
         for name in ("qpos", "qvel", "qacc_warmstart"):
             own[name][i] = torch.as_tensor(getattr(data, name))
-    for name in own.keys() & snapshot.keys():
-        own[name].copy_(snapshot[name])
+    for name, value in snapshot.items():
+        if f"_{name}" in own:
+            own[f"_{name}"] = value
     there.restore(own)  # type: ignore[attr-defined]
 
 

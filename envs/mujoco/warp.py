@@ -39,6 +39,9 @@ LARGEST = 1e10
 """Size of a coordinate, velocity or acceleration from which MuJoCo calls a simulation diverged."""
 HUMANOID = 20
 """Degrees of freedom from which a body lies on the ground with many contacts."""
+PHYSICS = ("qpos", "qvel", "qacc_warmstart", "time")
+OWN = ("_seed", "_episode", "_elapsed", "ended", "_observation", "_position")
+"""What a snapshot keeps: of the physics, and of the environments."""
 _LACKS = {
     "njmax": mujoco_warp.OverflowType.NEFC | mujoco_warp.OverflowType.NJMAX_NNZ,
     "nconmax": mujoco_warp.OverflowType.BROADPHASE | mujoco_warp.OverflowType.NARROWPHASE,
@@ -71,7 +74,6 @@ class WarpVectorEnv(DeviceVectorEnv):
     """
 
     task_types: ClassVar[Mapping[str, Callable[..., Task]]] = MujocoVectorEnv.task_types
-    _action_scale: float = 1.0
 
     def __init__(
         self,
@@ -93,7 +95,7 @@ class WarpVectorEnv(DeviceVectorEnv):
             raise ValueError(f"{env_id} was given {sorted(rendering)[0]}, but MuJoCo Warp does not draw; leave it out.")
         self.spec = gymnasium.spec(env_id)
         self.max_episode_steps: int = max_episode_steps or self.spec.max_episode_steps or 1000
-        self.model = self._load_model()
+        self.model = load_model(self.task.xml_file, self.task.solver)
         if self.model.opt.solver == mujoco.mjtSolver.mjSOL_PGS:
             raise ValueError(
                 f"{env_id} asks for the solver PGS, which MuJoCo Warp does not have; take newton/{env_id}, the same "
@@ -104,7 +106,7 @@ class WarpVectorEnv(DeviceVectorEnv):
         device = torch.empty(0, device=device).device
         self._warp = warp.device_from_torch(device)
         with warp.ScopedDevice(self._warp):
-            self._model = mujoco_warp.put_model(self.model, batch_sizes=self._own_fields(num_envs))
+            self._model = mujoco_warp.put_model(self.model)
             self._model.opt.warn_overflow = 0  # not on stdout: see heed
             self._data = mujoco_warp.make_data(self.model, num_envs, **self._room)
         self._period = self.model.opt.timestep * self.task.frame_skip
@@ -118,7 +120,8 @@ class WarpVectorEnv(DeviceVectorEnv):
         self._qpos, self._qvel, self._qacc = (self._view(name) for name in ("qpos", "qvel", "qacc"))
         self._ctrl, self._overflow = self._view("ctrl"), self._view("overflow")
         self._substeps = Recorded(self._warp, self._step)
-        self._forward = Recorded(self._warp, lambda: mujoco_warp.forward(self._model, self._data))
+        self._begins = torch.ones(1, dtype=torch.int32, device=device)
+        self._forward = Recorded(self._warp, self._forward_if_some_begin)
         # All kernels are compiled here, not within the first rollout.
         self._forward()
         self._substeps()
@@ -141,13 +144,6 @@ class WarpVectorEnv(DeviceVectorEnv):
         self._blown_up = torch.zeros((), dtype=torch.int64, device=device)
         self._known_blowups = 0
 
-    def _load_model(self) -> mujoco.MjModel:
-        return load_model(self.task.xml_file, self.task.solver)
-
-    def _own_fields(self, num_envs: int) -> dict[str, int]:
-        """Give the fields of the model that each world has of its own, and how many worlds there are."""
-        return {}
-
     def _view(self, name: str) -> Tensor:
         """Give a field of all worlds, [N, ...], as a tensor on its memory."""
         return warp.to_torch(getattr(self._data, name))
@@ -164,6 +160,13 @@ class WarpVectorEnv(DeviceVectorEnv):
             mujoco_warp.step(self._model, self._data)
         if hasattr(self._state, "cfrc_ext"):
             mujoco_warp.rne_postconstraint(self._model, self._data)
+
+    def _forward_if_some_begin(self) -> None:
+        forward = lambda: mujoco_warp.forward(self._model, self._data)  # noqa: E731
+        if warp.is_mempool_enabled(self._warp) and warp.is_conditional_graph_supported():
+            warp.capture_if(warp.from_torch(self._begins), on_true=forward)  # a branch of the graph
+        else:
+            forward()
 
     # The environments -------------------------------------------------------------------------------------------------
 
@@ -188,6 +191,7 @@ class WarpVectorEnv(DeviceVectorEnv):
             field = self._view(name)
             field.masked_fill_(rows if field.ndim == 2 else mask, 0)
         # Of all worlds, whose futures this leaves as they are: what tasks read of the others is kept here.
+        self._begins.copy_(mask.any())
         self._forward()
         if hasattr(self._state, "cfrc_ext"):
             self._state.cfrc_ext.masked_fill_(mask[:, None, None], 0.0)
@@ -200,7 +204,7 @@ class WarpVectorEnv(DeviceVectorEnv):
         return self._observation
 
     def advance(self, actions: Tensor) -> Transition:
-        self._ctrl.copy_(actions if self._action_scale == 1.0 else actions * self._action_scale)
+        self._ctrl.copy_(actions)
         self._substeps()
         state, model, velocity = self._state, self._constants, None
         observation = self.task.observe(xp, state, model)
@@ -252,11 +256,9 @@ class WarpVectorEnv(DeviceVectorEnv):
     # Snapshots --------------------------------------------------------------------------------------------------------
 
     def _kept(self) -> dict[str, Tensor]:
-        """Name everything that a world's future depends on: the live tensors [N, ...]."""
-        physics = {name: self._view(name) for name in ("qpos", "qvel", "qacc_warmstart", "time")}
-        own = {"seed": self._seed, "episode": self._episode, "elapsed": self._elapsed, "ended": self.ended}
-        position = {} if self._position is None else {"position": self._position}
-        return physics | own | {"observation": self._observation} | position
+        """Name everything that a world's future depends on, [N, ...] each."""
+        physics = {name: self._view(name) for name in PHYSICS}
+        return physics | {name: value for name in OWN if (value := getattr(self, name)) is not None}
 
     def snapshot(self, ids: Ids = None) -> dict[str, Tensor]:
         rows = self._rows_of(ids)
@@ -271,7 +273,11 @@ class WarpVectorEnv(DeviceVectorEnv):
                 "many of the task and backend that it was taken from."
             )
         for name, value in kept.items():
-            value.index_copy_(0, rows, snapshot[name].to(self.device))
+            value = value.index_copy(0, rows, snapshot[name].to(self.device))
+            if name in PHYSICS:
+                self._view(name).copy_(value)
+            else:
+                setattr(self, name, value)
         return self._observation.index_select(0, rows)
 
     def render(self) -> Any:
