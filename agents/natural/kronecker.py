@@ -229,7 +229,7 @@ class RunningFactors:
         a boolean of shape (), and they come in as zeros if they are not.
         """
         new = scores.kfac()
-        finite: Tensor | bool = torch.stack([x.isfinite().all() for pair in new for x in pair]).all()
+        finite = torch.stack([x.isfinite().all() for pair in new for x in pair]).all()
         if scores.device.type != "cpu":
             new = [(torch.where(finite, A, 0.0), torch.where(finite, G, 0.0)) for A, G in new]
         elif not finite:

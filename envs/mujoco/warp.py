@@ -30,8 +30,8 @@ from envs.mujoco.tasks import RandomStreams, Task
 from envs.mujoco.warp_contacts import mend
 from envs.vector import Ids, SnapshotError
 
-# Else it greets, names each kernel that it loads, and warns where there is no GPU.
-warp.config.log_level = warp.LOG_WARNING if torch.cuda.is_available() else warp.LOG_ERROR
+# Else it greets, and names each kernel that it loads.
+warp.config.log_level = warp.LOG_WARNING
 warp.init()
 mend()
 
@@ -197,8 +197,8 @@ class WarpVectorEnv(DeviceVectorEnv):
             self._state.cfrc_ext.masked_fill_(mask[:, None, None], 0.0)
         observation = self.task.observe(xp, self._state, self._constants)
         self._observation = torch.where(rows, observation, self._observation)
-        if self._position is not None:
-            position = self.task.position(xp, self._state, self._constants)
+        position = self.task.position(xp, self._state, self._constants)
+        if position is not None and self._position is not None:
             self._position = torch.where(rows.view(-1, *(1,) * (position.ndim - 1)), position, self._position)
         self._elapsed = self._elapsed.masked_fill(mask, 0)
         return self._observation
@@ -208,8 +208,8 @@ class WarpVectorEnv(DeviceVectorEnv):
         self._substeps()
         state, model, velocity = self._state, self._constants, None
         observation = self.task.observe(xp, state, model)
-        if self._position is not None:
-            position = self.task.position(xp, state, model)
+        position = self.task.position(xp, state, model)
+        if position is not None:
             velocity, self._position = (position - self._position) / self._period, position
         reward, terminated, _ = self.task.reward(xp, state, model, actions, velocity)
         # NaN compares as false. A simulation that diverged ends its episode where it last stood, without reward.
@@ -244,7 +244,7 @@ class WarpVectorEnv(DeviceVectorEnv):
                 )
 
     @property
-    def blowups(self) -> int:  # type: ignore[override]
+    def blowups(self) -> int:
         """Count the simulations that had diverged when `heed` last heard of it."""
         return self._known_blowups
 
