@@ -15,7 +15,7 @@ DEVELOPS = $(VENV)/develops
 PIP = $(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt
 RUN = $(VENV)/bin/python
 
-.PHONY: help .venv train test test-slow campaign lint docs bench clean
+.PHONY: help .venv train test test-slow campaign lint docs bench bench-gpu clean
 
 help:
 	@echo "make train   train $(ALGORITHM) on $(ENV); ALGORITHM=, ENV=, STEPS= and SEED= change it"
@@ -24,6 +24,7 @@ help:
 	@echo "make lint    check style, format and types"
 	@echo "make docs    build the documents and the API's pages into build/site"
 	@echo "make bench   run every benchmark; takes long. BUDGET= are the minutes of those that train, which go on next time"
+	@echo "make bench-gpu  rates on a GPU, of physics alone to whole training, and MuJoCo Warp beside MuJoCo; 8 minutes"
 	@echo "make .venv   only make the virtual environment, with what training needs"
 	@echo "make clean   remove the virtual environment and what tools leave; runs stay"
 
@@ -48,7 +49,7 @@ test: $(DEVELOPS)
 	$(RUN) -m pytest -q -n auto --maxprocesses 4 -m "not slow"
 
 test-slow: $(DEVELOPS)
-	$(PIP) -e ".[ray]"
+	$(PIP) -e ".[ray,warp]"
 	$(RUN) -m pytest -q -m slow
 
 campaign: $(DEVELOPS)
@@ -66,10 +67,16 @@ docs: $(INSTALLED)
 	@echo "open build/site/index.html"
 
 bench: $(DEVELOPS)
+	$(PIP) -e ".[warp]"
 	set -e; for script in $(basename $(wildcard benchmarks/*/*.py)); do \
 	  module=$$(echo $$script | tr / .); budget=; \
 	  $(RUN) -m $$module --help | grep -q -e --budget-minutes && budget="--budget-minutes $(BUDGET)"; \
 	  echo "$$module $$budget"; $(RUN) -m $$module $$budget; done
+
+bench-gpu: $(DEVELOPS)
+	$(PIP) -e ".[warp]"
+	$(RUN) -m pytest -q tests/device --device cuda
+	$(RUN) -m benchmarks.envs.gpu --trace build/npg.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

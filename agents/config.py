@@ -251,7 +251,8 @@ def _presets(algorithm: str) -> dict[str, dict[str, Any]]:
 
 def preset_values(algorithm: str, env_id: str) -> dict[str, Any]:
     """Give the values in which a preset for an environment differs from the defaults; {} if there is none."""
-    return dict(_presets(_ALIKE.get(algorithm, algorithm)).get(env_id, {}))
+    task = env_id.removeprefix("newton/")  # the same task by another solver
+    return dict(_presets(_ALIKE.get(algorithm, algorithm)).get(task, {}))
 
 
 def as_attribute(name: str) -> property:

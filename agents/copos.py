@@ -110,7 +110,8 @@ class COPOS(Agent):
         observations, a = batch["observations"].flatten(0, 1), batch["actions"].flatten(0, 1)
         s = policy.normalize(observations)
         few = c.curvature_samples
-        rows = None if few is None else noise.few(self.stream_seed, "curvature", self.counter, len(s), few)
+        key = self.stream_seed, "curvature", self.counter
+        rows = None if few is None else noise.few(*key, len(s), few, s.device)
         A, returns = advantages(batch, policy.critic(s), policy, c.gamma, c.gae_lambda)
         explained = explained_variance(returns, returns - A)
         self.critic_fit.fit(policy.critic, s, policy.critic.update_scale(returns), rows)

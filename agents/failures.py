@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 MOST = 5
@@ -21,6 +23,12 @@ class Failures:
     """Of the last updates."""
     diverging: int = 0
     """Of the last rollouts."""
+    norm: float | None = None
+    """Of the parameters after an update, where its metrics have brought it from a device."""
+
+    def asks(self, policy: Any) -> dict[str, Tensor]:
+        """Give what shall come from a device with an update's metrics, that it need not be asked once more."""
+        return {"norm_of_parameters": get_total_norm([x.detach() for x in policy.parameters()]).double()}
 
     @contextlib.contextmanager
     def undone(self, agent: Any) -> Iterator[None]:
@@ -28,10 +36,12 @@ class Failures:
         with FloatingPointError or leaves parameters that are not finite.
         """
         policy = agent.policy
+        self.norm = None
         before = [x.detach().clone() for x in (*policy.parameters(), *policy.buffers())]
         try:
             yield
-            if not get_total_norm([x.detach() for x in policy.parameters()]).isfinite():
+            norm = get_total_norm([x.detach() for x in policy.parameters()]) if self.norm is None else self.norm
+            if not math.isfinite(norm):
                 raise FloatingPointError("Parameters are not finite; lower the learning rates or the rewards.")
             self.in_a_row = 0
         except FloatingPointError as error:

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.devices import sent
+
 SHARD = 32
 """Columns (environments or pairs) per stream."""
 
@@ -59,19 +61,24 @@ def normal(
     dtype: torch.dtype = torch.float32,
     *,
     start: int = 0,
+    device: torch.device | None = None,
 ) -> Tensor:
-    """Draw standard normal noise of the shape [T, N, ...] on the CPU.
+    """Draw standard normal noise of the shape [T, N, ...].
 
     Args:
         shape: [T, N, ...]; N counts environments or pairs.
         dtype: torch.float32 or torch.float64.
         start: the first column, a multiple of `SHARD`: the result is what a draw from 0 holds in the columns start to
             start + N.
+        device: a GPU draws by itself, see `drawn_there`; for any other the numbers are drawn on the CPU, where they
+            stay.
 
     Raises:
         ValueError: a counter is negative, the shape has fewer than two dimensions, start is no multiple of `SHARD`,
             or dtype is another.
     """
+    if device is not None and device.type == "cuda":
+        return drawn_there(torch.randn, (seed, purpose, iteration, start // SHARD), shape, dtype, device)
     return _draw(np.random.Generator.standard_normal, seed, purpose, iteration, shape, dtype, start)
 
 
@@ -83,9 +90,32 @@ def uniform(
     dtype: torch.dtype = torch.float32,
     *,
     start: int = 0,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Draw noise of the shape [T, N, ...], uniform on [0, 1); otherwise as `normal`."""
+    if device is not None and device.type == "cuda":
+        return drawn_there(torch.rand, (seed, purpose, iteration, start // SHARD), shape, dtype, device)
     return _draw(np.random.Generator.random, seed, purpose, iteration, shape, dtype, start)
+
+
+def drawn_there(
+    sample: Callable[..., Tensor],
+    key: tuple[int, str, int, int],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Tensor:
+    """Draw on a device by PyTorch's generator there, which on a GPU is Philox too: one kernel, and nothing is copied.
+
+    What is drawn is fixed by the key and the shape, on one kind of device. Differs from a draw on the CPU: the numbers
+    are others, and a column's depend on how many there are.
+
+    Args:
+        sample: torch.randn or torch.rand.
+        key: seed, purpose, iteration and shard, as of `stream`.
+    """
+    generator = torch.Generator(device).manual_seed(int(stream(*key).integers(2**63)))
+    return sample(shape, generator=generator, dtype=dtype, device=device)
 
 
 def permutation(seed: int, purpose: str, iteration: int, n: int, epoch: int = 0) -> Tensor:
@@ -93,9 +123,11 @@ def permutation(seed: int, purpose: str, iteration: int, n: int, epoch: int = 0)
     return torch.from_numpy(stream(seed, purpose, iteration, epoch).permutation(n))
 
 
-def few(seed: int, purpose: str, iteration: int, n: int, k: int | None) -> Tensor | None:
-    """Draw k of the indices 0 to n - 1, int64 [k]; None where all are meant: k is None, or n or more."""
-    return None if k is None or k >= n else permutation(seed, purpose, iteration, n)[:k]
+def few(
+    seed: int, purpose: str, iteration: int, n: int, k: int | None, device: torch.device | str = "cpu"
+) -> Tensor | None:
+    """Draw k of the indices 0 to n - 1, int64 [k] on a device; None where all are meant: k is None, or n or more."""
+    return None if k is None or k >= n else sent(permutation(seed, purpose, iteration, n)[:k], device)
 
 
 def _draw(

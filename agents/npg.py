@@ -76,7 +76,8 @@ class NPG(Agent):
         observations, a = batch["observations"].flatten(0, 1), batch["actions"].flatten(0, 1)
         s = policy.normalize(observations)
         few = c.curvature_samples
-        rows = None if few is None else noise.few(self.stream_seed, "curvature", self.counter, len(s), few)
+        key = self.stream_seed, "curvature", self.counter
+        rows = None if few is None else noise.few(*key, len(s), few, s.device)
 
         A, returns = advantages(batch, policy.critic(s), policy, c.gamma, c.gae_lambda)  # Schulman et al. 2016, (16)
         explained = explained_variance(returns, returns - A)
@@ -89,7 +90,9 @@ class NPG(Agent):
         step = self.curvature.direction(Psi, A, rows)  # (Ψᵀ Ψ / n + λ I) w = Ψᵀ A / n
 
         line, beta = Line(policy.actor, step.direction, old, s, c.log_std_min), 0.0
-        if 0 < (quadratic := step.quadratic.item()) < math.inf:
+        ahead = s.device.type != "cpu" and not c.line_search
+        quadratic = line.foresee(step.quadratic, target) if ahead else step.quadratic.item()
+        if 0 < quadratic < math.inf:
             first = step_size(quadratic, target)
             if c.line_search:  # Schulman et al. 2015, appendix C
                 gain = lambda: (torch.expm1(line.new.log_prob(a) - Psi.values) * A).mean().item()  # noqa: E731

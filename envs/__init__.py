@@ -17,9 +17,9 @@ from envs.vector import SnapshotError, VectorEnv, blame, check_num_envs
 
 __all__ = ["GymVectorEnv", "SnapshotError", "VectorEnv", "make_vec"]
 
-_OWN = {"probes": "envs.probes", "families": "envs.mujoco.family_env"}
+_OWN = {"probes": "envs.probes", "families": "envs.mujoco.family_env", "newton": "envs.mujoco.newton"}
 """Namespace of ids -> the module that registers them."""
-BACKENDS = ("auto", "mujoco", "gymnasium")
+BACKENDS = ("auto", "mujoco", "gymnasium", "warp")
 
 
 def make_vec(
@@ -38,8 +38,9 @@ def make_vec(
         env_id: an id registered with Gymnasium, or a callable that returns a new gymnasium.Env at each call.
         num_envs: number of environments, at least 1.
         backend: "mujoco" (batched physics, for the tasks in envs.mujoco.TASKS and FAMILIES), "gymnasium" (one
-            environment after the other), or "auto": mujoco where it has the task.
-        device: where the environments run; both backends run on the CPU.
+            environment after the other), "warp" (MuJoCo Warp, on a GPU, for the tasks of "mujoco"; see
+            `envs.mujoco.warp.WarpVectorEnv`), or "auto": mujoco where it has the task.
+        device: where the environments run: the CPU, or of backend "warp" a GPU.
         seed: fixes the episodes of a first reset that is given no seed.
         autoreset: "same_step" or "disabled", see `VectorEnv`.
         **kwargs: the environment's own arguments, as for gymnasium.make.
@@ -50,15 +51,18 @@ def make_vec(
     check_num_envs(num_envs)
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}{near(backend, BACKENDS)}")
-    if torch.device(device).type != "cpu":
+    if torch.device(device).type != "cpu" and backend != "warp":
         raise ValueError(
-            f"device is {str(device)!r}; these environments run and act on the CPU. "
-            f"Leave device out here and pass device={str(device)!r} to the agent, which trains there."
+            f"device is {str(device)!r}; these environments run and act on the CPU. Leave device out here and pass "
+            f"device={str(device)!r} to the agent, which trains there; or give backend='warp', which simulates there."
         )
     if not isinstance(env_id, str) and not callable(env_id):
         raise TypeError(f"env_id is {env_id!r}; give an id or a callable that returns a gymnasium.Env.")
     registered = _registered(env_id) if isinstance(env_id, str) else env_id
-    env = _make_vector(registered, num_envs, backend, autoreset=autoreset, seed=seed, **kwargs)
+    if backend == "warp":
+        env, kwargs = _on_warp(registered, num_envs, kwargs, device=device, autoreset=autoreset, seed=seed)
+    else:
+        env = _make_vector(registered, num_envs, backend, autoreset=autoreset, seed=seed, **kwargs)
     if isinstance(env_id, str):
         env.made_from = {"env_id": env_id, "kwargs": kwargs}
     return env
@@ -90,6 +94,27 @@ def _make_vector(
 
         say_warnings_once()
     return gym_vector(singles, autoreset=autoreset, seed=seed)
+
+
+def _on_warp(
+    env_id: str | Callable[..., gymnasium.Env], num_envs: int, kwargs: dict[str, Any], **options: Any
+) -> tuple[VectorEnv, dict[str, Any]]:
+    """Make environments on MuJoCo Warp; and give those of kwargs that are the task's, not Warp's."""
+    try:
+        from envs.device import ROOM
+        from envs.mujoco.warp import WarpVectorEnv
+    except ImportError as error:
+        raise ValueError(
+            f"backend is 'warp', which needs MuJoCo Warp ({error}); install it: pip install 'geodesic-rl[warp]'"
+        ) from error
+    if not isinstance(env_id, str) or env_id not in WarpVectorEnv.task_types:
+        known = ", ".join(sorted(WarpVectorEnv.task_types))
+        raise ValueError(f"backend 'warp' does not have {env_id!r}; it has {known}.")
+    try:
+        env = WarpVectorEnv(env_id, num_envs, **options, **kwargs)
+    except TypeError as error:
+        raise _not_made(env_id, kwargs, error) from error
+    return env, {name: value for name, value in kwargs.items() if name not in ROOM}
 
 
 def _make_env(env_id: str | Callable[..., gymnasium.Env], kwargs: dict[str, Any]) -> gymnasium.Env:

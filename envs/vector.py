@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -137,6 +137,13 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             The observations [n, *O] that were current when the snapshot was taken.
         """
         raise NotImplementedError
+
+    def counts(self) -> dict[str, Tensor]:
+        """Give numbers of shape () that the host shall hear of; they come to it with a rollout's."""
+        return {}
+
+    def heed(self, counts: Mapping[str, Tensor]) -> None:
+        """Take note of what `counts` gave, on the host now; RuntimeError where the simulation was not what it says."""
 
     def doing(self) -> str | None:
         """Say which environment and step somebody else's code is busy with; None where it is with none."""

@@ -392,8 +392,8 @@ def _renew(task: Unroll, scheme: Scheme, sigma: float, particles: Particles, sha
     renewed = phase == 0 if every is None else phase % every == 0
     if renewed.any():
         size = (1, *xi.shape)
-        z = noise.normal(old.seed, "perturbation", old.counter, size, xi.dtype, start=old.first_pair)[0]
-        z = sent(z, device)
+        given = old.seed, "perturbation", old.counter, size, xi.dtype
+        z = sent(noise.normal(*given, start=old.first_pair, device=device)[0], device)
         if shape is not None:
             # By shard, since a product's rounding may depend on how many rows it has.
             z = torch.cat([shape(shard) for shard in z.split(noise.SHARD)])

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from agents import noise
-from agents.natural.curvature import Curvature, Precondition, Solution, Status
+from agents.devices import sent
+from agents.natural.curvature import Curvature, Precondition
 from agents.natural.scores import Scores
+from agents.natural.solution import Solution, Status
 
 RATE = 0.1
 """ε: the weight of an update's samples in the running matrix."""
@@ -93,13 +95,13 @@ class AdaptiveCurvature(Curvature):
     def _take_in(self, Psi: Scores, shift: float) -> bool:
         """Update the inverse by some of Ψ's rows and of the damping's; False if that would go indefinite."""
         p, key = Psi.p, (self.seed, "fisher", self.updates)
-        some = Psi.of(noise.permutation(*key, Psi.n)[:ROWS].to(Psi.device))
+        some = Psi.of(sent(noise.permutation(*key, Psi.n)[:ROWS], Psi.device))
         if not math.isfinite(shift):
             return False
         if self.running is None:
             # G begins as the mean eigenvalue everywhere.
             self.running = AdaptiveInverse(torch.eye(p, dtype=Psi.dtype, device=Psi.device) * (p / Psi.trace()))
-        places = noise.permutation(*key, p, 1)[:ROWS].to(Psi.device)
+        places = sent(noise.permutation(*key, p, 1)[:ROWS], Psi.device)
         damping = damping_rows(p, shift, places).to(Psi.dtype)
         return self.running.update(torch.cat((some.dense() / some.n**0.5, damping)), RATE)
 

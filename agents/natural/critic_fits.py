@@ -12,8 +12,10 @@ from torch import Tensor
 
 from agents import noise
 from agents.config import AgentConfig, above, at_least
-from agents.natural.curvature import CurvatureConfig, Precondition, Status, cholesky, conjugate_gradient, damped
+from agents.devices import sent
+from agents.natural.curvature import CurvatureConfig, Precondition, cholesky, conjugate_gradient, damped
 from agents.natural.scores import capture
+from agents.natural.solution import STATUSES, Status
 from agents.optim.registry import OptimizerState, make_optimizer
 from agents.policy.networks import Critic, assign_parameters, output_layer, parameter_vector
 
@@ -126,8 +128,12 @@ class GaussNewton(CriticFit):
             raise ValueError(f"damping is {self.damping}; give 0 or more.")
 
     @torch.no_grad()
-    def fit(self, critic: Critic, s: Tensor, z: Tensor, rows: Tensor | None = None) -> FitStatistics:
-        iterations = 0
+    def fit(
+        self, critic: Critic, s: Tensor, z: Tensor, rows: Tensor | None = None, whole: bool = True
+    ) -> FitStatistics:
+        # A device is asked once, at the end, whether whole steps raised no loss; else all is done again, step by step.
+        whole = whole and s.device.type != "cpu"
+        before, iterations, told = parameter_vector(critic.network) if whole else None, 0, []
         for _ in range(self.steps):
             jacobian = capture(critic.network, lambda: critic.normalized(s))
             error = z - jacobian.values
@@ -140,9 +146,14 @@ class GaussNewton(CriticFit):
                 tolerance=self.cg_tolerance,
                 preconditioner=None if self.precondition is None else self.precondition(curvature, shift),
             )
-            iterations += solution.iterations
             # The longest of the steps 1, 1/2, 1/4, ... that does not raise the loss.
             origin, loss, step = parameter_vector(critic.network), error.square().mean(), 1.0
+            if whole:
+                assign_parameters(critic.network, origin + solution.direction)
+                fine = (critic.normalized(s) - z).square().mean() <= loss
+                told.append(torch.cat((solution.numbers, fine[None])))  # type: ignore[attr-defined]
+                continue
+            iterations += solution.iterations
             for _ in range(HALVINGS + 1):
                 assign_parameters(critic.network, origin + step * solution.direction)
                 if (critic.normalized(s) - z).square().mean() <= loss:
@@ -151,7 +162,13 @@ class GaussNewton(CriticFit):
             else:
                 assign_parameters(critic.network, origin)
                 step = 0.0
-        return FitStatistics(iterations, solution.residual, solution.status, step)
+        if before is None:
+            return FitStatistics(iterations, solution.residual, solution.status, step)
+        made, residuals, places, kept = torch.stack(told).T.tolist()
+        if all(kept):
+            return FitStatistics(int(sum(made)), residuals[-1], STATUSES[int(places[-1])])
+        assign_parameters(critic.network, before)
+        return self.fit(critic, s, z, rows, whole=False)
 
 
 @dataclass(frozen=True)
@@ -211,7 +228,7 @@ class Descent(CriticFit):
     def fit(self, critic: Critic, s: Tensor, z: Tensor, rows: Tensor | None = None) -> FitStatistics:
         steps = 0
         for some in self._minibatches(len(s)):
-            some = some.to(s.device)
+            some = sent(some, s.device)
             self.optimizer.zero_grad()
             with torch.enable_grad():
                 loss = (critic.normalized(s[some]) - z[some]).square().mean()

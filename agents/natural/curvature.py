@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from agents.config import CommonConfig, above, at_least, near
+from agents.natural import masked
 from agents.natural.scores import Scores
+from agents.natural.solution import Solution, Status
 
-Status = Literal["converged", "max_iterations", "indefinite", "non_finite", "zero_rhs"]
 Product = Callable[[Tensor], Tensor]
 
 SOLVERS = ("auto", "cholesky", "gram", "cg")
@@ -245,27 +246,6 @@ def damped(scores: Scores, shift: Tensor | float) -> Product:
     return lambda v: scores.fisher_matvec(v).addcmul_(v, shift)
 
 
-@dataclass(frozen=True)
-class Solution:
-    """What a solver found for A x = b, and how far to trust it."""
-
-    direction: Tensor
-    """x, [p]; finite whatever the status, if x0 was."""
-    iterations: int
-    """Products with A that improved x; 0 of a direct solver."""
-    residual: float
-    """|b - A x| / |b|; conjugate gradients' by their recurrence, a direct solver's measured."""
-    status: Status
-    """converged: the residual is within the tolerance. max_iterations: it is not yet. indefinite: a direction with
-    curvature at or below zero was met, or a factor does not exist. non_finite: b or a product was not finite; both stop
-    before x takes the bad direction. zero_rhs: |b|² = 0, so x = 0."""
-
-    @property
-    def converged(self) -> bool:
-        """Say whether A x = b holds to the tolerance."""
-        return self.status in ("converged", "zero_rhs")
-
-
 def choose_solver(n: int, p: int) -> str:
     """Say what "auto" means for n samples and p parameters: "cholesky", "gram" or "cg"."""
     if p <= CHOLESKY_PARAMETERS:
@@ -314,6 +294,9 @@ def conjugate_gradient(
         raise ValueError(f"max_iterations is {max_iterations}; give at least 1.")
     if not tolerance >= 0:
         raise ValueError(f"tolerance is {tolerance}; give 0 or more.")
+    if b.device.type != "cpu":
+        options: dict[str, Any] = {"x0": x0, "preconditioner": preconditioner, "remembered": REMEMBERED_RESIDUALS}
+        return masked.conjugate_gradient(matvec, b, max_iterations=max_iterations, tolerance=tolerance, **options)
     x = torch.zeros_like(b) if x0 is None else x0.clone()
     r = b.clone() if x0 is None else b - matvec(x0)
     z = r if preconditioner is None else preconditioner(r)
@@ -365,7 +348,7 @@ def cholesky(matrix: Tensor, b: Tensor, *, tolerance: float = math.inf) -> Solut
         tolerance: the residual above which the status is "max_iterations", as of a solver that ran out of accuracy.
     """
     factor, info = torch.linalg.cholesky_ex(matrix)
-    return checked(_cholesky_solve(factor, b), lambda v: matrix @ v, b, tolerance, definite=bool(info == 0))
+    return checked(_cholesky_solve(factor, b), lambda v: matrix @ v, b, tolerance, definite=info == 0)
 
 
 def gram(scores: Scores, b: Tensor, shift: Tensor | float, *, tolerance: float = math.inf) -> Solution:
@@ -394,13 +377,14 @@ def gram(scores: Scores, b: Tensor, shift: Tensor | float, *, tolerance: float =
     return checked(x, product, b, tolerance, definite=definite)
 
 
-def gram_inverse(scores: Scores, shift: Tensor | float) -> tuple[Product, bool]:
-    """Give the product b -> (Ψᵀ Ψ / n + λ I)⁻¹ b by `gram`'s formula without refinement, and whether the factor exists.
+def gram_inverse(scores: Scores, shift: Tensor | float) -> tuple[Product, Tensor]:
+    """Give the product b -> (Ψᵀ Ψ / n + λ I)⁻¹ b by `gram`'s formula without refinement, and whether the factor exists,
+    a boolean of shape ().
 
     Raises:
-        ValueError: λ is 0 or below.
+        ValueError: λ is 0 or below, and on the host.
     """
-    if shift <= 0:
+    if torch.as_tensor(shift).device.type == "cpu" and shift <= 0:
         raise ValueError(f"the damping is {float(shift)}; the Gram matrix needs one above 0. Give cholesky or cg.")
     matrix = scores.gram().div_(scores.n)
     matrix.diagonal().add_(shift)
@@ -410,11 +394,15 @@ def gram_inverse(scores: Scores, shift: Tensor | float) -> tuple[Product, bool]:
         u = _cholesky_solve(factor, scores.matvec(b))
         return (b - scores.rmatvec(u).div_(scores.n)) / shift
 
-    return inverse, bool(info == 0)
+    return inverse, info == 0
 
 
-def checked(x: Tensor, matvec: Product, b: Tensor, tolerance: float = math.inf, *, definite: bool = True) -> Solution:
+def checked(
+    x: Tensor, matvec: Product, b: Tensor, tolerance: float = math.inf, *, definite: Tensor | bool = True
+) -> Solution:
     """Measure the residual of a direct solver's x for A x = b; zero where it is not finite or A not definite."""
+    if b.device.type != "cpu":
+        return masked.checked(x, matvec, b, tolerance, definite)
     size, rest = torch.stack((b @ b, (b - matvec(x)).square().sum())).tolist()
     if size == 0:
         return Solution(torch.zeros_like(b), 0, 0.0, "zero_rhs")

@@ -16,12 +16,12 @@ from agents.natural.curvature import (
     Curvature,
     Precondition,
     Product,
-    Solution,
     checked,
     gram_inverse,
     relative_damping,
 )
 from agents.natural.scores import FactoredScores, Scores
+from agents.natural.solution import Solution
 
 PRECONDITIONER_SAMPLES = {"diagonal": 1024, "kfac": 1024, "ekfac": 1024, "gram": 640}
 """About how many samples a preconditioner is made from: it changes the way of conjugate gradients, not their goal."""
@@ -185,10 +185,11 @@ class KroneckerCurvature(ClosedForm):
         if self.running is None:
             return super().solve(fisher, shift, gradient)
         assert isinstance(fisher, FactoredScores)
-        if not self.running.take_in(fisher):
+        finite = self.running.take_in(fisher)
+        if finite is False:
             return Solution(torch.zeros_like(gradient), 0, math.nan, "non_finite")
         M = self.form(fisher, shift, self.running.bases)
-        return checked(M.solve(gradient), M.matvec, gradient)
+        return checked(M.solve(gradient), M.matvec, gradient, definite=finite)
 
     def tensors(self) -> dict[str, Tensor]:
         return {} if self.running is None else self.running.tensors()
@@ -223,10 +224,15 @@ class RunningFactors:
         self.bases: list[Eigenbasis] = []
         self.updates, self.weight = 0, 0.0
 
-    def take_in(self, scores: FactoredScores) -> bool:
-        """Average an update's factors in; False, and nothing changes, if they are not finite."""
+    def take_in(self, scores: FactoredScores) -> Tensor | bool:
+        """Average an update's factors in, and say whether they are finite: if not, nothing changes. On a device that is
+        a boolean of shape (), and they come in as zeros if they are not.
+        """
         new = scores.kfac()
-        if not torch.stack([x.isfinite().all() for pair in new for x in pair]).all():
+        finite = torch.stack([x.isfinite().all() for pair in new for x in pair]).all()
+        if scores.device.type != "cpu":
+            new = [(torch.where(finite, A, 0.0), torch.where(finite, G, 0.0)) for A, G in new]
+        elif not finite:
             return False
         self.weight = self.weight * math.exp(-scores.n / self.memory) + scores.n
         share = scores.n / self.weight
@@ -273,7 +279,7 @@ def _by_gram(scores: Scores, shift: Tensor | float) -> Product:
     """
     inverse, definite = gram_inverse(_few("gram", scores), shift)
     # Conjugate gradients report what is not finite.
-    return inverse if definite else lambda b: torch.full_like(b, torch.nan)
+    return lambda b: torch.where(definite, inverse(b), torch.nan)
 
 
 def _few(name: str, scores: Scores) -> Scores:

@@ -15,6 +15,7 @@ from agents.config import CommonConfig, above, at_least
 from agents.natural.curvature import NaturalGradient
 from agents.natural.kronecker import effective_dimension
 from agents.natural.scores import FactoredScores, Scores
+from agents.natural.solution import Unread
 from agents.policy.networks import Actor, assign_parameters, parameter_vector
 
 KL_TOLERANCE = 0.05
@@ -70,19 +71,35 @@ class Line:
     def __init__(self, actor: Actor, direction: Tensor, old: Any, s: Tensor, log_std_min: float | None = None) -> None:
         self.actor, self.direction, self.old, self.new, self.s = actor, direction, old, old, s
         self.log_std_min = log_std_min
+        self.foreseen: list[tuple[float, float]] = []
+        """Steps and their KL divergences that are known already."""
 
     @cached_property
     def theta(self) -> Tensor:
         """θ, [p]: the parameters before the first step."""
         return parameter_vector(self.actor)
 
-    def kl(self, beta: float) -> float:
-        """Take the step β and measure the mean KL(old || new), in nats."""
+    def kl(self, beta: float | Tensor) -> Any:
+        """Take the step β and measure the mean KL(old || new), in nats: a number, or of a tensor β a tensor."""
         assign_parameters(self.actor, self.theta + beta * self.direction)
         if self.actor.log_std is not None and self.log_std_min is not None:
             self.actor.log_std.bias.clamp_(min=self.actor.log_unit + self.log_std_min)
         self.new = self.actor(self.s)
-        return self.old.kl(self.new).mean().item()
+        mean = self.old.kl(self.new).mean()
+        if isinstance(beta, Tensor):
+            return mean.double()
+        return next((kl for known, kl in self.foreseen if math.isclose(known, beta, rel_tol=1e-9)), None) or mean.item()
+
+    def foresee(self, quadratic: Tensor, target: float) -> float:
+        """Take the steps that `match_kl` will try first, and ask a device once for their KL divergences and the
+        quadratic, which is given.
+        """
+        first = (2 * target / quadratic.double()).sqrt()
+        kl = self.kl(first)
+        second = first * (target / kl).sqrt().clamp(max=2.0)
+        found = torch.stack((quadratic.double(), first, kl, second, self.kl(second))).tolist()
+        self.foreseen = [(found[1], found[2]), (found[3], found[4])]
+        return float(found[0])
 
     def back(self) -> None:
         """Put θ back."""
@@ -270,6 +287,8 @@ def report_step(
         values["std"] = line.actor.log_std.bias.exp().mean()
     if damping is not None and isinstance(Psi, FactoredScores):
         values["effective_dimension"] = effective_dimension(Psi, damping)
+    if isinstance(step.solution, Unread):  # it comes to the host with the others
+        return values | dict(zip(("cg_iterations", "cg_residual"), step.solution.numbers, strict=False))
     found = values | {"cg_iterations": step.solution.iterations}
     return found | ({"cg_residual": step.solution.residual} if math.isfinite(step.solution.residual) else {})
 

@@ -106,7 +106,7 @@ class Collector:
         T, N, seed = self.rollout.n_steps, self.vector.num_envs, self.agent.stream_seed  # type: ignore[attr-defined]
         # Callbacks, where there are any, see ordinary tensors.
         with single_thread(), torch.inference_mode(self.listener is None), torch.no_grad():
-            block = action_noise(self.policy, seed, counter, T, N, self.first)
+            block = action_noise(self.policy, seed, counter, T, N, self.first, self.vector.device)
             if self.vector.device.type != "cpu":
                 block = sent(block, self.vector.device)
             choose = self.policy.sampler() if sample is None else sample
@@ -155,9 +155,12 @@ class Collector:
                 ended = rollout["terminated"] | rollout["truncated"]
                 stepped = rollout["stepped"] if "stepped" in rollout.specs else None
                 found |= self.episodes.update_rollout(rollout["rewards"], ended, stepped)
-            found = found if rollout.device.type == "cpu" else fetched(found)
+            counts = self.vector.counts() if self.vector.masked else {}
+            found = found | counts if rollout.device.type == "cpu" else fetched(found | counts)
             if not found["fine"]:
                 check_numbers(rollout, self.first)
+            if counts:
+                self.vector.heed(found)
             if self.listener is None:
                 self.agent.num_timesteps += int(found["steps"])
                 self._finish(found["returns"][found["ended"]], found["lengths"][found["ended"]])
@@ -259,7 +262,15 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
 
 
-def action_noise(policy: Any, seed: int, counter: int, steps: int, num_envs: int, first: int = 0) -> Tensor:
+def action_noise(
+    policy: Any,
+    seed: int,
+    counter: int,
+    steps: int,
+    num_envs: int,
+    first: int = 0,
+    device: torch.device | None = None,
+) -> Tensor:
     """Draw what a rollout's actions are sampled with, [steps, num_envs, *noise_shape].
 
     Args:
@@ -267,10 +278,11 @@ def action_noise(policy: Any, seed: int, counter: int, steps: int, num_envs: int
         seed: the run's.
         counter: which of the run's rollouts this is.
         first: number of the first environment among all of the run's, a multiple of `noise.SHARD`.
+        device: a GPU draws by itself; see `noise.normal`.
     """
     head = policy.head
     draw = noise.normal if head.kind == "gaussian" else noise.uniform
-    return draw(seed, "action", counter, (steps, num_envs, *head.noise_shape), start=first)
+    return draw(seed, "action", counter, (steps, num_envs, *head.noise_shape), start=first, device=device)
 
 
 def collect(

@@ -53,8 +53,9 @@ class RunOptions:
     """Begin from the policy of this saved agent, of the same spaces; what shapes it is taken from there too."""
     device: str = "auto"
     """Where networks live: auto, cpu, cuda or cuda:1; auto takes the GPU if there is one."""
-    backend: Literal["auto", "mujoco", "gymnasium"] = "auto"
-    """Physics: mujoco is the batched one, gymnasium runs any registered environment."""
+    backend: Literal["auto", "mujoco", "gymnasium", "warp"] = "auto"
+    """Physics: mujoco is the batched one, gymnasium runs any registered environment; warp, on a GPU, trains in MuJoCo
+    Warp and evaluates in MuJoCo."""
     executor: Literal["serial", "ray"] | None = None
     """Spread environments, in fixed shards of 32 or of 32 pairs: ray, over the workers of a Ray cluster; serial, here,
     to the same bits. None keeps them together."""
@@ -102,6 +103,8 @@ class RunOptions:
                 f"--step-timeout is {self.step_timeout:g}, which watches steps of environments that are together; with "
                 "--executor leave it out: of ray, workers that hang are replaced."
             )
+        if self.executor is not None and self.backend == "warp":
+            raise UsageError("--backend warp keeps its worlds together on one device; leave --executor out.")
         most = {"seed": MOST_SEED, "threads": MOST_THREADS, "steps": MOST_STEPS, "eval_episodes": 10**6}
         for name, bound in most.items():
             if (value := getattr(self, name)) is not None and value > bound:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.utils import get_device
 
 from agents import REGISTRY, noise
 from agents.base import Agent
@@ -35,6 +36,7 @@ from agents.run.signals import StopRequest, stdout_console
 from agents.run.watchdog import Watchdog
 from agents.saving import NewEpisodes
 from envs import GymVectorEnv, VectorEnv, make_vec
+from envs.device import ROOM
 
 FINAL_EPISODES = 32
 STATE_SECONDS = 1.0
@@ -177,7 +179,7 @@ class _Training:
             record_hyperparameters(agent.logger, self.settings, self.folder)
         final = None
         with (
-            contextlib.closing(_make_env(run, BLOCK, AutoresetMode.DISABLED)) as env,
+            contextlib.closing(_make_env(_evaluated(run), BLOCK, AutoresetMode.DISABLED)) as env,
             self.stop as stop,
             Watchdog(run.step_timeout, lambda: agent.collector.vector.doing() or env.doing(), self._leave),
             Progress(
@@ -407,7 +409,18 @@ class _Training:
 
 def _make_env(run: RunOptions, num_envs: int, autoreset: AutoresetMode) -> VectorEnv:
     env_kwargs = run.parsed_env_kwargs()
+    if run.backend == "warp":
+        env_kwargs["device"] = get_device(run.device)
     return make_vec(run.env, num_envs, backend=run.backend, seed=run.seed, autoreset=autoreset, **env_kwargs)
+
+
+def _evaluated(run: RunOptions) -> RunOptions:
+    """Give the options of environments for evaluations: of a run on MuJoCo Warp, MuJoCo's own."""
+    if run.backend != "warp":
+        return run
+    rooms = tuple(f"{name}=" for name in ROOM)
+    kept = tuple(pair for pair in run.env_kwargs if not pair.startswith(rooms))
+    return dataclasses.replace(run, backend="auto", env_kwargs=kept)
 
 
 def _spread(run: RunOptions, env: VectorEnv) -> VectorEnv:

@@ -22,6 +22,7 @@ from torch import Tensor
 from envs.infos import LazyInfo, step_info, with_masks
 from envs.mujoco.arguments import check_arguments
 from envs.mujoco.model import load_model
+from envs.mujoco.newton import NEWTON_TASKS
 from envs.mujoco.physics import DIVERGED, SILENT, Physics, ThreadedPhysics
 from envs.mujoco.spatial import SPATIAL_TASKS
 from envs.mujoco.tasks import PLANAR_TASKS, RandomStreams, Task
@@ -52,7 +53,7 @@ class MujocoVectorEnv(SeededVectorEnv):
     For the same reset states and actions it equals Gymnasium's own environment bit for bit.
 
     Args:
-        env_id: one of `envs.mujoco.TASKS`.
+        env_id: one of `envs.mujoco.TASKS`, or of `envs.mujoco.newton`.
         num_envs: number of simulations.
         autoreset: see `VectorEnv`.
         seed: fixes the episodes of a first reset that is given no seed.
@@ -61,7 +62,7 @@ class MujocoVectorEnv(SeededVectorEnv):
         **kwargs: the Gymnasium environment's own keyword arguments.
     """
 
-    task_types: ClassVar[Mapping[str, Callable[..., Task]]] = TASKS
+    task_types: ClassVar[Mapping[str, Callable[..., Task]]] = TASKS | {task.env_id: task for task in NEWTON_TASKS}
     tells_of_episodes = False
     _made_with: tuple[tuple[Any, ...], dict[str, Any]]
     _action_scale: float = 1.0
@@ -121,7 +122,7 @@ class MujocoVectorEnv(SeededVectorEnv):
         self.blowups, self.made_from = kept["blowups"], kept["made_from"]
 
     def _load_model(self) -> mujoco.MjModel:
-        return load_model(self.task.xml_file)
+        return load_model(self.task.xml_file, self.task.solver)
 
     def _make_physics(self, num_envs: int, num_threads: int) -> Physics:
         fields = self.task.fields()

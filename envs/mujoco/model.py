@@ -12,10 +12,12 @@ import mujoco
 from gymnasium.envs.mujoco.mujoco_env import expand_model_path
 
 
-def load_model(xml_file: str) -> mujoco.MjModel:
-    """Load one of Gymnasium's model files, or a file of one's own."""
+def load_model(xml_file: str, solver: mujoco.mjtSolver | None = None) -> mujoco.MjModel:
+    """Load one of Gymnasium's model files, or a file of one's own, with another solver than its own if one is given."""
     with _silent_warnings():
         model = mujoco.MjModel.from_xml_path(expand_model_path(xml_file))
+    if solver is not None:
+        model.opt.solver = solver
     skip_idle_work(model)
     return model
 

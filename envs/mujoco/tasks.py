@@ -53,6 +53,8 @@ class Task:
     reads: ClassVar[tuple[str, ...]] = ("qpos", "qvel")
     tells: ClassVar[tuple[str, ...]] = ()
     """The physics fields that `where` reads."""
+    solver: ClassVar[mujoco.mjtSolver | None] = None
+    """In place of the model's own."""
 
     xml_file: str
     frame_skip: int

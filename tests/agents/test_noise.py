@@ -96,3 +96,17 @@ def test_ten_seeds_are_ten() -> None:
     assert 0 <= first[0] <= first[-1] < 2**32
     assert min(b - a for a, b in itertools.pairwise(first)) > 10_000
     assert first == sorted(noise.seed_of(seed, purpose) for seed in range(10) for purpose in purposes)
+
+
+@pytest.mark.parametrize("sample", [torch.randn, torch.rand])
+def test_what_a_device_draws_by_itself_is_fixed_by_its_key(sample):
+    def draw(*key):
+        return noise.drawn_there(sample, key, (64, 128, 3), torch.float32, "cpu")
+
+    first = draw(7, "action", 3, 0)
+    assert torch.equal(first, draw(7, "action", 3, 0))
+    for key in ((8, "action", 3, 0), (7, "reset", 3, 0), (7, "action", 4, 0), (7, "action", 3, 1)):
+        assert (first != draw(*key)).float().mean() > 0.99
+    mean, std = (0.0, 1.0) if sample is torch.randn else (0.5, 12**-0.5)
+    assert abs(first.mean() - mean) < 0.02 * std * 3
+    assert abs(first.std() / std - 1) < 0.02

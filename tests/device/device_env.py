@@ -75,7 +75,7 @@ class DeviceEnv(DeviceVectorEnv):
             found = self.inner.restore({name: _in(value) for name, value in snapshot.items()}, rows)
             self._observations[rows], over = found.double(), _in(snapshot["ended"])
             self._over[rows] = over
-            self.ended.index_copy_(0, torch.as_tensor(rows).to(self.device), over.to(self.device))
+            self.ended = self.ended.index_copy(0, torch.as_tensor(rows).to(self.device), over.to(self.device))
             return found.clone().to(self.device)
 
     @property

@@ -7,11 +7,13 @@ import sys
 from typing import Any
 
 import gymnasium
+import mujoco
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import FlattenObservation
 
+from agents import NPG
 from envs import GymVectorEnv, make_vec
 from envs.mujoco import MujocoVectorEnv
 
@@ -60,7 +62,7 @@ def test_seed_fixes_the_first_reset() -> None:
         ({"env_id": "qqqqqq"}, "'qqqqqq'.*callable.$"),
         ({"backend": "mojoco"}, "'mojoco'.*did you mean 'mujoco'"),
         ({"backend": "mujoco"}, "'CartPole-v1'.*backend='auto'"),
-        ({"device": "cuda"}, "'cuda'.*to the agent"),
+        ({"device": "cuda"}, "'cuda'.*to the agent.*backend='warp'"),
         ({"autoreset": "next_step"}, "next_step"),
         ({"num_envs": 0}, "num_envs is 0"),
         ({"lenght": 3}, r"CartPole-v1.*\['lenght'\].*unexpected keyword"),
@@ -105,3 +107,20 @@ def test_importing_envs_is_light() -> None:
 def test_autoreset_is_said_as_gymnasium_says_it(mode: Any) -> None:
     assert make_vec("CartPole-v1", autoreset=mode).autoreset is AutoresetMode.SAME_STEP
     assert make_vec("CartPole-v1", autoreset="Disabled").autoreset is AutoresetMode.DISABLED
+
+
+def test_warp_that_is_not_installed_is_said_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "envs.mujoco.warp", None)
+    with pytest.raises(ValueError, match=r"needs MuJoCo Warp .*pip install 'geodesic-rl\[warp\]'"):
+        make_vec("Hopper-v5", backend="warp")
+
+
+@pytest.mark.parametrize("env_id", ["newton/Humanoid-v5", "newton/HumanoidStandup-v5"])
+def test_humanoids_with_newtons_solver_are_gymnasiums_with_it(env_id: str) -> None:
+    ours, theirs = make_vec(env_id, 1, seed=0), make_vec(env_id, 1, backend="gymnasium")
+    model = theirs.envs[0].unwrapped.model  # type: ignore[attr-defined]
+    assert model.opt.solver == ours.model.opt.solver == mujoco.mjtSolver.mjSOL_NEWTON  # type: ignore[attr-defined]
+    assert mujoco.MjModel.from_xml_path(theirs.envs[0].unwrapped.fullpath).opt.solver != model.opt.solver  # type: ignore[attr-defined]
+    assert ours.single_observation_space == theirs.single_observation_space
+    assert ours.single_action_space == theirs.single_action_space
+    assert NPG.preset(env_id) == NPG.preset(env_id.removeprefix("newton/"))

@@ -1,0 +1,146 @@
+"""The natural gradient's solvers on a device: what they find is what they find on the CPU, and nothing is asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import sim_device as sim
+import torch
+from torch import Tensor, nn
+
+from agents.natural.critic_fits import GaussNewton
+from agents.natural.curvature import checked, conjugate_gradient
+from agents.natural.solution import Solution
+from agents.natural.step import Line, match_kl, step_size
+from agents.policy.networks import parameter_vector
+
+P = 12
+
+
+def matrix(spectrum: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    basis, _ = torch.linalg.qr(torch.randn(P, P, generator=generator))
+    return (basis * spectrum) @ basis.T
+
+
+GOOD, BENT = torch.linspace(0.1, 4.0, P), torch.linspace(-1.0, 4.0, P)
+ONES = torch.linspace(1.0, 2.0, P)
+SYSTEMS: dict[str, tuple[Tensor, Tensor, int, float]] = {
+    "to the end": (matrix(GOOD), ONES, 4, 1e-9),
+    "converged on the way": (matrix(GOOD), ONES, 20, 1e-2),
+    "one iteration": (matrix(GOOD), ONES, 1, 1e-9),
+    "indefinite": (matrix(BENT), ONES, 20, 1e-9),
+    "no right-hand side": (matrix(GOOD), torch.zeros(P), 5, 1e-3),
+    "not a number": (matrix(GOOD), torch.full((P,), math.nan), 5, 1e-3),
+    "infinite on the way": (matrix(GOOD) * 3e38, ONES, 5, 1e-3),
+}
+"""A, b, iterations and tolerance."""
+
+
+def same(found: Solution, expected: Solution, device: str) -> None:
+    """Compare, the bits too where the device computes as the CPU does."""
+    exact = {"rtol": 0, "atol": 0} if device == sim.NAME else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(sim.to_host(found.direction).cpu(), expected.direction, **exact)
+    assert (found.status, found.iterations) == (expected.status, expected.iterations)
+    assert found.residual == pytest.approx(expected.residual, rel=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize("guessed", [False, True])
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_conjugate_gradients_are_those_of_the_cpu(name: str, guessed: bool, device: str) -> None:
+    A, b, iterations, tolerance = SYSTEMS[name]
+    there, guess = A.to(device), 0.1 * torch.ones(P) if guessed else None
+    given = {"max_iterations": iterations, "tolerance": tolerance}
+    expected = conjugate_gradient(lambda v: A @ v, b, x0=guess, **given)
+    right, first = b.to(device), None if guess is None else guess.to(device)
+    with sim.record() as log:
+        found = conjugate_gradient(lambda v: there @ v, right, x0=first, **given)
+    assert log.waits == 0, log.table()
+    same(found, expected, device)
+
+
+@pytest.mark.parametrize("definite", [True, False])
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_direct_solution_is_checked_as_on_the_cpu(name: str, definite: bool, device: str) -> None:
+    A, b, _, tolerance = SYSTEMS[name]
+    there, x, told = A.to(device), b / 3, torch.tensor(definite)
+    expected = checked(x, lambda v: A @ v, b, tolerance, definite=told)
+    given = [value.to(device) for value in (x, b, told)]
+    with sim.record() as log:
+        found = checked(given[0], lambda v: there @ v, given[1], tolerance, definite=given[2])
+    assert log.waits == 0, log.table()
+    same(found, expected, device)
+
+
+class Bent(nn.Module):
+    """A critic whose outputs are bent so much in its parameter that a whole step raises the loss."""
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Tanh(), nn.Linear(1, 1, bias=False))
+        for parameter in self.network.parameters():
+            nn.init.constant_(parameter, start)
+
+    def normalized(self, s: Tensor) -> Tensor:
+        return self.network(s)[:, 0]
+
+
+@pytest.mark.parametrize(("damping", "whole"), [(1.0, True), (1e-4, False)])
+def test_a_critics_steps_are_halved_only_where_one_raises_the_loss(damping: float, whole: bool, device: str) -> None:
+    s, z = torch.linspace(-1.0, 1.0, 16)[:, None], torch.linspace(-2.0, 2.0, 16)
+    here, there, given = Bent(0.6), Bent(0.6).to(device), (s.to(device), z.to(device))
+    fit = GaussNewton(steps=3, cg_iterations=2, damping=damping)
+    expected = fit.fit(here, s, z)  # type: ignore[arg-type]
+    assert (expected.step == 1.0) == whole
+    with sim.record() as log:
+        found = fit.fit(there, *given)  # type: ignore[arg-type]
+    assert device != sim.NAME or (log.waits == 1) == whole, log.table()
+    learned = sim.to_host(parameter_vector(there.network)).cpu()
+    torch.testing.assert_close(learned, parameter_vector(here.network), rtol=1e-6, atol=0)
+    assert (found.iterations, found.step, found.status) == (expected.iterations, expected.step, expected.status)
+
+
+class Gaussians:
+    """Distributions of unit variance at a mean, as far as a `Line` asks."""
+
+    def __init__(self, mean: Tensor) -> None:
+        self.mean = mean
+
+    def kl(self, other: Gaussians) -> Tensor:
+        return 0.5 * (self.mean - other.mean).square()
+
+
+class Cubic(nn.Module):
+    """An actor whose means are a cubic of its parameter."""
+
+    log_std = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.zeros(1))
+
+    def forward(self, s: Tensor) -> Gaussians:
+        return Gaussians(s * (self.theta + 4 * self.theta**3))
+
+
+@pytest.mark.parametrize("target", [0.001, 0.3])
+def test_the_steps_that_were_foreseen_are_those_that_are_taken(target: float, device: str) -> None:
+    s, w, taken = torch.linspace(0.5, 1.5, 8), torch.ones(1), {}
+    look: dict[str, Callable[[Line, Tensor], float]] = {
+        "cpu": lambda line, quadratic: quadratic.item(),
+        device: lambda line, quadratic: line.foresee(quadratic, target),
+    }
+    for place, ask in look.items():
+        actor, states = Cubic().to(place), s.to(place)
+        with torch.no_grad():
+            line = Line(actor, w.to(place), actor(states), states)  # type: ignore[arg-type]
+            quadratic = states.square().mean()
+            with sim.record() as log:
+                first = step_size(ask(line, quadratic), target)
+                beta, kl = match_kl(line.kl, first, target)
+        taken[place] = beta, kl, sim.to_host(actor.theta.detach()).item()
+        assert place != sim.NAME or log.waits <= (1 if target == 0.001 else 4), log.table()
+    assert taken[device] == pytest.approx(taken["cpu"], rel=1e-6)
+    assert taken[device][1] == pytest.approx(target, rel=0.05)

@@ -1,0 +1,101 @@
+"""MuJoCo Warp's environments: MuJoCo's steps to rounding, masks, what overflows or diverges, and training.
+
+Warp runs on its CPU device here, and on a GPU with --device cuda. tests/contract has what all environments keep to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from agents import NPG
+from benchmarks.envs.warp_parity import compare
+from envs import make_vec
+
+pytest.importorskip("mujoco_warp")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(name="where", scope="session")
+def _where(device: str) -> str:
+    return device if device.startswith("cuda") else "cpu"
+
+
+def made(where: str, env_id: str = "Hopper-v5", num_envs: int = 3, **kwargs: Any) -> Any:
+    return make_vec(env_id, num_envs, backend="warp", device=where, seed=0, **kwargs)
+
+
+@pytest.mark.parametrize(("env_id", "most"), [("Hopper-v5", 1e-4), ("InvertedPendulum-v5", 1e-5)])
+def test_a_step_is_mujocos_to_rounding(env_id: str, most: float, where: str) -> None:
+    row = compare(env_id, 4, 30, where)
+    assert row["reset"] < 1e-6
+    assert row["step, most"] < most
+    assert row["reward, most"] < most
+    assert row["ends that differ"] == 0
+    assert row["free, 10 steps"] < 100 * most
+
+
+def test_capsules_that_stand_upright_have_mujocos_tangents(where: str) -> None:
+    # With MuJoCo Warp's own contacts the median is 0.1.
+    assert compare("Ant-v5", 2, 15, where)["step, median"] < 1e-4
+
+
+def test_resetting_some_leaves_the_others_alone(where: str) -> None:
+    env, untouched = made(where), made(where)
+    for each in (env, untouched):
+        each.reset()
+        each.step(torch.full((3, 3), 0.3))
+    env.reset(ids=[1])
+    found, expected = (each.step(torch.full((3, 3), -0.3)) for each in (env, untouched))
+    for x, y in zip(found[:4], expected[:4], strict=True):
+        assert torch.equal(x[[0, 2]].cpu(), y[[0, 2]].cpu())
+    assert not torch.equal(found[0][1].cpu(), expected[0][1].cpu())
+
+
+def test_too_little_room_is_said_with_what_to_give(where: str) -> None:
+    env = made(where, njmax=1, nconmax=24)
+    agent = NPG("MlpPolicy", env, n_steps=64, net_arch=(4,), seed=0, device=where)
+    with pytest.raises(RuntimeError, match=r"no room for all rows of constraints of a world \(njmax is 1\).*njmax=2"):
+        agent.learn(10**6)
+
+
+def test_a_simulation_that_diverges_ends_where_it_stood_and_is_counted(where: str) -> None:
+    env = made(where, "InvertedPendulum-v5", max_episode_steps=50)
+    before = env.reset()[0].clone()
+    env._qvel[1] = torch.nan
+    observations, rewards, terminated, _, info = env.step(torch.zeros(3, 1))
+    assert terminated.tolist() == [False, True, False]
+    assert rewards.tolist() == [1.0, 0.0, 1.0]
+    assert torch.equal(info["final_obs"][1], before[1])
+    assert observations.isfinite().all()
+    env.heed({name: value.cpu() for name, value in env.counts().items()})
+    assert env.blowups == 1
+    for _ in range(3):
+        assert env.step(torch.zeros(3, 1))[0].isfinite().all()
+
+
+def test_a_run_goes_on_to_the_same_numbers(where: str, tmp_path: Any) -> None:
+    def agent() -> NPG:
+        return NPG("MlpPolicy", made(where, "InvertedPendulum-v5"), n_steps=8, net_arch=(4,), seed=0, device=where)
+
+    straight = agent().learn(96)
+    agent().learn(48).save(tmp_path / "half.zip")
+    resumed = NPG.load(tmp_path / "half.zip", env=made(where, "InvertedPendulum-v5"), device=where)
+    resumed.learn(48, reset_num_timesteps=False)
+    if where == "cpu":
+        for x, y in zip(straight.policy.parameters(), resumed.policy.parameters(), strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-7)
+
+
+def test_a_model_with_the_solver_pgs_is_refused_in_words(where: str) -> None:
+    with pytest.raises(ValueError, match=r"asks for the solver PGS.*take newton/Humanoid-v5"):
+        made(where, "Humanoid-v5")
+
+
+def test_what_is_no_task_of_mujocos_is_refused_in_words(where: str) -> None:
+    with pytest.raises(ValueError, match="backend 'warp' does not have 'CartPole-v1'; it has Ant-v5"):
+        made(where, "CartPole-v1")
+    with pytest.raises(ValueError, match="was given width, but MuJoCo Warp does not draw"):
+        made(where, width=10)
