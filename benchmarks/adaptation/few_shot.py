@@ -184,17 +184,18 @@ def main() -> None:
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--iterations", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--plot", action="store_true", help="only the figure of what is kept")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     kept = read(NAME) or {}
-    for part in arguments.parts:
+    for part in [] if arguments.plot else arguments.parts:
         begin = time.perf_counter()
         found = PARTS[part](arguments.iterations, arguments.seeds)
         print(f"{time.perf_counter() - begin:.0f} s")
         settings = {"iterations": arguments.iterations, "seeds": arguments.seeds}
         kept[part] = {**context(), "settings": settings, **found}
         write(NAME, kept)
-        PLOTS[part](kept[part])
+    plot(kept)
 
 
 def choices(iterations: int, seeds: int) -> dict[str, Any]:
@@ -253,40 +254,51 @@ PARTS: dict[str, Callable[[int, int], dict[str, Any]]] = {
 }
 
 
-def plot_choices(results: dict[str, Any]) -> None:
-    rows, untrained = results["rows"], results["untrained"]
-    figure, axes = panels(len(VARIED), 3, width=4.0, height=3.2)
-    for axis, (choice, values) in zip(axes, VARIED.items(), strict=True):
-        for index, rule in enumerate(("reptile", "fomaml")):
-            found = [row["accuracies"] for row in rows if (row["rule"], row["choice"]) == (rule, choice)]
-            if found:
-                means = np.mean(found, 1)
-                spread = [means - np.min(found, 1), np.max(found, 1) - means]
-                axis.errorbar(range(len(values)), means, spread, marker="o", capsize=3, label=rule, color=f"C{index}")
-        axis.axhline(np.mean(untrained), color="grey", linestyle=":", label="no meta-training")
-        axis.set_xticks(range(len(values)), list(map(str, values)))
-        axis.set(xlabel=choice.replace("_", " "), ylabel="accuracy, held-out classes")
-    axes[0].legend(fontsize=8, frameon=False)
+def plot(kept: dict[str, Any]) -> None:
+    """Draw what is kept of each part in one figure."""
+    panel = {"choices": len(VARIED), "sums": 1, "transduction": len(NETWORKS)}
+    drawn = [part for part in PARTS if part in kept]
+    figure, axes = panels(sum(panel[part] for part in drawn), 3, width=4.4, height=3.2)
+    for part in drawn:
+        mine, axes = axes[: panel[part]], axes[panel[part] :]
+        PLOTS[part](mine, kept[part])
+        for axis in mine:
+            axis.set_ylabel("accuracy, held-out classes")
     save(figure, NAME)
 
 
-def plot_sums(results: dict[str, Any]) -> None:
-    figure, (axis,) = panels(1, 1, width=6.5)
+def errors(found: list[list[float]]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return means [n], and how far the least and the greatest are from them."""
+    means = np.mean(found, 1)
+    return means, [means - np.min(found, 1), np.max(found, 1) - means]
+
+
+def plot_choices(axes: list[Any], results: dict[str, Any]) -> None:
+    for axis, (choice, values) in zip(axes, VARIED.items(), strict=True):
+        for index, rule in enumerate(("reptile", "fomaml")):
+            mine = [row["accuracies"] for row in results["rows"] if (row["rule"], row["choice"]) == (rule, choice)]
+            if mine:
+                options: dict[str, Any] = {"marker": "o", "capsize": 3, "label": rule, "color": f"C{index}"}
+                axis.errorbar(range(len(values)), *errors(mine), **options)
+        axis.axhline(np.mean(results["untrained"]), color="grey", linestyle=":", label="no meta-training")
+        axis.set_xticks(range(len(values)), list(map(str, values)))
+        axis.set_xlabel(choice.replace("_", " "))
+    axes[0].legend(fontsize=8, frameon=False)
+
+
+def plot_sums(axes: list[Any], results: dict[str, Any]) -> None:
+    (axis,) = axes
     for index, outer in enumerate(dict.fromkeys(row["outer"] for row in results["rows"])):
         found = [row["accuracies"] for row in results["rows"] if row["outer"] == outer]
-        means = np.mean(found, 1)
-        spread = [means - np.min(found, 1), np.max(found, 1) - means]
-        places = np.arange(len(SUMS)) + 0.12 * (index - 1)
-        axis.errorbar(places, means, spread, marker="o", linestyle="", capsize=3, label=f"outer step {outer:g}")
+        places = np.arange(len(SUMS)) + 0.15 * (index - 1)
+        axis.errorbar(places, *errors(found), marker="o", linestyle="", capsize=3, label=f"outer step {outer:g}")
     axis.axhline(np.mean(results["untrained"]), color="grey", linestyle=":", label="no meta-training")
-    axis.set_xticks(range(len(SUMS)), SUMS, fontsize=8)
-    axis.set(xlabel="inner gradients as meta-step", ylabel="accuracy, held-out classes")
-    axis.legend(fontsize=8, frameon=False)
-    save(figure, f"{NAME}_sums")
+    axis.set_xticks(range(len(SUMS)), [name.replace("+", "\n+") for name in SUMS], fontsize=8)
+    axis.set_xlabel("inner gradients as meta-step")
+    axis.legend(fontsize=7, frameon=False)
 
 
-def plot_transduction(results: dict[str, Any]) -> None:
-    figure, axes = panels(len(NETWORKS), 2, width=4.6)
+def plot_transduction(axes: list[Any], results: dict[str, Any]) -> None:
     for axis, network in zip(axes, NETWORKS, strict=True):
         for index, (key, label) in enumerate((("at_once", "all test images at once"), ("alone", "one at a time"))):
             for place, rule in enumerate((None, *RULES)):
@@ -294,13 +306,16 @@ def plot_transduction(results: dict[str, Any]) -> None:
                 at = place + 0.24 * (index - 0.5)
                 axis.plot([at] * len(mine), mine, "o", color=f"C{index}", label=label if place == 0 else None)
         axis.set_xticks(range(1 + len(RULES)), ["no meta-\ntraining", *RULES])
-        axis.set(ylabel="accuracy, held-out classes", ylim=(0.7, 0.95))
-        axis.set_title(network, loc="left", fontsize=11)
-    axes[-1].legend(fontsize=8, frameon=False)
-    save(figure, f"{NAME}_transduction")
+        axis.set(ylim=(0.7, 0.95))
+        axis.set_title(f"network: {network}", loc="left", fontsize=10)
+    axes[0].legend(fontsize=8, frameon=False)
 
 
-PLOTS = {"choices": plot_choices, "sums": plot_sums, "transduction": plot_transduction}
+PLOTS: dict[str, Callable[[list[Any], dict[str, Any]], None]] = {
+    "choices": plot_choices,
+    "sums": plot_sums,
+    "transduction": plot_transduction,
+}
 
 
 if __name__ == "__main__":
