@@ -6,8 +6,8 @@ scan that JAX compiles. Ours run in lockstep too (staggered=False), with the sam
 particles and Adam 1e-2 with β₁ = 0.99. σ is 0.3 on the regression; it is 0.1 on evosax's BBOB sphere and Rosenbrock
 function in ten dimensions, which have no inner state: a window scores the function's value at its θ.
 
-Needs evosax and jax (pip install evosax "jax[cpu]"), which the package does not. Seconds are of processor time of one thread, evosax's
-without compiling; the sides are alternated, and medians are over seeds.
+Needs evosax and jax (pip install evosax "jax[cpu]"), which the package does not. Seconds are processor time of one
+thread, evosax's without compiling; the sides are alternated, and medians are over seeds.
 """
 
 from __future__ import annotations
