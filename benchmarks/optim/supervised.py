@@ -216,7 +216,7 @@ def accuracy(row: dict[str, Any]) -> float:
 
 
 def table(rows: list[dict[str, Any]]) -> None:
-    """Print each optimizer on the other seeds at the step sizes of seed 0, and how much of its grid is near the best."""
+    """Print each optimizer on fresh seeds at the step sizes of seed 0, and how much of its grid is near the best."""
     for task in dict.fromkeys(row["task"] for row in rows):
         of_task = [row for row in rows if row["task"] == task and row["runs"]]
         top = max(map(accuracy, of_task))
