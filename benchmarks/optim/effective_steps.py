@@ -144,7 +144,7 @@ def draw(runs: dict[str, dict[str, Any]]) -> Any:
             if OPTIMIZERS[name]["bounded"]:
                 axis.plot(x, of("lower"), color="0.4", linestyle=":", label="bounds")
                 axis.plot(x, of("upper"), color="0.4", linestyle=":")
-            axis.set(xscale="log", yscale="log", ylim=(1e-4, 1e4), xlabel="update", ylabel="step length")
+            axis.set(xscale="log", yscale="log", ylim=(1e-3, 1e2), xlabel="update", ylabel="step length")
             axis.set_title(f"{name}: {group}", loc="left", fontsize=10)
             axis.legend(fontsize=7, frameon=False, loc="upper right")
     return save(figure, NAME)
