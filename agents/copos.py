@@ -105,16 +105,19 @@ class COPOS(Agent):
 
     @torch.no_grad()
     def train(self, batch: Rollout) -> None:
-        """Fit Â, minimize the dual over η and ω, update the policy with them; then fit the critic."""
+        """Fit the critic and Â, minimize the dual over η and ω, update the policy with them."""
         c, policy = self.config, self.policy
         observations, a = batch["observations"].flatten(0, 1), batch["actions"].flatten(0, 1)
         s = policy.normalize(observations)
-        A, returns = advantages(batch, policy.critic(s), policy, c.gamma, c.gae_lambda)
-        explained = explained_variance(returns, returns - A)
-        A = standardize(A)
-        Psi, old = scores(policy.actor, s, a)
         few = c.curvature_samples
         rows = None if few is None else noise.few(self.stream_seed, "curvature", self.counter, len(s), few)
+        A, returns = advantages(batch, policy.critic(s), policy, c.gamma, c.gae_lambda)
+        explained = explained_variance(returns, returns - A)
+        self.critic_fit.fit(policy.critic, s, policy.critic.update_scale(returns), rows)
+        if c.advantages_after_fit:
+            A, _ = advantages(batch, policy.critic(s), policy, c.gamma, c.gae_lambda)
+        A = standardize(A)
+        Psi, old = scores(policy.actor, s, a)
         step = self.curvature.direction(Psi, A, rows)  # Â = Ψ w
 
         entropy, b = old.entropy().mean().item(), self.entropy_decrease
@@ -137,7 +140,6 @@ class COPOS(Agent):
         }
         metrics = dict(zip(values, torch.stack([x.double() for x in values.values()]).tolist(), strict=True))
 
-        self.critic_fit.fit(policy.critic, s, policy.critic.update_scale(returns), rows)
         self.stop_reason = self.rejections.count(1 / eta, step, line_search=False)
         metrics |= {"entropy_bound": bound, "entropy_schedule": scheduled, "rejected_updates": self.rejections.updates}
         self.record(metrics | ({"eta": eta, "omega": omega} if eta < math.inf else {}))

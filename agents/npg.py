@@ -71,16 +71,21 @@ class NPG(Agent):
 
     @torch.no_grad()
     def train(self, batch: Rollout) -> None:
-        """θ ← θ + β w with w = (F + λ I)⁻¹ g (Kakade 2002, section 3) and the β of target_kl; then fit the critic."""
+        """Fit the critic; then θ ← θ + β w with w = (F + λ I)⁻¹ g (Kakade 2002, section 3) and the β of target_kl."""
         c, policy, target = self.config, self.policy, self.target_kl
         observations, a = batch["observations"].flatten(0, 1), batch["actions"].flatten(0, 1)
         s = policy.normalize(observations)
-        A, returns = advantages(batch, policy.critic(s), policy, c.gamma, c.gae_lambda)  # Schulman et al. 2016, (16)
-        explained = explained_variance(returns, returns - A)
-        A = standardize(A) if c.normalize_advantage else A
-        Psi, old = scores(policy.actor, s, a)  # Ψ = ∇ log π(a|s), [n, p]
         few = c.curvature_samples
         rows = None if few is None else noise.few(self.stream_seed, "curvature", self.counter, len(s), few)
+
+        A, returns = advantages(batch, policy.critic(s), policy, c.gamma, c.gae_lambda)  # Schulman et al. 2016, (16)
+        explained = explained_variance(returns, returns - A)
+        self.critic_fit.fit(policy.critic, s, policy.critic.update_scale(returns), rows)  # |V - z|² / n
+        if c.advantages_after_fit:
+            A, _ = advantages(batch, policy.critic(s), policy, c.gamma, c.gae_lambda)
+        A = standardize(A) if c.normalize_advantage else A
+
+        Psi, old = scores(policy.actor, s, a)  # Ψ = ∇ log π(a|s), [n, p]
         step = self.curvature.direction(Psi, A, rows)  # (Ψᵀ Ψ / n + λ I) w = Ψᵀ A / n
 
         line, beta = Line(policy.actor, step.direction, old, s, c.log_std_min), 0.0
@@ -97,8 +102,6 @@ class NPG(Agent):
         damping = None if self.counter % DETAILS_EVERY else c.cg_damping
         metrics = report_step(line, beta, step, Psi, a, A, explained, damping)
 
-        z = policy.critic.update_scale(returns)
-        self.critic_fit.fit(policy.critic, s, z, rows)  # |V - z|² / n
         policy.update_normalizer(observations)
         self.record(metrics | {"rejected_updates": self.rejections.updates, "rejected_steps": self.rejections.steps})
 
