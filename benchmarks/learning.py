@@ -49,14 +49,19 @@ class Classification:
         rows = rows % len(self.inputs)
         return self.inputs[rows], self.labels[rows]
 
-    def loss(self, weights: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean cross-entropy [n] (nats) of the weights [n, W] on inputs [n, B, F] and labels [n, B]."""
+    def logits(self, weights: Tensor, inputs: Tensor) -> Tensor:
+        """Return the outputs [n, B, C] of the weights [n, W] for inputs [n, B, F]."""
         x, start = inputs, 0
         for number, (fan_in, fan_out) in enumerate(self.layers):
             matrix = weights[:, start : start + fan_in * fan_out].unflatten(1, (fan_in, fan_out))
             start += fan_in * fan_out
             x = torch.baddbmm(weights[:, None, start : start + fan_out], x.relu() if number else x, matrix)
             start += fan_out
+        return x
+
+    def loss(self, weights: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean cross-entropy [n] (nats) of the weights [n, W] on inputs [n, B, F] and labels [n, B]."""
+        x = self.logits(weights, inputs)
         return cross_entropy(x.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(1)
 
     def gradient(self, weights: Tensor, keys: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:

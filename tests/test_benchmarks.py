@@ -78,8 +78,8 @@ def test_short_runs_of_each_algorithm_say_what_they_reached() -> None:
     npg = ablation.train("Hopper-v5", {"num_envs": 4, "n_steps": 16}, 0, 128)
     assert ([steps for steps, _, _ in npg["curve"]], npg["rejected"], npg["stopped"]) == ([64, 128], 0, None)
     base = {"num_envs": 4, "n_steps": 16, "batch_size": 32, "n_epochs": 1}
-    for optimizer in ("AMSGrad", "AdaBound"):
-        ppo = ppo_optimizers.run("Hopper-v5", optimizer, {"learning_rate": 1e-3}, base, 0, 128)
+    for optimizer in ("AMSGrad", "AdaBound, local time", "Muon", "K-FAC"):
+        ppo = ppo_optimizers.run("Hopper-v5", optimizer, ppo_optimizers.GRID[optimizer][0], base, 0, 128)
         assert (len(ppo["curve"]), ppo["stopped"]) == (2, None)
     key = {"part": "swimmer", "env": "Hopper-v5", "steps": 2000, "side": "pes", "seed": 0}
     pes = policy_search.curve_of(key, 1)

@@ -87,11 +87,18 @@ def inner_loop(
 
 
 def adapt(loss: Loss, theta: Tensor, batches: Sequence[Any], inner: InnerSGD) -> Adaptation:
-    """Take one inner step from theta [N, P] on each of k batches that are there already, k at least 0.
-
-    It is differentiable in theta through torch.func.
-    """
+    """Take one inner step from theta [N, P] on each of k batches that are there already, k at least 0."""
     return inner_loop(lambda j, _: batches[j], partial(gradients_of, loss), theta, inner, len(batches))
+
+
+def adapted(loss: Loss, theta: Tensor, batches: Sequence[Any], inner: InnerSGD) -> Tensor:
+    """Return where `adapt` ends, [N, P], keeping nothing of the way: memory does not grow with k.
+
+    It is differentiable in theta through torch.func, which does keep the way.
+    """
+    for j, batch in enumerate(batches):
+        theta = inner.step(theta, gradients_of(loss, theta, batch), j)
+    return theta
 
 
 def gradients_of(loss: Loss, theta: Tensor, batch: Any) -> Tensor:
@@ -145,16 +152,14 @@ def meta_gradients(
     if test is None and rule != "reptile":
         raise ValueError(f"{rule} needs the batch that its loss after adaptation is taken on; give test.")
 
-    def adapted(rows: Tensor) -> Tensor:
-        return adapt(loss, rows, train, inner).thetas[-1]
-
+    after = partial(adapted, loss, batches=train, inner=inner)
     match rule:
         case "reptile":
-            return theta - adapted(theta)
+            return theta - after(theta)
         case "fomaml":
-            return gradients_of(loss, adapted(theta), test)
+            return gradients_of(loss, after(theta), test)
         case _:
-            return gradients_after(adapted, loss, theta, test)[0]
+            return gradients_after(after, loss, theta, test)[0]
 
 
 def linear_anneal(first: float, done: float) -> float:

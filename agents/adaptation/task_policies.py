@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 import torch
 from torch import Tensor
 
-from agents.adaptation.inner_loop import Adaptation, InnerSGD, adapt, gradients_of, inner_loop, inner_products
+from agents.adaptation.inner_loop import Adaptation, InnerSGD, adapted, gradients_of, inner_loop, inner_products
 from agents.adaptation.shards import over_shards
 from agents.adaptation.task_data import TaskData, task_data
 from agents.config import above, at_least, between
@@ -144,7 +144,7 @@ class TaskPolicies:
 
     def adapted(self, theta: Tensor, batches: list[TaskData]) -> Tensor:
         """Return theta [M, P] after an inner step on each batch, as a function that torch.func can differentiate."""
-        return adapt(self.loss, theta, batches, self.inner).thetas[-1]
+        return adapted(self.loss, theta, batches, self.inner)
 
     @torch.no_grad()
     def kl(self, before: Tensor, after: Tensor, data: TaskData) -> Tensor:

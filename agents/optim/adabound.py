@@ -20,13 +20,8 @@ from torch.optim.optimizer import (
     _view_as_real,
 )
 
+from agents.optim.checks import check_layout, check_options, parameter_name
 from agents.optim.effective_steps import AUTO, adam_steps, scalars_at
-
-NONFINITE = ("raise", "skip", "ignore")
-"""What a gradient that is not finite may do."""
-
-_PUBLIC_OPTIONS = ("lr", "betas", "final_lr", "gamma", "eps", "weight_decay", "amsbound")
-"""What a group of the public code holds."""
 
 _FURTHER_OPTIONS = {
     "decoupled_weight_decay": False,
@@ -36,7 +31,7 @@ _FURTHER_OPTIONS = {
     "differentiable": False,
     "nonfinite": "raise",
 }
-"""What it lacks, and what the public code does then."""
+"""What a group of the public code lacks, and what it does then."""
 
 
 def handover_gamma(fraction: float, updates: int) -> float:
@@ -147,7 +142,7 @@ class AdaBound(Optimizer):
         """
         options = {**self.defaults, **param_group}
         options.setdefault("base_lr", _get_value(options["lr"]))
-        _check_options(options)
+        check_options(options)
         super().add_param_group(param_group)
         param_group.setdefault("base_lr", options["base_lr"])
 
@@ -170,7 +165,7 @@ class AdaBound(Optimizer):
         Raises:
             ValueError: the state is another optimizer's, or for other parameters.
         """
-        _check_layout(self, state_dict)
+        check_layout(self, state_dict)
         super().load_state_dict(state_dict)
 
     @_use_grad_for_differentiable
@@ -197,6 +192,28 @@ class AdaBound(Optimizer):
                 self._update(group)
         return loss
 
+    @torch.no_grad()
+    def begin_local_time(self, measure_final_lr: bool = False) -> None:
+        """Begin t anew, where what is minimized has changed, as it does with each rollout of reinforcement learning.
+
+        Moments and AMSBound's maximum stay; the corrections and the bounds start over. With a gamma so small that the
+        bounds never close between two calls this is Adam on local time (Ellis et al. 2024,
+        https://arxiv.org/abs/2412.17113).
+
+        Args:
+            measure_final_lr: set each group's final_lr to "auto" too, so that it is measured anew at t = 1 / gamma.
+
+        Raises:
+            ValueError: final_lr is to be measured, and a group's options rule it out.
+        """
+        groups = [group | {"final_lr": AUTO} if measure_final_lr else group for group in self.param_groups]
+        for group in groups:
+            check_options(group)
+        for group, changed in zip(self.param_groups, groups, strict=True):
+            group["final_lr"] = changed["final_lr"]
+        for state in self.state.values():
+            state["step"].zero_()
+
     def _gradients_usable(self) -> bool:
         """Look at all gradients before anything changes; False to skip the step."""
         usable = True
@@ -205,12 +222,12 @@ class AdaBound(Optimizer):
             for i, grad in grads.items():
                 if grad.is_sparse:
                     raise RuntimeError(
-                        f"the gradient of {_name(group, index, i)} is sparse, which {type(self).__name__} cannot use; "
-                        "give its layer sparse=False, or its parameters torch.optim.SparseAdam."
+                        f"the gradient of {parameter_name(group, index, i)} is sparse, which {type(self).__name__} "
+                        "cannot use; give its layer sparse=False, or its parameters torch.optim.SparseAdam."
                     )
             if group["nonfinite"] == "ignore" or _all_finite(grads.values()):
                 continue
-            bad = ", ".join(_name(group, index, i) for i, grad in grads.items() if not grad.isfinite().all())
+            bad = ", ".join(parameter_name(group, index, i) for i, grad in grads.items() if not grad.isfinite().all())
             if not bad:  # the sum of large but finite elements has overflowed
                 continue
             if group["nonfinite"] == "raise":
@@ -360,12 +377,6 @@ def _new_step(parameter: Tensor, group: Mapping[str, Any], value: float) -> Tens
     return torch.tensor(value, dtype=_get_scalar_dtype(), device=parameter.device if group["capturable"] else "cpu")
 
 
-def _name(group: Mapping[str, Any], index: int, i: int) -> str:
-    if "param_names" in group:
-        return repr(group["param_names"][i])
-    return f"parameter {i} of group {index}, of shape {list(group['params'][i].shape)},"
-
-
 def _all_finite(grads: Collection[Tensor]) -> bool:
     """Tell whether the gradients' sum is finite, which takes one number per device to the host."""
     totals: dict[torch.device, Tensor] = {}
@@ -373,71 +384,3 @@ def _all_finite(grads: Collection[Tensor]) -> bool:
         total = grad.detach().sum()
         totals[grad.device] = totals[grad.device] + total if grad.device in totals else total
     return all(cmath.isfinite(total.item()) for total in totals.values())
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    lr, final_lr, gamma, betas = (options[name] for name in ("lr", "final_lr", "gamma", "betas"))
-    capturable, foreach = options["capturable"], options["foreach"]
-    for conflict, remedy in (
-        (foreach and options["differentiable"], "foreach=True cannot be differentiated; leave it out"),
-        (
-            isinstance(lr, Tensor) and (lr.dim() > 0 or (foreach and not capturable)),
-            "a tensor lr needs the shape () and, with foreach=True, capturable=True; give a float",
-        ),
-        (
-            capturable and final_lr == AUTO,
-            "final_lr='auto' is measured on the host, which capturable=True rules out; give final_lr as a number",
-        ),
-        (
-            capturable and options["nonfinite"] != "ignore",
-            "gradients are looked at on the host, which capturable=True rules out; give nonfinite='ignore'",
-        ),
-        (
-            final_lr == AUTO and options["eps"] == 0,
-            "final_lr='auto' begins as Adam, which divides by eps where there is no gradient; give a positive eps",
-        ),
-    ):
-        if conflict:
-            raise ValueError(f"{remedy}.")
-    for name, allowed, remedy in (
-        ("lr", 0 < lr < math.inf, "a positive number; a schedule may take it to 0 later"),
-        ("base_lr", 0 < options.get("base_lr", 1.0) < math.inf, "a positive number, the lr at which α* is final_lr"),
-        ("final_lr", final_lr == AUTO or _is_positive(final_lr), f"a positive number, SGD's step size, or {AUTO!r}"),
-        ("gamma", _is_positive(gamma), "a positive number per update, or handover_gamma(fraction, updates)"),
-        ("betas", len(betas) == 2 and all(_is_fraction(beta) for beta in betas), "two numbers in [0, 1)"),
-        ("eps", 0 <= options["eps"] < math.inf, "a number of at least 0"),
-        ("weight_decay", 0 <= options["weight_decay"] < math.inf, "a number of at least 0"),
-        ("nonfinite", options["nonfinite"] in NONFINITE, " or ".join(map(repr, NONFINITE))),
-    ):
-        if not allowed:
-            raise ValueError(f"{name} is {options[name]!r}; give {remedy}.")
-
-
-def _is_fraction(value: Any) -> bool:
-    return isinstance(value, int | float) and 0 <= value < 1
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and 0 < value < math.inf
-
-
-def _check_layout(optimizer: AdaBound, state_dict: Mapping[str, Any]) -> None:
-    """Refuse groups without AdaBound's options and states that fit no parameter; torch checks how many there are."""
-    kind = type(optimizer).__name__
-    for index, (saved, group) in enumerate(zip(state_dict["param_groups"], optimizer.param_groups, strict=False)):
-        if missing := [option for option in _PUBLIC_OPTIONS if option not in saved]:
-            raise ValueError(
-                f"the state is not {kind}'s: its group {index} lacks {', '.join(missing)}; load one that {kind} saved."
-            )
-        if saved["amsbound"] != group["amsbound"]:
-            raise ValueError(
-                f"the state's group {index} has amsbound={saved['amsbound']}, this optimizer's has "
-                f"{group['amsbound']}; load it into {'AMSBound' if saved['amsbound'] else 'AdaBound'}."
-            )
-        for i, (key, parameter) in enumerate(zip(saved["params"], group["params"], strict=False)):
-            for entry, value in state_dict["state"].get(key, {}).items():
-                if entry != "step" and value.shape != parameter.shape:
-                    raise ValueError(
-                        f"the state's {entry} for {_name(group, index, i)} has the shape {list(value.shape)}, the "
-                        f"parameter has {list(parameter.shape)}; load a state of the same network."
-                    )

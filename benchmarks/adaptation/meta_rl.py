@@ -1,8 +1,9 @@
 """Meta-RL on task families: returns after 0 to 3 updates on held-out tasks, beside joint training and an oracle.
 
 Each row is `python train.py ALGORITHM --env families/NAME-v0` as a user runs it, with its preset, and then
-`train.py adapt RUN`: 40 tasks (600 of Point; a family's own two where it has no others), 20 episodes each,
-sampled actions.
+`train.py adapt RUN`: 40 tasks (600 of Point, 20 of families with short trainings; a family's own two where it has no
+others), 20 episodes each, sampled actions.
+
 Joint training is npg on a new training task in every episode, the oracle is npg that observes the task; both make as
 many environment steps as the meta-learner. Finished runs are kept in results/adaptation/meta_rl.json by family,
 algorithm, steps and seed, and are not repeated, so that the table grows over several calls. --rate measures environment
@@ -30,10 +31,21 @@ from benchmarks.common import ROOT, context, keep, missing, panels, read, save, 
 from envs import make_vec
 
 NAME = "adaptation/meta_rl"
-STEPS = {"Point": 22_000_000, "HalfCheetahVel": 6_400_000, "HalfCheetahDir": 3_200_000, "AntDir": 6_000_000}
+STEPS = {
+    "Point": 22_000_000,
+    "HalfCheetahVel": 6_400_000,
+    "HalfCheetahDir": 3_200_000,
+    "AntDir": 6_000_000,
+    "HopperRandParams": 800_000,
+    "WalkerRandParams": 800_000,
+    "AntVel": 3_200_000,
+    "AntGoal": 3_200_000,
+}
+"""The last four have short trainings."""
 TWO_TASKS = ("HalfCheetahDir", "AntDir")
-TASKS = {"Point": 600}
-"""Held-out tasks to evaluate on, where not 40 as in the papers: on Point they cost little, and 40 leave ± 2.2."""
+TASKS = {"Point": 600, "HopperRandParams": 20, "WalkerRandParams": 20, "AntVel": 20, "AntGoal": 20}
+"""Held-out tasks to evaluate on, where not 40 as in the papers: on Point they cost little, and 40 leave ± 2.2; the
+others' evaluation takes longer than their training."""
 BASELINES = {
     "joint": ["--num-envs", "64", "--env-kwargs", "redraw=true"],
     "oracle": ["--num-envs", "64", "--env-kwargs", "redraw=true", "--env-kwargs", "observe_task=true"],

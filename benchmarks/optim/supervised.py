@@ -3,8 +3,12 @@
 Three tasks: scikit-learn's handwritten digits with a multilayer perceptron and with a small convolutional network, and
 the next character of sentences that a small grammar makes, with an LSTM. SGD (momentum 0.9), Adam and AMSGrad run on a
 grid of learning rates, AdaBound and AMSBound on that times a grid of final step sizes; they hand over at a tenth of the
-updates. Reported are the training loss at the end and the held-out accuracy, means over seeds; a run whose loss is not
-finite counts with the accuracy that it has then.
+updates. Kept are the training loss at the end, the held-out accuracy and the held-out perplexity, exp of the mean
+cross-entropy; a run whose loss is not finite counts with the accuracy that it has then.
+
+Each optimizer's step sizes are those that are best on seed 0, and the table has them on the other seeds, which run
+first; the maps are means over the seeds that there are. Finished runs are kept and not repeated, so that the maps'
+seeds grow over several calls.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,22 +74,46 @@ class CharacterModel(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--budget-minutes", type=float, default=60.0)
     parser.add_argument("--plot", action="store_true", help="only the table and the figure of what is kept")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    kept = read(NAME) if arguments.plot else None
-    if kept is None:
-        begin = time.perf_counter()
-        rows = [
-            {"task": name, **cell, "runs": [train(task, cell, seed) for seed in range(arguments.seeds)]}
-            for name, task in tasks().items()
-            for cell in cells()
-        ]
-        kept = {**context(), "handover": HANDOVER, "seconds": round(time.perf_counter() - begin), "rows": rows}
+    kept, known = read(NAME), tasks()
+    if kept is None or (kept["versions"] != context()["versions"] and not arguments.plot):
+        empty = [{"task": name, **cell, "runs": []} for name in known for cell in cells()]
+        kept = {**context(), "handover": HANDOVER, "rows": empty}
+    deadline = time.monotonic() + 60 * (0 if arguments.plot else arguments.budget_minutes)
+    for row, seed in missing(kept["rows"], arguments.seeds):
+        if time.monotonic() > deadline:
+            break
+        row["runs"].append({"seed": seed, "commit": context()["commit"], **train(known[row["task"]], row, seed)})
         write(NAME, kept)
     table(kept["rows"])
     print(draw(kept["rows"]))
+
+
+def missing(rows: list[dict[str, Any]], seeds: int) -> Iterator[tuple[dict[str, Any], int]]:
+    """Give what has not run: seed 0, then the other seeds of the step sizes that it finds best, then the rest."""
+    first = [(row, 0) for row in rows]
+    yield from (key for key in first if not has(*key))
+    of: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        of.setdefault((row["task"], row["optimizer"]), []).append(row)
+    chosen = [best(mine) for mine in of.values()]
+    for some in (chosen, rows):
+        yield from ((row, seed) for seed in range(1, seeds) for row in some if not has(row, seed))
+
+
+def has(row: dict[str, Any], seed: int) -> bool:
+    return any(run["seed"] == seed for run in row["runs"])
+
+
+def best(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the step sizes with the highest accuracy on seed 0, of several the lowest loss."""
+    seed = [next(run for run in row["runs"] if run["seed"] == 0) for row in rows]
+    places = range(len(rows))
+    return rows[max(places, key=lambda i: (seed[i]["accuracy"], -(seed[i]["loss"] or math.inf)))]
 
 
 def cells() -> list[dict[str, Any]]:
@@ -173,8 +201,14 @@ def train(task: Task, cell: dict[str, Any], seed: int) -> dict[str, Any]:
         optimizer.step()
     last = statistics.mean(losses[-max(task.updates // 10, 1) :])
     with torch.no_grad():
-        right = network(task.held_out_inputs).argmax(-1) == task.held_out_targets
-    return {"loss": round(last, 4) if math.isfinite(last) else None, "accuracy": round(right.float().mean().item(), 4)}
+        logits = network(task.held_out_inputs)
+        right = (logits.argmax(-1) == task.held_out_targets).float().mean().item()
+        perplexity = cross_entropy(logits.flatten(0, -2), task.held_out_targets.flatten()).exp().item()
+    return {
+        "loss": round(last, 4) if math.isfinite(last) else None,
+        "accuracy": round(right, 4),
+        "perplexity": round(perplexity, 3) if math.isfinite(perplexity) else None,
+    }
 
 
 def accuracy(row: dict[str, Any]) -> float:
@@ -182,19 +216,23 @@ def accuracy(row: dict[str, Any]) -> float:
 
 
 def table(rows: list[dict[str, Any]]) -> None:
-    """Print the best accuracy of each optimizer, and the share of its grid that comes within 0.02 of the best."""
+    """Print each optimizer on fresh seeds at the step sizes of seed 0, and how much of its grid is near the best."""
     for task in dict.fromkeys(row["task"] for row in rows):
-        of_task = [row for row in rows if row["task"] == task]
+        of_task = [row for row in rows if row["task"] == task and row["runs"]]
         top = max(map(accuracy, of_task))
-        print(f"\n{task}: held-out accuracy")
+        print(f"\n{task}: held-out accuracy, perplexity and training loss on fresh seeds")
         for name in OPTIMIZERS:
             mine = [row for row in of_task if row["optimizer"] == name]
-            best = max(mine, key=accuracy)
+            chosen = best(mine)
+            fresh = [run for run in chosen["runs"] if run["seed"] > 0]
             near = sum(accuracy(row) > top - 0.02 for row in mine)
-            losses = [run["loss"] for run in best["runs"]]
+            ends = {
+                key: "/".join(f"{run[key]:.3f}" if run[key] is not None else "-" for run in fresh)
+                for key in ("accuracy", "perplexity", "loss")
+            }
             print(
-                f"  {name:9} {accuracy(best):.3f} at lr {best['lr']:g}, final_lr {best['final_lr']}, training loss "
-                f"{statistics.mean(losses):.3f}; within 0.02 of the best of all: {near} of {len(mine)}"
+                f"  {name:9} {ends['accuracy']}  {ends['perplexity']}  {ends['loss']} at lr {chosen['lr']:g}, final_lr "
+                f"{chosen['final_lr']}; within 0.02 of the best: {near} of {len(mine)}"
             )
 
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from agents.adaptation.inner_loop import InnerSGD, adapt, gradients_of, inner_loop, inner_products, meta_gradients
+from agents.adaptation.inner_loop import (
+    InnerSGD,
+    adapt,
+    adapted,
+    gradients_of,
+    inner_loop,
+    inner_products,
+    meta_gradients,
+)
 from agents.policy.actor_critic import ActorPolicy
 from agents.policy.batched import BatchedActor, BatchedNetwork
 from agents.policy.networks import parameter_vector
@@ -107,6 +116,26 @@ def test_a_batch_of_tasks_adapts_as_each_alone() -> None:
             meta_gradients(rule, squares, phi[None], [one(b, i) for b in train], one(test, i), inner) for i in range(4)
         ]
         torch.testing.assert_close(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("rule", ["reptile", "fomaml"])
+def test_first_order_rules_keep_no_parameters_of_inner_steps_that_are_taken(rule: str) -> None:
+    taken: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    class Watched(InnerSGD):
+        def step(self, theta: Tensor, g: Tensor, j: int) -> Tensor:
+            alive.append(sum(reference() is not None for reference in taken))
+            after = super().step(theta, g, j)
+            taken.append(weakref.ref(after))
+            return after
+
+    phi, minibatches = parameters(), batches(8)
+    found = meta_gradients(rule, squares, phi[None], minibatches, minibatches[0], Watched(0.1))
+    assert max(alive) == 1  # θ itself
+    theta = adapt(squares, phi[None], minibatches, InnerSGD(0.1)).thetas[-1]
+    assert torch.equal(adapted(squares, phi[None], minibatches, InnerSGD(0.1)), theta)
+    assert torch.equal(found, phi - theta if rule == "reptile" else gradients_of(squares, theta, minibatches[0]))
 
 
 def test_reptile_minimizes_the_mean_squared_distance_to_the_solution_manifolds() -> None:

@@ -509,6 +509,61 @@ def test_an_automatic_final_lr_waits_for_a_gradient():
     assert optimizer.param_groups[0]["final_lr"] == "auto"
 
 
+# Local time
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_open_bounds_in_local_time_are_adam_in_local_time(amsgrad, foreach):
+    settings = {"lr": 1e-3, "eps": 0.0, "foreach": foreach}
+    ours, theirs = network(torch.float64), network(torch.float64)
+    bound = AdaBound(ours.parameters(), gamma=1e-18, amsbound=amsgrad, **settings)
+    adam = torch.optim.Adam(theirs.parameters(), amsgrad=amsgrad, **settings)
+    for rollout in range(10):
+        bound.begin_local_time()
+        for state in adam.state.values():
+            state["step"].zero_()
+        train(ours, bound, 7, 7 * rollout)
+        train(theirs, adam, 7, 7 * rollout)
+    assert (values(ours) - values(theirs)).abs().max() < 1e-14
+    assert (values(ours) - stepped(lambda p: AdaBound(p, gamma=1e-18, **settings), 70, torch.float64)).norm() > 1e-4
+
+
+def test_local_time_opens_the_bounds_and_measures_final_lr_anew():
+    a, b = (nn.Parameter(torch.zeros(3, dtype=torch.float64)) for _ in range(2))
+    optimizer = AdaBound([{"params": [a]}, {"params": [b]}], betas=(0.9, 0.5), final_lr="auto", gamma=0.1)
+    finals = []
+    for size in (1.0, 10.0):
+        for _ in range(15):
+            a.grad, b.grad = torch.full_like(a, size), torch.full_like(b, 2 * size)
+            optimizer.step()
+        finals.append([group["final_lr"] for group in optimizer.param_groups])
+        optimizer.begin_local_time(measure_final_lr=True)
+        assert [group["final_lr"] for group in optimizer.param_groups] == ["auto", "auto"]
+        assert bounds_at(1.0, optimizer.param_groups[0]) == (0.0, math.inf)
+    # v has all but forgotten the smaller gradients ten updates later, at the hand-over.
+    correction = math.sqrt(1 - 0.5**10) / (1 - 0.9**10)
+    assert finals[0] == pytest.approx([1e-3 * correction / math.sqrt(1 - 0.5**10) / size for size in (1, 2)], rel=1e-3)
+    assert finals[1] == pytest.approx([1e-3 * correction / size for size in (10, 20)], rel=1e-3)
+
+    optimizer = AdaBound([a], final_lr=0.3, gamma=0.1)
+    for _ in range(100):
+        optimizer.step()
+    optimizer.begin_local_time()
+    optimizer.step()
+    (group,) = optimizer.param_groups
+    assert optimizer.state[a]["step"] == 1
+    assert group["final_lr"] == 0.3
+
+
+def test_what_rules_out_measuring_rules_it_out_in_local_time():
+    optimizer = AdaBound([nn.Parameter(torch.zeros(3))], eps=0.0)
+    with pytest.raises(ValueError, match="positive eps"):
+        optimizer.begin_local_time(measure_final_lr=True)
+    assert optimizer.param_groups[0]["final_lr"] == 0.1
+    optimizer.begin_local_time()
+
+
 def test_the_hand_over_comes_after_the_given_share_of_the_updates():
     gamma = handover_gamma(0.25, 4000)
     assert bounds_at(1000.0, {"final_lr": 1.0, "base_lr": 1.0, "gamma": gamma}) == pytest.approx((0.5, 2.0))
