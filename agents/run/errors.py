@@ -79,6 +79,8 @@ def guarded(program: str, debug: bool, action: Callable[[], int]) -> int:
             said = f"{where}: {type(error).__name__}: {error}{_place(error)}"
         elif isinstance(error, OSError) and error.filename is not None:
             said = f"{error.filename} cannot be read or written ({error.strerror})."
+        elif isinstance(error, ModuleNotFoundError):
+            said = lacks(error)
         elif isinstance(error, EXPECTED):
             said = str(error)
         elif isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))):
@@ -87,6 +89,11 @@ def guarded(program: str, debug: bool, action: Callable[[], int]) -> int:
         else:
             raise
         return refuse(program, f"error: {said}", _notes(error), code)
+
+
+def lacks(error: ModuleNotFoundError) -> str:
+    """Say what a module is missing for, where Python says its name alone."""
+    return f"{error}, which the environment needs; install it, or correct the id." if error.name else str(error)
 
 
 def one_line(error: BaseException) -> str:

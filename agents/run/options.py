@@ -26,7 +26,8 @@ DECIDED = {
     **dict.fromkeys(("autoreset", "device", "env_id"), "which the run itself decides"),
 }
 """Arguments of `make_vec` that are no arguments of the environment."""
-MOST_SEED, MOST_THREADS, MOST_STEPS = 2**32 - 1, 4096, 10**15
+MOST = {"seed": 2**32 - 1, "threads": 4096, "steps": 10**15, "eval_episodes": 10**6, "episodes": 10**6}
+"""Of options of all commands."""
 EVALUATIONS = 20
 """Of a run, unless it is told how often."""
 
@@ -105,10 +106,6 @@ class RunOptions:
             )
         if self.executor is not None and self.backend == "warp":
             raise UsageError("--backend warp keeps its worlds together on one device; leave --executor out.")
-        most = {"seed": MOST_SEED, "threads": MOST_THREADS, "steps": MOST_STEPS, "eval_episodes": 10**6}
-        for name, bound in most.items():
-            if (value := getattr(self, name)) is not None and value > bound:
-                raise UsageError(f"--{name.replace('_', '-')} is {value}; give at most {bound:,}.")
         for name in ("policy", "run_dir", "runs"):
             if getattr(self, name) == "":
                 raise UsageError(f"--{name.replace('_', '-')} is empty; give one, or leave the option out.")
@@ -141,11 +138,14 @@ class RunOptions:
 
 
 def check_least(options: Any, bounds: Mapping[str, float]) -> None:
-    """Raise UsageError for an option below its bound; None is none."""
+    """Raise UsageError for an option below its bound, or above what any command can have; None is none."""
     for name, bound in bounds.items():
         value = getattr(options, name)
         if value is not None and not value >= bound:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; give at least {bound}.")
+    for name, bound in MOST.items():
+        if (value := getattr(options, name, None)) is not None and value > bound:
+            raise UsageError(f"--{name.replace('_', '-')} is {value}; give at most {bound:,}.")
 
 
 def check_executor(options: Any) -> None:
@@ -222,7 +222,7 @@ def _parse_pair(pair: str) -> tuple[str, Any]:
         raise UsageError(f"--env-kwargs is {pair!r}; write KEY=VALUE, e.g. reset_noise_scale=0.01.")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: digits by the thousand, odd dates
         raise UsageError(f"--env-kwargs is {pair!r}; its value is not YAML.") from error
     return key, _number_or(value)
 

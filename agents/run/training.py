@@ -23,7 +23,7 @@ from agents.checkpoint import CheckpointError
 from agents.config import CommonConfig
 from agents.rollout.spread import Spread
 from agents.run import report
-from agents.run.errors import EXPECTED, NO_MEMORY, RunError, UsageError
+from agents.run.errors import EXPECTED, NO_MEMORY, RunError, UsageError, lacks
 from agents.run.evaluation import BLOCK, NEEDS_AN_END, Evaluation, evaluate, waiting
 from agents.run.folder import EVALUATION_COLUMNS, RunConfig, RunFolder, RunState, append_row, read_rows, save_quietly
 from agents.run.initial import Initial
@@ -446,4 +446,4 @@ def _usage_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, ModuleNotFoundError) as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(lacks(error) if isinstance(error, ModuleNotFoundError) else str(error)) from error

@@ -373,3 +373,23 @@ def test_what_was_typed_is_repeated_in_short_and_plainly(
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(f"error: {shown}", line)
     assert len(line) < 1500
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        (["train", "npg", "--env", "Hopper-v5", "--env-kwargs", "a=" + "[" * 3000], "its value is not YAML"),
+        (
+            ["train", "npg", "--env", "planted.module:Evil-v0"],
+            "'planted', which the environment needs; install",
+        ),
+        (["evaluate", "x", "--seed", "9" * 25], "--seed is 9{25}; give at most 4,294,967,295"),
+        (["evaluate", "x", "--threads", "100000"], "--threads is 100000; give at most 4,096"),
+    ],
+)
+def test_what_no_command_can_do_is_one_sentence(
+    typed: list[str], shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(typed) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(rf"error: .*{shown}", line)
