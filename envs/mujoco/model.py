@@ -13,9 +13,15 @@ from gymnasium.envs.mujoco.mujoco_env import expand_model_path
 
 
 def load_model(xml_file: str) -> mujoco.MjModel:
-    """Load one of Gymnasium's model files, or a file of one's own."""
-    with _silent_warnings():
-        model = mujoco.MjModel.from_xml_path(expand_model_path(xml_file))
+    """Load one of Gymnasium's model files, or a file of one's own; ValueError if MuJoCo does not read it."""
+    try:
+        with _silent_warnings():
+            model = mujoco.MjModel.from_xml_path(expand_model_path(xml_file))
+    except ValueError as error:
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"xml_file={xml_file} is no model that MuJoCo reads ({said}); correct or replace it."
+        ) from error
     skip_idle_work(model)
     return model
 
