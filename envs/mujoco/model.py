@@ -13,9 +13,19 @@ from gymnasium.envs.mujoco.mujoco_env import expand_model_path
 
 
 def load_model(xml_file: str, solver: mujoco.mjtSolver | None = None) -> mujoco.MjModel:
-    """Load one of Gymnasium's model files, or a file of one's own, with another solver than its own if one is given."""
-    with _silent_warnings():
-        model = mujoco.MjModel.from_xml_path(expand_model_path(xml_file))
+    """Load one of Gymnasium's model files, or a file of one's own, with another solver than its own if one is given.
+
+    Raises:
+        ValueError: MuJoCo does not read it.
+    """
+    try:
+        with _silent_warnings():
+            model = mujoco.MjModel.from_xml_path(expand_model_path(xml_file))
+    except ValueError as error:
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"xml_file={xml_file} is no model that MuJoCo reads ({said}); correct or replace it."
+        ) from error
     if solver is not None:
         model.opt.solver = solver
     skip_idle_work(model)

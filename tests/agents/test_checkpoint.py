@@ -5,6 +5,7 @@ import pickle
 import tracemalloc
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,11 +128,13 @@ def test_writing_again_replaces_and_leaves_no_temporary_file(saved: Path) -> Non
 def test_a_failed_write_leaves_the_earlier_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = saved.read_bytes()
 
-    def save(tensors: dict[str, torch.Tensor]) -> bytes:
-        return original({name: tensor + 1 for name, tensor in tensors.items()})
+    def damaged(specs: dict[str, Any]) -> bytes:
+        data = bytearray(original(specs))
+        data[-1] ^= 1
+        return bytes(data)
 
-    original = safetensors.torch.save
-    monkeypatch.setattr(safetensors.torch, "save", save)
+    original = checkpoint.serialize
+    monkeypatch.setattr(checkpoint, "serialize", damaged)
     with pytest.raises(CheckpointError, match="sha256"):
         write(saved, {}, {"x": torch.zeros(3)})
     assert saved.read_bytes() == before

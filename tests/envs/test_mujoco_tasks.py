@@ -422,6 +422,7 @@ def test_gymnasiums_own_physics_warns_once(
         ("Hopper-v5", {"max_episode_steps": 0}, "max_episode_steps=0; give a whole number from 1"),
         ("Hopper-v5", {"num_threads": 100_000}, "num_threads=100000; give a whole number from 0 to 1,024"),
         ("Hopper-v5", {"xml_file": 3}, "xml_file=3; give a text"),
+        ("Hopper-v5", {"xml_file": __file__}, r"xml_file=.*py is no model that MuJoCo reads \(.*\); correct"),
         ("families/HopperRandParams-v0", {"task_seed": "x"}, "task_seed='x'; give a whole number"),
         (".:x", {}, "before its last colon stands a module's name"),
     ],
