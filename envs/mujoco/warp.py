@@ -273,7 +273,7 @@ class WarpVectorEnv(DeviceVectorEnv):
                 "many of the task and backend that it was taken from."
             )
         for name, value in kept.items():
-            value = value.index_copy(0, rows, snapshot[name].to(self.device))
+            value = value.index_copy(0, rows, snapshot[name].to(value))
             if name in PHYSICS:
                 self._view(name).copy_(value)
             else:

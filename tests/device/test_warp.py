@@ -80,7 +80,8 @@ def test_a_run_goes_on_to_the_same_numbers(where: str, tmp_path: Any) -> None:
     def agent() -> NPG:
         return NPG("MlpPolicy", made(where, "InvertedPendulum-v5"), n_steps=8, net_arch=(4,), seed=0, device=where)
 
-    straight = agent().learn(96)
+    # Schedules count from the beginning of each call of learn.
+    straight = agent().learn(48).learn(48, reset_num_timesteps=False)
     agent().learn(48).save(tmp_path / "half.zip")
     resumed = NPG.load(tmp_path / "half.zip", env=made(where, "InvertedPendulum-v5"), device=where)
     resumed.learn(48, reset_num_timesteps=False)
