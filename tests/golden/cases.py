@@ -33,7 +33,6 @@ DIRECTION = {
     "curvature_memory": 0.0,
     "critic_steps": 1,
     "critic_cg_max_steps": 8,
-    "advantages_after_fit": False,
     "target_kl": 0.02,
     "target_kl_end": None,
     "log_std_min": None,
