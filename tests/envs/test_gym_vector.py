@@ -324,7 +324,7 @@ class Odd(Scripted):
 def test_observations_of_another_shape_are_refused(observation: Any) -> None:
     env = GymVectorEnv([Scripted(), Odd(observation=observation)])
     env.reset()
-    with pytest.raises(ValueError, match=r"environment 1 .* shape \(.*\(2,\); correct"):
+    with pytest.raises(ValueError, match=r"environment 1 .* at step 1 of .*, whose shape is \(.*\(2,\); correct"):
         env.step([0, 0])
 
 
