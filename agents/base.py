@@ -386,10 +386,10 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         Numbers that are tensors, of shape (), come to the host here, together. Gives all numbers.
         """
         tensors = {name: value.detach().double() for name, value in metrics.items() if isinstance(value, Tensor)}
-        if self.device.type != "cpu":
+        if tensors and self.device.type != "cpu":
             tensors |= self.failures.asks(self.policy)
         numbers = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True)) if tensors else {}
-        self.failures.norm = numbers.pop("norm_of_parameters", None)
+        self.failures.norm = numbers.pop("norm_of_parameters", self.failures.norm)
         for name, value in (found := metrics | numbers).items():
             self.logger.record(name if "/" in name else f"train/{name}", value)
         return found

@@ -98,6 +98,8 @@ class DeviceVectorEnv(VectorEnv):
 
     def _rows_of(self, ids: Ids) -> Tensor:
         """Give ids on the device; those of the host are checked, those of a device are not looked at."""
+        if ids is None:
+            return torch.arange(self.num_envs, device=self.device)
         index = ids if isinstance(ids, Tensor) else self._rows(ids)
         return torch.as_tensor(index, dtype=torch.int64).to(self.device)
 

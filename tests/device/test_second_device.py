@@ -52,9 +52,9 @@ BUDGETS = {
     "copos": (20, 20),
     "ppo": (2, 2),
     "pes": (2, 4),
-    "reptile": (8, 7),
-    "fomaml": (13, 12),
-    "maml": (13, 12),
+    "reptile": (7, 6),
+    "fomaml": (12, 11),
+    "maml": (12, 11),
     "npg gram": (27, 27),  # of a critic whose steps raise the loss
     "npg adaptive": (8, 8),
     "pes truncated_es": (2, 4),

@@ -313,7 +313,7 @@ def test_help_is_grouped_fits_80_columns_and_ends_in_examples(
     assert {"run", "environment", "policy", "logging"} < set(groups)
     boxes = dict(zip(groups, re.split(HEADING, text, flags=re.M)[2::2], strict=True))
     assert all(option in boxes["run"] for option in ("--steps", "--minutes", "--seed ", "--seeds", "--jobs"))
-    assert all(option in boxes["environment"] for option in ("--env ", "--num-envs", "{auto,mujoco,gymnasium}"))
+    assert all(option in boxes["environment"] for option in ("--env ", "--num-envs", "{auto,mujoco,gymnasium,warp}"))
     assert ("direction" in boxes) == (algorithm in ("npg", "trpo", "copos"))
     if "direction" in boxes:
         assert "--fisher {compatible,analytic," in boxes["direction"]

@@ -183,6 +183,7 @@ def test_a_run_whose_terminal_goes_away_is_saved(tmp_path: Path) -> None:
     if process == 0:
         os.chdir(ROOT)
         os.dup2(os.open(errors, os.O_CREAT | os.O_WRONLY), 2)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may themselves run under nohup
         os.execve(words[0], words, environment())
     deadline = time.monotonic() + 60
     while not (run / "checkpoints" / "last.zip").exists() and time.monotonic() < deadline:
