@@ -19,7 +19,7 @@ import torch
 
 from agents import COPOS, NPG, Agent
 from agents.run.evaluation import evaluate
-from benchmarks.common import context, interval, keep, missing, panels, read, save, write
+from benchmarks.common import as_json, context, interval, keep, missing, panels, read, save, write
 from envs import make_vec
 
 NAME = "natural/copos"
@@ -107,10 +107,10 @@ def clock(agent: Agent, spent: list[float]) -> None:
 
 
 def settings_of(side: str, env_id: str) -> dict[str, Any]:
-    """Give a side's hyperparameters for a task: NPG's preset, as far as the side has them."""
+    """Give a side's hyperparameters for a task, as JSON values: NPG's preset, as far as the side has them."""
     algorithm, own = SIDES[side]
     preset = dataclasses.asdict(NPG.preset(env_id))
-    return {name: x for name, x in preset.items() if name in algorithm.Config.names()} | own
+    return as_json({name: x for name, x in preset.items() if name in algorithm.Config.names()} | own)
 
 
 def train(key: dict[str, Any]) -> dict[str, Any]:
