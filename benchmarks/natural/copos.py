@@ -34,7 +34,16 @@ SIDES: dict[str, tuple[type[Agent], dict[str, Any]]] = {
     "COPOS, inequality": (COPOS, {"entropy_constraint": "inequality"}),
     "COPOS, equality": (COPOS, {"entropy_constraint": "equality"}),
 }
-COLORS = {"NPG": "#555555", "COPOS, inequality": "#1f5fa8", "COPOS, equality": "#d1741f"}
+COLORS = {
+    "NPG": "#555555",
+    "NPG, no floor": "#b5b5b5",
+    "NPG, floor as high as the start": "#2f8f5b",
+    "NPG, entropy bonus": "#c0445e",
+    "NPG, wide start": "#8c5a2b",
+    "COPOS, inequality": "#1f5fa8",
+    "COPOS, inequality, b = 0": "#7fb0e0",
+    "COPOS, equality": "#d1741f",
+}
 
 
 class WithBonus(NPG):
@@ -110,6 +119,8 @@ def main() -> None:
     print_table(kept["runs"])
     if kept["runs"]:
         print(plot(kept["runs"]))
+    if any(run["env"] == SPARSE for run in kept["runs"]):
+        print(plot_sparse(kept["runs"]))
 
 
 def times(env_id: str, iterations: int) -> dict[str, Any]:
@@ -179,18 +190,32 @@ def grouped(runs: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, list[
 
 
 def print_table(runs: list[dict[str, Any]]) -> None:
+    """Print final returns with the interval of their mean; of SPARSE, of the share of seeds that reach the goal."""
     for (env, steps), sides in grouped(runs).items():
         for side, rows in sides.items():
             last = [row["curve"][-1][1] for row in rows]
-            low, high = interval(np.mean, last) if len(last) > 2 else (float("nan"),) * 2
+            found = f"{np.mean(last):7.0f}"
+            if env == SPARSE:
+                found = reached(rows)
+            elif len(last) > 2:
+                found += " [{:.0f}, {:.0f}]".format(*interval(np.mean, last))
             listed = " ".join(f"{x:.0f}" for x in last)
-            print(f"{env:15} {steps:>9,} {side:18} {np.mean(last):7.0f} [{low:.0f}, {high:.0f}]  {listed}")
+            print(f"{env:15} {steps:>9,} {side:32} {found}  {listed}")
+
+
+def reached(rows: list[dict[str, Any]]) -> str:
+    """Say in how many runs the goal is reached at the end, with Wilson's 95 % interval of the share."""
+    from scipy.stats import binomtest
+
+    count = sum(row["curve"][-1][1] > GOAL for row in rows)
+    share = binomtest(count, len(rows)).proportion_ci(method="wilson")
+    return f"{count} of {len(rows)} [{share.low:.2f}, {share.high:.2f}]"
 
 
 def plot(runs: list[dict[str, Any]]) -> Any:
     from matplotlib.ticker import EngFormatter
 
-    groups = grouped(runs)
+    groups = {key: sides for key, sides in grouped(runs).items() if key[0] != SPARSE}
     figure, axes = panels(2 * len(groups), 2, 5.0, 3.4)
     for pair, ((env, _), sides) in zip(zip(axes[::2], axes[1::2], strict=True), groups.items(), strict=True):
         for side, rows in sides.items():
@@ -204,6 +229,25 @@ def plot(runs: list[dict[str, Any]]) -> Any:
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return save(figure, NAME)
+
+
+def plot_sparse(runs: list[dict[str, Any]]) -> Any:
+    """Draw how many seeds reach SPARSE's goal, and the entropy of each."""
+    from matplotlib.ticker import EngFormatter
+
+    figure, (goals, entropies) = panels(2, 2, 5.4, 4.0)
+    mine = next(sides for (env, _), sides in grouped(runs).items() if env == SPARSE)
+    for side, rows in mine.items():
+        curves = np.array([row["curve"] for row in rows])  # [seeds, POINTS, (steps, return, entropy)]
+        color, steps = COLORS[side], curves[0, :, 0]
+        goals.plot(steps, (curves[:, :, 1] > GOAL).sum(0), color=color, marker="o", markersize=3, label=side)
+        entropies.plot(steps, curves[:, :, 2].T, color=color, linewidth=1.0, alpha=0.7)
+    for axis, name in ((goals, "seeds at the goal, of ten"), (entropies, "entropy, nats")):
+        axis.set(xlabel="environment steps", ylabel=name)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    figure.suptitle(SPARSE, x=0.01, ha="left", fontsize=11)
+    figure.legend(*goals.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return save(figure, f"{NAME}_sparse")
 
 
 if __name__ == "__main__":
