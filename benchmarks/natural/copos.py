@@ -42,6 +42,7 @@ COLORS = {
     "NPG, wide start": "#8c5a2b",
     "COPOS, inequality": "#1f5fa8",
     "COPOS, inequality, b = 0": "#7fb0e0",
+    "COPOS, inequality, wide start": "#12355f",
     "COPOS, equality": "#d1741f",
 }
 
@@ -71,6 +72,7 @@ SPARSE_SIDES: dict[str, tuple[type[Agent], dict[str, Any]]] = {
     "COPOS, inequality": (COPOS, {"entropy_constraint": "inequality"}),
     "COPOS, equality": (COPOS, {"entropy_constraint": "equality"}),
     "COPOS, inequality, b = 0": (COPOS, {"entropy_constraint": "inequality", "entropy_decrease": 0.0}),
+    "COPOS, inequality, wide start": (COPOS, {"entropy_constraint": "inequality", "log_std_init": 0.0}),
 }
 GOAL = 90.0
 """Above which a return is one of the goal: SPARSE's own threshold."""
