@@ -198,20 +198,21 @@ def print_table(runs: list[dict[str, Any]]) -> None:
             last = [row["curve"][-1][1] for row in rows]
             found = f"{np.mean(last):7.0f}"
             if env == SPARSE:
-                found = reached(rows)
+                count, low, high = reached(rows)
+                found = f"{count} of {len(rows)} [{low:.2f}, {high:.2f}]"
             elif len(last) > 2:
                 found += " [{:.0f}, {:.0f}]".format(*interval(np.mean, last))
             listed = " ".join(f"{x:.0f}" for x in last)
             print(f"{env:15} {steps:>9,} {side:32} {found}  {listed}")
 
 
-def reached(rows: list[dict[str, Any]]) -> str:
-    """Say in how many runs the goal is reached at the end, with Wilson's 95 % interval of the share."""
+def reached(rows: list[dict[str, Any]]) -> tuple[int, float, float]:
+    """Count the runs that reach the goal at the end; and Wilson's 95 % interval of their share."""
     from scipy.stats import binomtest
 
     count = sum(row["curve"][-1][1] > GOAL for row in rows)
     share = binomtest(count, len(rows)).proportion_ci(method="wilson")
-    return f"{count} of {len(rows)} [{share.low:.2f}, {share.high:.2f}]"
+    return count, share.low, share.high
 
 
 def plot(runs: list[dict[str, Any]]) -> Any:
@@ -234,21 +235,24 @@ def plot(runs: list[dict[str, Any]]) -> Any:
 
 
 def plot_sparse(runs: list[dict[str, Any]]) -> Any:
-    """Draw how many seeds reach SPARSE's goal, and the entropy of each."""
+    """Draw the share of seeds that reach SPARSE's goal, and the entropy of each."""
     from matplotlib.ticker import EngFormatter
 
-    figure, (goals, entropies) = panels(2, 2, 5.4, 4.0)
+    figure, (shares, entropies) = panels(2, 2, 6.0, 4.0)
     mine = next(sides for (env, _), sides in grouped(runs).items() if env == SPARSE)
-    for side, rows in mine.items():
-        curves = np.array([row["curve"] for row in rows])  # [seeds, POINTS, (steps, return, entropy)]
-        color, steps = COLORS[side], curves[0, :, 0]
-        goals.plot(steps, (curves[:, :, 1] > GOAL).sum(0), color=color, marker="o", markersize=3, label=side)
-        entropies.plot(steps, curves[:, :, 2].T, color=color, linewidth=1.0, alpha=0.7)
-    for axis, name in ((goals, "seeds at the goal, of ten"), (entropies, "entropy, nats")):
-        axis.set(xlabel="environment steps", ylabel=name)
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    figure.suptitle(SPARSE, x=0.01, ha="left", fontsize=11)
-    figure.legend(*goals.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    named = {side: mine[side] for side in reversed(SPARSE_SIDES) if side in mine}
+    for place, (side, rows) in enumerate(named.items()):
+        count, low, high = reached(rows)
+        shares.plot([low, high], [place, place], color=COLORS[side], linewidth=2)
+        shares.plot(count / len(rows), place, color=COLORS[side], marker="o")
+        for row in rows:
+            steps, _, entropy = zip(*row["curve"], strict=True)
+            entropies.plot(steps, entropy, color=COLORS[side], linewidth=1.0, alpha=0.7)
+    shares.set(xlim=(0, 1), xlabel="share of seeds at the goal in the end, 95 % interval")
+    shares.set_yticks(range(len(named)), named)
+    shares.set_title(SPARSE, loc="left", fontsize=11)
+    entropies.set(xlabel="environment steps", ylabel="entropy, nats; each seed")
+    entropies.xaxis.set_major_formatter(EngFormatter(sep=""))
     return save(figure, f"{NAME}_sparse")
 
 
