@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from agents import noise
-from agents.devices import fetched, resolved, sent
+from agents.devices import fetched, resolved, sent, single_thread
 from agents.policy.base import named_as_in
 from agents.rollout.buffer import FieldSpec, Rollout, check_numbers, numbers
 from envs.infos import row_of
@@ -438,25 +437,3 @@ def collect_masked(
                 return observations, False
         going = going & ~(terminated | truncated)
     return observations, True
-
-
-_outside: list[int] = []
-"""Torch's numbers of threads outside the `single_thread` that run."""
-
-
-@contextmanager
-def single_thread() -> Iterator[None]:
-    """Keep torch on one thread: more would not act faster on small networks, and wait by spinning on the physics'
-    cores.
-    """
-    _outside.append(torch.get_num_threads())
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(_outside.pop())
-
-
-def outside_threads() -> int:
-    """Give the number of torch's threads outside `single_thread`."""
-    return _outside[0] if _outside else torch.get_num_threads()
