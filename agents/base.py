@@ -395,7 +395,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             self.logger.record("rollout/ep_len_mean", float(np.mean([episode["l"] for episode in episodes])))
         if self.ep_success_buffer:
             self.logger.record("rollout/success_rate", float(np.mean(self.ep_success_buffer)))
-        self.logger.record("rollout/diverged_simulations", self.env.vector.blowups)
+        self.logger.record("rollout/simulations_diverged", self.env.vector.blowups)
         elapsed = max((time.time_ns() - self.start_time) * 1e-9, 1e-9)
         self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
         self.logger.record("time/iterations", self.iteration)
