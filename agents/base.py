@@ -27,14 +27,14 @@ from torch import Tensor
 from agents import checkpoint, noise
 from agents.checkpoint import with_prefix
 from agents.config import CommonConfig, Schedule, as_attribute, preset_values
-from agents.devices import Instant, single_thread
+from agents.devices import Instant
 from agents.failures import Failures
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.base import named_as_in, refuse_frozen, warn_of_units
 from agents.policy.choice import OFF_IN_SB3, checked_kwargs, known_policy, options_of
 from agents.policy.distributions import Head
 from agents.rollout.buffer import FieldSpec, buffer_fields
-from agents.rollout.collector import Collector
+from agents.rollout.collector import Collector, single_thread
 from agents.rollout.spread import Spread, SpreadCollector
 from agents.saving import Begun, Saved
 from envs import make_vec

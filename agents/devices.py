@@ -1,4 +1,4 @@
-"""Between the host and a device: what crosses, in few copies, how long work there takes, and the host's own threads.
+"""Between the host and a device: what crosses, in few copies, and how long work there takes.
 
 A host that asks a device for a number waits until all work before it is done. What acts and trains asks seldom: for a
 rollout's numbers, and for an update's, together.
@@ -6,8 +6,7 @@ rollout's numbers, and for an update's, together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -54,25 +53,3 @@ class Instant:
 
     def __sub__(self, earlier: Instant) -> float:
         return earlier.event.elapsed_time(self.event) / 1e3
-
-
-_outside: list[int] = []
-"""Torch's numbers of threads outside the `single_thread` that run."""
-
-
-@contextmanager
-def single_thread() -> Iterator[None]:
-    """Keep torch on one thread: more would not act faster on small networks, and wait by spinning on the physics'
-    cores.
-    """
-    _outside.append(torch.get_num_threads())
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(_outside.pop())
-
-
-def outside_threads() -> int:
-    """Give the number of torch's threads outside `single_thread`."""
-    return _outside[0] if _outside else torch.get_num_threads()

@@ -20,10 +20,10 @@ from agents.adaptation.task_policies import InnerConfig, TaskPolicies
 from agents.adaptation.task_rollouts import StopCollecting, adapt_here, adapt_spread
 from agents.base import Agent
 from agents.config import SCHEDULED, above, at_least
-from agents.devices import single_thread
 from agents.optim.registry import OptimizerName, OptimizerState, make_optimizer
 from agents.policy.actor_critic import ActorPolicy
 from agents.policy.networks import assign_parameters, parameter_vector
+from agents.rollout.collector import single_thread
 from agents.rollout.spread import SpreadCollector
 from agents.rollout.surrogates import clipped_surrogate
 from agents.saving import Stateful

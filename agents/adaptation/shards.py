@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from agents.devices import outside_threads
+from agents.rollout.collector import outside_threads
 
 Shard = TypeVar("Shard")
 Result = TypeVar("Result")

@@ -12,10 +12,9 @@ from torch import Tensor
 from agents.adaptation.inner_loop import Adaptation
 from agents.adaptation.task_data import TaskData
 from agents.adaptation.task_policies import TaskPolicies
-from agents.devices import single_thread
 from agents.policy.base import Moments
 from agents.rollout.buffer import Rollout
-from agents.rollout.collector import Collector
+from agents.rollout.collector import Collector, single_thread
 from agents.rollout.spread import Acting, Report, Shard, SpreadCollector
 from envs.vector import TaskVectorEnv
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.devices import single_thread
 from agents.evolution.engine import Estimate, Particles, Scheme, join
 from agents.evolution.policy_search import PolicySearch, SearchConfig
 from agents.policy.networks import parameter_vector
+from agents.rollout.collector import single_thread
 from agents.rollout.spread import Acting, Report, Shard, SpreadCollector
 
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from agents import noise
-from agents.devices import fetched, resolved, sent, single_thread
+from agents.devices import fetched, resolved, sent
 from agents.policy.base import named_as_in
 from agents.rollout.buffer import FieldSpec, Rollout, check_numbers, numbers
-from envs.infos import row_of
+from envs.infos import plain, row_of
 from envs.sb3 import LazyInfos
 from envs.vector import EpisodeStatistics, VectorEnv
 
@@ -185,7 +185,7 @@ class Collector:
         info = info.get("final_info", info)
         own = {key: info[key] for name in ("episode", "is_success") for key in (name, f"_{name}") if key in info}
         rows = (row_of(own, i) for i in ended.nonzero()[:, 0].tolist())
-        self._told += [{key: _plain(value) for key, value in row.items()} for row in rows]
+        self._told += [{key: plain(value) for key, value in row.items()} for row in rows]
 
     def _on_step(self, step: Step) -> bool:
         """Count a step and show it to the callbacks; False if one asks to stop."""
@@ -254,21 +254,8 @@ class RunningEpisodes(EpisodeStatistics):
         return found | {"ended": ended, "steps": counts.sum()}
 
 
-def _plain(value: Any) -> Any:
-    """Give NumPy's numbers and arrays in a value as Python's: they are logged and saved."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
-
-
 def action_noise(
-    policy: Any,
-    seed: int,
-    counter: int,
-    steps: int,
-    num_envs: int,
-    first: int = 0,
-    device: torch.device | None = None,
+    policy: Any, seed: int, counter: int, steps: int, num_envs: int, first: int = 0, device: torch.device | None = None
 ) -> Tensor:
     """Draw what a rollout's actions are sampled with, [steps, num_envs, *noise_shape].
 
@@ -437,3 +424,25 @@ def collect_masked(
                 return observations, False
         going = going & ~(terminated | truncated)
     return observations, True
+
+
+_outside: list[int] = []
+"""Torch's numbers of threads outside the `single_thread` that run."""
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Keep torch on one thread: more would not act faster on small networks, and wait by spinning on the physics'
+    cores.
+    """
+    _outside.append(torch.get_num_threads())
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(_outside.pop())
+
+
+def outside_threads() -> int:
+    """Give the number of torch's threads outside `single_thread`."""
+    return _outside[0] if _outside else torch.get_num_threads()

@@ -23,7 +23,7 @@ SCRIPT = """
 import threading, torch
 from contextlib import nullcontext
 from agents.adaptation.shards import over_shards
-from agents.devices import single_thread
+from agents.rollout.collector import single_thread
 
 def of_a_new_thread():
     found = []
