@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from agents import REGISTRY
-from benchmarks.common import ROOT, as_json, context, is_same, keep, panels, read, save
+from benchmarks.common import ROOT, as_json, context, is_same, keep, panels, read, save, without_silent
 
 NAME = "natural/returns"
 MEMORY_SECONDS = 1.0
@@ -126,7 +126,8 @@ def resident(pid: int) -> float:
 def by_task(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     tasks: dict[str, list[dict[str, Any]]] = {}
     for run in sorted(runs, key=lambda run: run["seed"]):
-        same = run["settings"] == as_json(dataclasses.asdict(REGISTRY[run["algorithm"]].Config()))
+        defaults = as_json(dataclasses.asdict(REGISTRY[run["algorithm"]].Config()))
+        same = without_silent(run["settings"]) == without_silent(defaults)
         name = f"{run['algorithm']} on {run['env']}, {'defaults' if same else 'preset'}, {run['steps']:,} steps"
         tasks.setdefault(name, []).append(run)
     return tasks
