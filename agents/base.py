@@ -38,8 +38,8 @@ from agents.rollout.collector import Collector, single_thread
 from agents.rollout.spread import Spread, SpreadCollector
 from agents.saving import Begun, Saved
 from envs import make_vec
-from envs.sb3 import SB3View, as_vector
-from envs.vector import VectorEnv, check_spaces
+from envs.sb3 import SB3View, as_vector, view_of
+from envs.vector import VectorEnv
 
 
 class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
@@ -103,15 +103,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
     ) -> None:
         policy_class = known_policy(type(self).__name__, self.policy_aliases, self.policy_base, policy)
         hyperparameters = {name: x for name, x in hyperparameters.items() if (name, x) not in OFF_IN_SB3}
-        self.schedules: dict[str, Schedule] = {
-            name: x for name, x in hyperparameters.items() if name in self.Config.scheduled() and callable(x)
-        }
+        self.schedules, hyperparameters = self.Config.without_schedules(hyperparameters)
         """Hyperparameters that change while training goes on, by name."""
-        for name, schedule in self.schedules.items():
-            if (first := schedule(1.0)) > 0:
-                hyperparameters[name] = first
-            else:  # one that warms up begins at 0, where the setting itself may not be
-                del hyperparameters[name]
         policy_kwargs, own = checked_kwargs(self.Config, policy_class, dict(policy_kwargs or {}))
         if seed is not None and not (isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32):
             raise ValueError(f"seed is {seed!r}; give an integer of at least 0, and below 2**32, or None.")
@@ -402,7 +395,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             self.logger.record("rollout/ep_len_mean", float(np.mean([episode["l"] for episode in episodes])))
         if self.ep_success_buffer:
             self.logger.record("rollout/success_rate", float(np.mean(self.ep_success_buffer)))
-        self.logger.record("rollout/diverged_simulations", self.env.vector.blowups)
+        self.logger.record("rollout/simulations_diverged", self.env.vector.blowups)
         elapsed = max((time.time_ns() - self.start_time) * 1e-9, 1e-9)
         self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
         self.logger.record("time/iterations", self.iteration)
@@ -449,18 +442,6 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         if isinstance(env, str):
             env = make_vec(env, config.num_envs, autoreset=cls.autoreset)
         copies = 1 if cls.autoreset is AutoresetMode.SAME_STEP else config.num_envs
-        view = env if isinstance(env, SB3View) else SB3View(as_vector(env, cls.autoreset, copies))
-        vector: VectorEnv = view.vector
-        if wanted is not None and vector.num_envs != wanted:
-            raise ValueError(
-                f"num_envs is {wanted} but env holds {vector.num_envs}; leave num_envs out where you give an "
-                "environment."
-            )
-        if vector.autoreset is not cls.autoreset:
-            mine, theirs = (mode.name.lower() for mode in (cls.autoreset, vector.autoreset))
-            raise ValueError(
-                f"env has autoreset {theirs!r}; {cls.__name__} trains with make_vec(..., autoreset={mine!r})."
-            )
-        check_spaces(vector.single_observation_space, vector.single_action_space)
-        Head.of(vector.single_action_space)
+        view = view_of(env, cls.autoreset, copies, wanted, cls.__name__)
+        Head.of(view.action_space)
         return view
