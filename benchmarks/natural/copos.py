@@ -24,7 +24,7 @@ from torch import Tensor
 
 from agents import COPOS, NPG, Agent
 from agents.run.evaluation import evaluate
-from benchmarks.common import as_json, context, interval, keep, missing, panels, read, save, write
+from benchmarks.common import as_json, context, interval, is_same, keep, missing, panels, read, save, write
 from envs import make_vec
 
 NAME = "natural/copos"
@@ -184,10 +184,14 @@ def train(key: dict[str, Any]) -> dict[str, Any]:
 
 
 def grouped(runs: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, list[dict[str, Any]]]]:
-    """Give the kept runs by (task, steps) and side."""
+    """Give the kept runs by (task, steps) and side: those with the preset of now, or, if there are none, with others."""
     groups: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = {}
     for run in sorted(runs, key=lambda run: run["seed"]):
         groups.setdefault((run["env"], run["steps"]), {}).setdefault(run["side"], []).append(run)
+    for (env, _), sides in groups.items():
+        for side, rows in sides.items():
+            settings = {"settings": settings_of(side, env)}
+            sides[side] = [row for row in rows if is_same(row, settings, versions=False)] or rows
     return groups
 
 
