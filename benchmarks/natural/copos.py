@@ -184,7 +184,7 @@ def train(key: dict[str, Any]) -> dict[str, Any]:
 
 
 def grouped(runs: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, list[dict[str, Any]]]]:
-    """Give the kept runs by (task, steps) and side: those with the preset of now, or, if there are none, with others."""
+    """Give the kept runs by (task, steps) and side: those with the preset of now, or, if there are none, others."""
     groups: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = {}
     for run in sorted(runs, key=lambda run: run["seed"]):
         groups.setdefault((run["env"], run["steps"]), {}).setdefault(run["side"], []).append(run)
