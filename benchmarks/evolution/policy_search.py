@@ -47,7 +47,7 @@ SWIMMER: dict[str, dict[str, Any]] = {
     "truncated_es": {"estimator": "truncated_es", "n_steps": 100, "sigma": 0.1, "learning_rate": 0.05, "num_envs": 30},
 }
 """Ten pairs each, SGD, rewards scaled by each window's own deviation."""
-PRESETS = {"Swimmer-v5": (250_000, range(10, 20)), "InvertedPendulum-v5": (100_000, range(10, 18))}
+PRESETS = {"Swimmer-v5": (150_000, range(10, 20)), "InvertedPendulum-v5": (100_000, range(10, 18))}
 """Environment steps and seeds of the runs with a preset."""
 
 THRESHOLDS = {"HalfCheetah-v5": 2386, "Hopper-v5": 3403, "Walker2d-v5": 3830}
