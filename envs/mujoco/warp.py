@@ -163,7 +163,7 @@ class WarpVectorEnv(DeviceVectorEnv):
 
     def _forward_if_some_begin(self) -> None:
         forward = lambda: mujoco_warp.forward(self._model, self._data)  # noqa: E731
-        if warp.is_mempool_enabled(self._warp) and warp.is_conditional_graph_supported():
+        if can_record(self._warp) and (self._warp.is_cpu or warp.is_conditional_graph_supported()):
             warp.capture_if(warp.from_torch(self._begins), on_true=forward)  # a branch of the graph
         else:
             forward()
@@ -287,8 +287,8 @@ class WarpVectorEnv(DeviceVectorEnv):
 
 
 class Recorded:
-    """Work of Warp's kernels that runs in the order of PyTorch's. On a GPU, its second call records it as a graph,
-    which is launched from then on; on the CPU it is just done.
+    """Work of Warp's kernels that runs in the order of PyTorch's. Its second call records it as a graph, which is
+    launched from then on, without Python between its kernels; on the CPU too.
 
     Args:
         device: Warp's.
@@ -302,18 +302,26 @@ class Recorded:
     def __call__(self) -> None:
         if not self.device.is_cuda:
             with warp.ScopedDevice(self.device):
-                self.work()
+                self._run(None)
             return
         own, others = self.device.stream, warp.stream_from_torch(warp.device_to_torch(self.device))
         own.wait_stream(others)
         with warp.ScopedStream(own):
-            self.calls += 1
-            if self.calls == 2 and warp.is_mempool_enabled(self.device):  # by then all is compiled
-                with warp.ScopedCapture(self.device, stream=own) as capture:
-                    self.work()
-                self.graph = capture.graph
-            if self.graph is None:
-                self.work()
-            else:
-                warp.capture_launch(self.graph, stream=own)
+            self._run(own)
         others.wait_stream(own)
+
+    def _run(self, stream: warp.Stream | None) -> None:
+        self.calls += 1
+        if self.calls == 2 and can_record(self.device):  # by then all is compiled
+            with warp.ScopedCapture(self.device, stream=stream) as capture:
+                self.work()
+            self.graph = capture.graph
+        if self.graph is None:
+            self.work()
+        else:
+            warp.capture_launch(self.graph, stream=stream)
+
+
+def can_record(device: warp.Device) -> bool:
+    """Say whether work on Warp's device can be recorded: a GPU must keep what is allocated meanwhile."""
+    return device.is_cpu or warp.is_mempool_enabled(device)
