@@ -92,16 +92,16 @@ def train(key: dict[str, Any], device: str) -> dict[str, Any]:
     space.seed(key["seed"])
     random = evaluate(Random(space), judge, EPISODES, 10_000).mean
     curve: list[tuple[int, float]] = []
-    begin, judged = time.perf_counter(), 0.0
+    begin, judged = time.process_time(), 0.0
     for _ in agent.iterations(key["steps"]):
         if agent.num_timesteps * POINTS >= key["steps"] * (len(curve) + 1) or agent.num_timesteps >= key["steps"]:
-            paused = time.perf_counter()
+            paused = time.process_time()
             curve.append((agent.num_timesteps, round(evaluate(agent, judge, EPISODES, 10_000).mean, 1)))
-            judged += time.perf_counter() - paused
-    seconds = time.perf_counter() - begin - judged
+            judged += time.process_time() - paused
+    seconds = time.process_time() - begin - judged
     env.close()
     judge.close()
-    return {"curve": curve, "random": round(random, 1), "steps_per_second": round(agent.num_timesteps / seconds)}
+    return {"curve": curve, "random": round(random, 1), "steps_per_cpu_second": round(agent.num_timesteps / seconds)}
 
 
 class Random:
@@ -117,7 +117,7 @@ class Random:
 def told(run: dict[str, Any]) -> str:
     curve = " ".join(f"{value:.0f}" for _, value in run["curve"])
     who = f"{run['env']:20} {run['algorithm']:4} {run['backend']:7} seed {run['seed']}"
-    return f"{who}  random {run['random']:.0f}  {curve}  ({run['steps_per_second']:,} steps/s)"
+    return f"{who}  random {run['random']:.0f}  {curve}  ({run['steps_per_cpu_second']:,} steps/s)"
 
 
 def plot(runs: list[dict[str, Any]]) -> Any:
