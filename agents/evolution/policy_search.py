@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agents import noise
 from agents.config import CommonConfig, at_least
-from agents.devices import sent
+from agents.devices import fetched, sent
 from agents.evolution.engine import Estimate, Particles, Scheme, estimate, start
 from agents.evolution.unroll import ParticleState
 from agents.evolution.whitening import Products
@@ -133,7 +133,8 @@ class PolicySearch:
         """Unroll the particles by one window; see `engine.estimate`. M [O, O] shapes perturbations, or None."""
         policy = self.collector.policy
         shape = None if M is None else partial(policy.whitened, M=sent(M, theta.device))
-        return estimate(self, self.scheme, theta, sigma, particles, shape)
+        bring = fetched if theta.device.type == "cpu" else self.collector.bring
+        return estimate(self, self.scheme, theta, sigma, particles, shape, bring)
 
     def counts(self) -> tuple[Tensor, Tensor]:
         """Count, in the last window, twins that terminated and steps with the mean parameters."""
