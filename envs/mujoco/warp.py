@@ -7,7 +7,8 @@ WARP_CACHE_PATH, or one in the home). Without a GPU it runs on the CPU, one core
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -74,6 +75,8 @@ class WarpVectorEnv(DeviceVectorEnv):
     """
 
     task_types: ClassVar[Mapping[str, Callable[..., Task]]] = MujocoVectorEnv.task_types
+    _action_scale: float = 1.0
+    """Factor between actions, which are paid for, and controls."""
 
     def __init__(
         self,
@@ -94,7 +97,8 @@ class WarpVectorEnv(DeviceVectorEnv):
         if rendering:
             raise ValueError(f"{env_id} was given {sorted(rendering)[0]}, but MuJoCo Warp does not draw; leave it out.")
         self.spec = gymnasium.spec(env_id)
-        self.max_episode_steps: int = max_episode_steps or self.spec.max_episode_steps or 1000
+        limit = max_episode_steps or getattr(self.task, "horizon", None)
+        self.max_episode_steps: int = limit or self.spec.max_episode_steps or 1000
         self.model = load_model(self.task.xml_file, self.task.solver)
         if self.model.opt.solver == mujoco.mjtSolver.mjSOL_PGS:
             raise ValueError(
@@ -106,7 +110,7 @@ class WarpVectorEnv(DeviceVectorEnv):
         device = torch.empty(0, device=device).device
         self._warp = warp.device_from_torch(device)
         with warp.ScopedDevice(self._warp):
-            self._model = mujoco_warp.put_model(self.model)
+            self._model = mujoco_warp.put_model(self.model, batch_sizes=dict.fromkeys(self._own_parameters(), num_envs))
             self._model.opt.warn_overflow = 0  # not on stdout: see heed
             self._data = mujoco_warp.make_data(self.model, num_envs, **self._room)
         self._period = self.model.opt.timestep * self.task.frame_skip
@@ -116,7 +120,7 @@ class WarpVectorEnv(DeviceVectorEnv):
 
         self._rest = there(self.model.qpos0, torch.float64), torch.zeros(self.model.nv, device=device)
         self._constants = constants(self.model, there)
-        self._state = SimpleNamespace(**{name: self._view(name) for name in self.task.fields()})
+        self._state = SimpleNamespace(**{name: self._view(name) for name in self.task.fields()} | self._told(there))
         self._qpos, self._qvel, self._qacc = (self._view(name) for name in ("qpos", "qvel", "qacc"))
         self._ctrl, self._overflow = self._view("ctrl"), self._view("overflow")
         self._substeps = Recorded(self._warp, self._step)
@@ -147,6 +151,14 @@ class WarpVectorEnv(DeviceVectorEnv):
     def _view(self, name: str) -> Tensor:
         """Give a field of all worlds, [N, ...], as a tensor on its memory."""
         return warp.to_torch(getattr(self._data, name))
+
+    def _own_parameters(self) -> tuple[str, ...]:
+        """Name the model's parameters of which each world has its own."""
+        return ()
+
+    def _told(self, there: Callable[[Any], Tensor]) -> dict[str, Tensor]:
+        """Give what tasks see beside the physics, [N, ...]; there: makes tensors on the device."""
+        return {}
 
     @property
     def dt(self) -> float:
@@ -204,7 +216,7 @@ class WarpVectorEnv(DeviceVectorEnv):
         return self._observation
 
     def advance(self, actions: Tensor) -> Transition:
-        self._ctrl.copy_(actions)
+        self._ctrl.copy_(actions * self._action_scale)
         self._substeps()
         state, model, velocity = self._state, self._constants, None
         observation = self.task.observe(xp, state, model)
@@ -300,26 +312,30 @@ class Recorded:
         self.calls, self.graph = 0, None
 
     def __call__(self) -> None:
-        if not self.device.is_cuda:
-            with warp.ScopedDevice(self.device):
-                self._run(None)
-            return
-        own, others = self.device.stream, warp.stream_from_torch(warp.device_to_torch(self.device))
-        own.wait_stream(others)
-        with warp.ScopedStream(own):
-            self._run(own)
-        others.wait_stream(own)
-
-    def _run(self, stream: warp.Stream | None) -> None:
-        self.calls += 1
-        if self.calls == 2 and can_record(self.device):  # by then all is compiled
-            with warp.ScopedCapture(self.device, stream=stream) as capture:
+        with in_order(self.device) as stream:
+            self.calls += 1
+            if self.calls == 2 and can_record(self.device):  # by then all is compiled
+                with warp.ScopedCapture(self.device, stream=stream) as capture:
+                    self.work()
+                self.graph = capture.graph
+            if self.graph is None:
                 self.work()
-            self.graph = capture.graph
-        if self.graph is None:
-            self.work()
-        else:
-            warp.capture_launch(self.graph, stream=stream)
+            else:
+                warp.capture_launch(self.graph, stream=stream)
+
+
+@contextmanager
+def in_order(device: warp.Device) -> Iterator[warp.Stream | None]:
+    """Have Warp's work within come after PyTorch's before it, and before PyTorch's after it; gives Warp's stream."""
+    if not device.is_cuda:
+        with warp.ScopedDevice(device):
+            yield None
+        return
+    own, others = device.stream, warp.stream_from_torch(warp.device_to_torch(device))
+    own.wait_stream(others)
+    with warp.ScopedStream(own):
+        yield own
+    others.wait_stream(own)
 
 
 def can_record(device: warp.Device) -> bool:

@@ -7,15 +7,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import mujoco
+import numpy as np
 import pytest
 import torch
 
-from agents import NPG
+from agents import NPG, Reptile
 from benchmarks.envs.warp_parity import compare
 from envs import make_vec
+from envs.mujoco.model import load_model
 
 pytest.importorskip("mujoco_warp")
+import warp
+
+from envs.mujoco.warp_families import DERIVED
+
 pytestmark = pytest.mark.slow
+RANDOM_BODIES = "families/HopperRandParams-v0"
 
 
 @pytest.fixture(name="where", scope="session")
@@ -27,7 +35,10 @@ def made(where: str, env_id: str = "Hopper-v5", num_envs: int = 3, **kwargs: Any
     return make_vec(env_id, num_envs, backend="warp", device=where, seed=0, **kwargs)
 
 
-@pytest.mark.parametrize(("env_id", "most"), [("Hopper-v5", 1e-4), ("InvertedPendulum-v5", 1e-5)])
+STEPS = {"Hopper-v5": 1e-4, "InvertedPendulum-v5": 1e-5, RANDOM_BODIES: 1e-4, "families/HalfCheetahVel-v0": 1e-3}
+
+
+@pytest.mark.parametrize(("env_id", "most"), STEPS.items())
 def test_a_step_is_mujocos_to_rounding(env_id: str, most: float, where: str) -> None:
     row = compare(env_id, 4, 30, where)
     assert row["reset"] < 1e-6
@@ -100,3 +111,52 @@ def test_what_is_no_task_of_mujocos_is_refused_in_words(where: str) -> None:
         made(where, "CartPole-v1")
     with pytest.raises(ValueError, match="was given width, but MuJoCo Warp does not draw"):
         made(where, width=10)
+
+
+def test_each_world_has_the_body_of_its_task_and_what_follows_from_it(where: str) -> None:
+    env, here = made(where, RANDOM_BODIES), make_vec(RANDOM_BODIES, 3, seed=0)
+    for tasks in (env.tasks, here.draw_tasks([7, 8, 9])):  # type: ignore[attr-defined]
+        env.set_tasks(tasks)
+        parameters = here.task.parameters(tasks, here.model)  # type: ignore[attr-defined]
+        for world in range(3):
+            model = load_model(here.task.xml_file)  # type: ignore[attr-defined]
+            for name, values in parameters.items():
+                getattr(model, name)[:] = values[world]
+            mujoco.mj_setConst(model, mujoco.MjData(model))
+            for name in (*parameters, *DERIVED):
+                expected = getattr(model, name)
+                found = warp.to_torch(getattr(env._model, name))[world].cpu().numpy().reshape(expected.shape)
+                np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_tasks_are_given_kept_and_refused_as_on_the_cpu(where: str) -> None:
+    env, here = made(where, "families/HalfCheetahVel-v0"), make_vec("families/HalfCheetahVel-v0", 3, seed=0)
+    assert np.array_equal(env.tasks, here.tasks)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"\[9.0\] is no task of families.*; give one number from 0 to 2"):
+        env.set_tasks([[9.0]], ids=[1])
+    env.set_tasks([[1.5]], ids=[1])
+    assert env.tasks[1] == 1.5
+    env.reset()
+    kept, actions = env.snapshot(), torch.zeros(3, 6)
+    before = env.step(actions)[1].clone()
+    env.set_tasks([[0.5]] * 3)
+    env.reset()
+    assert not torch.allclose(env.step(actions)[1], before)
+    env.restore(kept)
+    assert torch.equal(env.step(actions)[1], before)
+    assert env.tasks[1] == 1.5
+
+
+def test_it_is_learned_to_adapt_to_bodies(where: str) -> None:
+    env = made(where, RANDOM_BODIES, num_envs=8, horizon=8)
+    agent = Reptile("MlpPolicy", env, n_steps=8, meta_batch_size=2, net_arch=(4,), seed=0, device=where)
+    before = [x.detach().clone() for x in agent.policy.parameters()]
+    agent.learn(1)
+    assert not all(torch.equal(x, y) for x, y in zip(before, agent.policy.parameters(), strict=True))
+
+
+def test_what_families_cannot_do_there_is_refused_in_words(where: str) -> None:
+    with pytest.raises(ValueError, match="redraw is True, but tasks are drawn on the CPU"):
+        made(where, RANDOM_BODIES, redraw=True)
+    with pytest.raises(ValueError, match="backend 'warp' does not have 'families/Point-v0'"):
+        made(where, "families/Point-v0")
