@@ -19,6 +19,7 @@ from agents import noise
 from agents.devices import fetched, resolved, sent
 from agents.policy.base import named_as_in
 from agents.rollout.buffer import FieldSpec, Rollout, RunningEpisodes, check_numbers, numbers
+from agents.rollout.device_steps import DeviceSteps
 from envs.infos import row_of
 from envs.sb3 import LazyInfos
 from envs.vector import VectorEnv
@@ -78,6 +79,8 @@ class Collector:
         if vector.masked and vector.autoreset.name == "SAME_STEP" and "observations" in fields:
             fields = fields | {"final_observations": fields["observations"]}
         self.rollout = Rollout(n_steps, vector.num_envs, fields, vector.device, pin_memory=pin)
+        on_device = "final_observations" in fields
+        self.steps = DeviceSteps(vector, self.policy, self.rollout) if on_device else None
         self.observations: Tensor | None = None
         self.episodes = RunningEpisodes(vector.num_envs, vector.device)
         self.listener: BaseCallback | None = None
@@ -123,7 +126,7 @@ class Collector:
         T, N, seed = self.rollout.n_steps, self.vector.num_envs, self.agent.stream_seed  # type: ignore[attr-defined]
         # Callbacks, where there are any, see ordinary tensors.
         with single_thread(), torch.inference_mode(self.listener is None), torch.no_grad():
-            block = action_noise(self.policy, seed, counter, T, N, self.first, self.vector.device)
+            block = noise.action_noise(self.policy, seed, counter, T, N, self.first, self.vector.device)
             if self.vector.device.type != "cpu":
                 block = sent(block, self.vector.device)
             choose = self.policy.sampler() if sample is None else sample
@@ -132,6 +135,9 @@ class Collector:
                 actions = choose(observations, block[t])
                 return actions, self.policy.to_environment(actions)
 
+            if self.steps is not None and sample is None and self.listener is None:
+                complete = self._take(self.steps.fill(self.observations, block), True)
+                return self.rollout if self.device == self.rollout.device else self.rollout.to(self.device)
             on_step = None if self.listener is None else self._on_step
             on_end = self._on_end if self.vector.tells_of_episodes else None
             complete = self._take(*collect(self.vector, act, self.rollout, self.observations, on_step, on_end))
@@ -268,29 +274,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
-
-
-def action_noise(
-    policy: Any,
-    seed: int,
-    counter: int,
-    steps: int,
-    num_envs: int,
-    first: int = 0,
-    device: torch.device | None = None,
-) -> Tensor:
-    """Draw what a rollout's actions are sampled with, [steps, num_envs, *noise_shape].
-
-    Args:
-        policy: one whose actor samples.
-        seed: the run's.
-        counter: which of the run's rollouts this is.
-        first: number of the first environment among all of the run's, a multiple of `noise.SHARD`.
-        device: a GPU draws by itself; see `noise.normal`.
-    """
-    head = policy.head
-    draw = noise.normal if head.kind == "gaussian" else noise.uniform
-    return draw(seed, "action", counter, (steps, num_envs, *head.noise_shape), start=first, device=device)
 
 
 def collect(

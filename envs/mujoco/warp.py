@@ -147,6 +147,7 @@ class WarpVectorEnv(DeviceVectorEnv):
         self._lacking = torch.zeros_like(self._overflow)
         self._blown_up = torch.zeros((), dtype=torch.int64, device=device)
         self._known_blowups = 0
+        self._asks = device.type == "cpu"  # whether any episode begins, which on a GPU costs more than it saves
 
     def _view(self, name: str) -> Tensor:
         """Give a field of all worlds, [N, ...], as a tensor on its memory."""
@@ -185,11 +186,11 @@ class WarpVectorEnv(DeviceVectorEnv):
     def begin(self, mask: Tensor, seeds: Tensor | None = None) -> Tensor:
         if seeds is not None:
             new = mask & (seeds >= 0)
-            self._seed = torch.where(new, seeds, self._seed)
-            self._episode = torch.where(new, -1, self._episode)
-        if self.device.type == "cpu" and not mask.any():
-            return self._observation
-        self._episode = self._episode + mask
+            self._seed.copy_(torch.where(new, seeds, self._seed))
+            self._episode.masked_fill_(new, -1)
+        if self._asks and not mask.any():
+            return self._observation.clone()
+        self._episode += mask
         streams = RandomStreams(self._seed, self._episode.clamp(min=0), xp=xp)
         return self._begin_at(mask, *self.task.initial_state(xp, streams, *self._rest))
 
@@ -207,13 +208,14 @@ class WarpVectorEnv(DeviceVectorEnv):
         self._forward()
         if hasattr(self._state, "cfrc_ext"):
             self._state.cfrc_ext.masked_fill_(mask[:, None, None], 0.0)
-        observation = self.task.observe(xp, self._state, self._constants)
-        self._observation = torch.where(rows, observation, self._observation)
+        observation = torch.where(rows, self.task.observe(xp, self._state, self._constants), self._observation)
+        self._observation.copy_(observation)
         position = self.task.position(xp, self._state, self._constants)
         if position is not None and self._position is not None:
-            self._position = torch.where(rows.view(-1, *(1,) * (position.ndim - 1)), position, self._position)
-        self._elapsed = self._elapsed.masked_fill(mask, 0)
-        return self._observation
+            rows = rows.view(-1, *(1,) * (position.ndim - 1))
+            self._position.copy_(torch.where(rows, position, self._position))
+        self._elapsed.masked_fill_(mask, 0)
+        return observation
 
     def advance(self, actions: Tensor) -> Transition:
         self._ctrl.copy_(actions * self._action_scale)
@@ -221,19 +223,21 @@ class WarpVectorEnv(DeviceVectorEnv):
         state, model, velocity = self._state, self._constants, None
         observation = self.task.observe(xp, state, model)
         position = self.task.position(xp, state, model)
-        if position is not None:
-            velocity, self._position = (position - self._position) / self._period, position
+        if position is not None and self._position is not None:
+            velocity = (position - self._position) / self._period
+            self._position.copy_(position)
         reward, terminated, _ = self.task.reward(xp, state, model, actions, velocity)
         # NaN compares as false. A simulation that diverged ends its episode where it last stood, without reward.
         moves = torch.cat((self._qpos, self._qvel, self._qacc), dim=1)
         diverged = ~(moves.abs() < LARGEST).all(dim=1)
         terminated = diverged if terminated is None else terminated | diverged
-        self._observation = torch.where(diverged[:, None], self._observation, observation)
+        observation = torch.where(diverged[:, None], self._observation, observation)
+        self._observation.copy_(observation)
         self._blown_up += (diverged & ~self.ended).sum()
         self._lacking |= self._overflow
-        self._elapsed = self._elapsed + 1
+        self._elapsed += 1
         truncated = self._elapsed >= self.max_episode_steps
-        return Transition(self._observation, reward.float().masked_fill(diverged, 0.0), terminated, truncated)
+        return Transition(observation, reward.float().masked_fill(diverged, 0.0), terminated, truncated)
 
     def set_state(self, qpos: Any, qvel: Any) -> Tensor:
         """Begin an episode of each world at a given state, qpos [N, nq] and qvel [N, nv]; gives observations [N, O]."""
@@ -285,11 +289,7 @@ class WarpVectorEnv(DeviceVectorEnv):
                 "many of the task and backend that it was taken from."
             )
         for name, value in kept.items():
-            value = value.index_copy(0, rows, snapshot[name].to(value))
-            if name in PHYSICS:
-                self._view(name).copy_(value)
-            else:
-                setattr(self, name, value)
+            value.index_copy_(0, rows, snapshot[name].to(value))
         return self._observation.index_select(0, rows)
 
     def render(self) -> Any:
@@ -312,6 +312,15 @@ class Recorded:
         self.calls, self.graph = 0, None
 
     def __call__(self) -> None:
+        if self.device.is_cuda and torch.cuda.is_current_stream_capturing():
+            stream = warp.stream_from_torch(torch.cuda.current_stream())
+            with warp.ScopedStream(stream, sync_enter=False):  # within a graph of PyTorch's
+                warp.capture_begin(stream=stream, external=True)
+                try:
+                    self.work()
+                finally:
+                    warp.capture_end(stream=stream)
+            return
         with in_order(self.device) as stream:
             self.calls += 1
             if self.calls == 2 and can_record(self.device):  # by then all is compiled

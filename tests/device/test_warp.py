@@ -11,6 +11,7 @@ import mujoco
 import numpy as np
 import pytest
 import torch
+from addresses import replays
 
 from agents import NPG, Reptile
 from benchmarks.envs.warp_parity import compare
@@ -160,3 +161,30 @@ def test_what_families_cannot_do_there_is_refused_in_words(where: str) -> None:
         made(where, RANDOM_BODIES, redraw=True)
     with pytest.raises(ValueError, match="backend 'warp' does not have 'families/Point-v0'"):
         made(where, "families/Point-v0")
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "Ant-v5", RANDOM_BODIES])
+def test_a_step_could_be_recorded(env_id: str, where: str) -> None:
+    limit = {"horizon": 3} if "families" in env_id else {"max_episode_steps": 3}
+    env = made(where, env_id, **limit)
+    env._asks = False  # as on a GPU
+    agent = NPG("MlpPolicy", env, n_steps=8, net_arch=(4,), seed=0, device=where)
+    agent.learn(48)
+    with torch.no_grad():
+        agent.collector.steps.t.zero_()  # type: ignore[union-attr]
+        assert replays(agent.collector.steps._step)  # type: ignore[union-attr]
+
+
+def test_physics_that_is_recorded_is_what_it_would_be(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    env, plain = made(where), made(where)
+    monkeypatch.setattr(plain._substeps, "calls", 9)  # too late to record
+    monkeypatch.setattr(plain._forward, "calls", 9)
+    for each in (env, plain):
+        each.reset(seed=1)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        actions = torch.rand(3, 3, generator=generator) * 2 - 1
+        for x, y in zip(env.step(actions)[:4], plain.step(actions)[:4], strict=True):
+            assert torch.equal(x.cpu(), y.cpu())
+    assert env._substeps.graph is not None
+    assert plain._substeps.graph is None
