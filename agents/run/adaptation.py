@@ -21,7 +21,6 @@ from agents import checkpoint, load
 from agents.adaptation.task_policies import InnerConfig, TaskPolicies
 from agents.base import Agent
 from agents.noise import action_noise
-from agents.noise import action_noise
 from agents.policy.actor_critic import ActorPolicy
 from agents.policy.networks import parameter_vector
 from agents.rollout.buffer import Rollout, buffer_fields

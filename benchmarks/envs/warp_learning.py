@@ -48,7 +48,9 @@ def main() -> None:
     parser.add_argument("--budget-minutes", type=float, default=30.0, help="after which no other run begins")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    kept = read(NAME) or {"runs": []}
+    kind = torch.device(arguments.device).type
+    place = NAME if kind == "cpu" else f"{NAME}_{kind}"
+    kept = read(place) or {"runs": []}
     keys = [
         as_json({"env": env, "algorithm": name, "backend": backend, "seed": arguments.first_seed + k, "steps": steps})
         | {"settings": settings_of(env, name)}
@@ -59,12 +61,12 @@ def main() -> None:
     ]
     for key in missing(kept["runs"], keys, arguments.budget_minutes):
         run = {**key, **context(), **installed("mujoco-warp", "warp-lang"), **train(key, arguments.device)}
-        keep(NAME, kept, run, key)
+        keep(place, kept, run, key)
         print(told(run), flush=True)
     for run in sorted(kept["runs"], key=lambda run: (run["env"], run["algorithm"], run["seed"], run["backend"])):
         print(told(run))
     if kept["runs"]:
-        print(plot(kept["runs"]))
+        print(plot(kept["runs"], place))
 
 
 def settings_of(env_id: str, name: str) -> dict[str, Any]:
@@ -120,7 +122,7 @@ def told(run: dict[str, Any]) -> str:
     return f"{who}  random {run['random']:.0f}  {curve}  ({run['steps_per_cpu_second']:,} steps/s)"
 
 
-def plot(runs: list[dict[str, Any]]) -> Any:
+def plot(runs: list[dict[str, Any]], place: str) -> Any:
     from matplotlib.ticker import EngFormatter
 
     shown = [key for key in RUNS if any((run["env"], run["algorithm"]) == key for run in runs)]
@@ -138,7 +140,7 @@ def plot(runs: list[dict[str, Any]]) -> Any:
     lines = [axes[0].plot([], [], color=COLORS[backend], label=name)[0] for backend, name in names.items()]
     lines += axes[0].plot([], [], color="#999999", linestyle=":", label="random actions")
     figure.legend(handles=lines, loc="outside upper center", ncols=3, frameon=False)
-    return save(figure, NAME)
+    return save(figure, place)
 
 
 if __name__ == "__main__":

@@ -113,11 +113,11 @@ def test_what_cannot_be_recorded_is_done_as_it_is_and_said_once() -> None:
 
 
 def test_off_a_gpu_nothing_is_recorded(device: str) -> None:
+    if device != sim.NAME:
+        pytest.skip("this is one")
     done: list[int] = []
-    tensor = torch.zeros(1, device=device)
-    if device == sim.NAME:
-        recorded = Recorded(lambda: done.append(1), lambda: [tensor])
-        for _ in range(EAGER + 3):
-            recorded()
-        assert recorded.graph is None
-        assert len(done) == EAGER + 3
+    recorded = Recorded(lambda: done.append(1), lambda: [torch.zeros(1, device=device)])
+    for _ in range(EAGER + 3):
+        recorded()
+    assert recorded.graph is None
+    assert len(done) == EAGER + 3

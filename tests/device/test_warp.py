@@ -5,6 +5,8 @@ Warp runs on its CPU device here, and on a GPU with --device cuda. tests/contrac
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import mujoco
@@ -14,6 +16,7 @@ import torch
 from addresses import replays
 
 from agents import NPG, Reptile
+from benchmarks.envs import gpu
 from benchmarks.envs.warp_parity import compare
 from envs import make_vec
 from envs.mujoco.model import load_model
@@ -188,3 +191,20 @@ def test_physics_that_is_recorded_is_what_it_would_be(where: str, monkeypatch: p
             assert torch.equal(x.cpu(), y.cpu())
     assert env._substeps.graph is not None
     assert plain._substeps.graph is None
+
+
+def test_the_benchmark_runs_from_physics_to_training(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {}
+    monkeypatch.setattr(gpu, "write", lambda name, results: kept.update({name: results}))
+    tiny = ["--device", where, "--worlds", "8", "--tasks", "InvertedPendulum-v5", "--seconds", "0.05"]
+    monkeypatch.setattr(sys, "argv", ["gpu", *tiny, "--trace", str(tmp_path / "npg.json")])
+    gpu.main()
+    (results,) = kept.values()
+    (row,) = results["rows"]
+    assert (row["env"], row["worlds"]) == ("InvertedPendulum-v5", 8)
+    assert all(row[name] > 0 for name in ("physics", "task", "policy", *gpu.AGENTS))
+    assert row["npg/physics"] == row["npg"] / row["physics"] < 1
+    assert (tmp_path / "npg.json").stat().st_size > 10_000
+    assert "InvertedPendulum-v5 8: physics" in capsys.readouterr().out
