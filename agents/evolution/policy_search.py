@@ -19,6 +19,7 @@ from agents.evolution.whitening import Products
 from agents.policy.base import Moments, flatten
 from agents.rollout.buffer import FieldSpec
 from agents.rollout.collector import Collector
+from agents.rollout.device_steps import DeviceSteps
 from envs.vector import SnapshotError, VectorEnv
 
 
@@ -110,6 +111,11 @@ class PolicySearch:
         self._theta = torch.zeros(n, parameters, device=vector.device)
         self._shift = torch.zeros(n, size, device=vector.device)
         self._scale = torch.ones(n, size, device=vector.device)
+        if vector.masked:  # all act always, by what stays where it is
+            choose = policy.particles(self._theta, self._shift, self._scale)
+            self.collector.steps = DeviceSteps(
+                vector, lambda observations, _: (choose(observations),) * 2, collector.rollout, lambda: [self._theta]
+            )
 
     @staticmethod
     def fields(observation_shape: tuple[int, ...], normalize: bool) -> dict[str, FieldSpec]:

@@ -80,7 +80,7 @@ class Collector:
             fields = fields | {"final_observations": fields["observations"]}
         self.rollout = Rollout(n_steps, vector.num_envs, fields, vector.device, pin_memory=pin)
         on_device = "final_observations" in fields
-        self.steps = DeviceSteps(vector, self.policy, self.rollout) if on_device else None
+        self.steps = DeviceSteps.of(vector, self.policy, self.rollout) if on_device else None
         self.observations: Tensor | None = None
         self.episodes = RunningEpisodes(vector.num_envs, vector.device)
         self.listener: BaseCallback | None = None
@@ -156,6 +156,8 @@ class Collector:
         on_end = self._on_end if self.vector.tells_of_episodes else None
         given = self.vector, act, self.rollout, self.observations, ids, on_step
         with single_thread(), torch.inference_mode(self.listener is None), torch.no_grad():
+            if self.steps is not None and self.listener is None:
+                return self._take(self.steps.fill(self.observations, ids=ids), True)
             return self._take(*(collect_masked(*given) if self.vector.masked else collect_some(*given, on_end)))
 
     def leave(self, error: BaseException) -> None:

@@ -16,6 +16,10 @@ EAGER = 2
 """Turns before work is recorded: by then all is compiled and allocated."""
 
 
+Act = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+"""Observations [N, *O] and noise, if any, to actions as the rollout keeps them and as the environment takes them."""
+
+
 class DeviceSteps:
     """Fills rollouts by steps that read and write tensors of fixed addresses alone, and ask the device for nothing.
 
@@ -23,32 +27,64 @@ class DeviceSteps:
     the same function runs as it is.
 
     Args:
-        env: whose tensors live on a device, in SAME_STEP mode.
-        policy: acts there.
+        env: its tensors live on a device.
+        act: chooses actions there.
         rollout: lives there too.
+        read: lists tensors that act reads and that may come to lie elsewhere.
     """
 
-    def __init__(self, env: VectorEnv, policy: Any, rollout: Rollout) -> None:
-        self.env, self.policy, self.rollout = env, policy, rollout
+    def __init__(self, env: VectorEnv, act: Act, rollout: Rollout, read: Callable[[], list[Tensor]]) -> None:
+        self.env, self.act, self.rollout, self.read = env, act, rollout, read
         self.t = torch.zeros(1, dtype=torch.int64, device=env.device)
-        self.observations = self.noise = torch.empty(0, device=env.device)
+        self.observations = torch.empty(0, device=env.device)
+        self.noise: Tensor | None = None
+        self.going: Tensor | None = None
         self.step = Recorded(self._step, self._read)
 
-    def fill(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Make T steps from observations [N, *O] with noise [T, N, ...]; gives the observations to go on from."""
+    @classmethod
+    def of(cls, env: VectorEnv, policy: Any, rollout: Rollout) -> DeviceSteps:
+        """Make those of a policy that samples."""
+
+        def act(observations: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+            actions = policy.sampler()(observations, noise)
+            return actions, policy.to_environment(actions)
+
+        def read() -> list[Tensor]:
+            held = [x for module in policy.modules() for x in vars(module).values() if isinstance(x, Tensor)]
+            return [*policy.parameters(), *policy.buffers(), *held]
+
+        return cls(env, act, rollout, read)
+
+    def fill(self, observations: Tensor, noise: Tensor | None = None, ids: Tensor | None = None) -> Tensor:
+        """Make T steps of all environments; gives the observations to go on from.
+
+        Args:
+            observations: [N, *O], current in the environments.
+            noise: [T, N, ...], of actions.
+            ids: of environments that stand still once they have ended, those that go on, int64 [k].
+        """
         self.rollout.clear()
-        self.observations, self.noise = held(self.observations, observations), held(self.noise, noise)
+        self.observations = held(self.observations, observations)
+        if noise is not None:
+            self.noise = held(self.noise, noise)
+        if ids is not None:
+            going = torch.zeros(self.env.num_envs, dtype=torch.bool, device=self.env.device).index_fill_(0, ids, True)
+            self.going = held(self.going, going)
         self.t.zero_()
         for _ in range(self.rollout.n_steps):
             self.step()
         return self.observations
 
     def _step(self) -> None:
-        actions = self.policy.sampler()(self.observations, self.noise.index_select(0, self.t)[0])
+        noise, going = self.noise, self.going
+        actions, taken = self.act(self.observations, None if noise is None else noise.index_select(0, self.t)[0])
         self._keep(observations=self.observations, actions=actions)
-        found = self.env.step(self.policy.to_environment(actions))
-        observations, rewards, terminated, truncated, info = found
+        observations, rewards, terminated, truncated, info = self.env.step(taken)
         self._keep(rewards=rewards, terminated=terminated, truncated=truncated, final_observations=info["final_obs"])
+        if going is not None:
+            self._keep(stepped=going)
+            observations = torch.where(going.view(-1, *(1,) * (observations.ndim - 1)), observations, self.observations)
+            going &= ~(terminated | truncated)
         self.observations.copy_(observations)
         self.t += 1
 
@@ -59,9 +95,8 @@ class DeviceSteps:
             field.index_copy_(0, self.t, values[name].to(field.dtype).view(1, *field.shape[1:]))
 
     def _read(self) -> list[Tensor]:
-        """List what a step reads and others may have put elsewhere."""
-        buffers = (x for module in self.policy.modules() for x in vars(module).values() if isinstance(x, Tensor))
-        return [self.observations, self.noise, *self.policy.parameters(), *self.policy.buffers(), *buffers]
+        own = (self.observations, self.noise, self.going)
+        return [x for x in own if x is not None] + self.read()
 
 
 class Recorded:
@@ -103,9 +138,9 @@ class Recorded:
         return graph
 
 
-def held(where: Tensor, value: Tensor) -> Tensor:
+def held(where: Tensor | None, value: Tensor) -> Tensor:
     """Copy a value to where earlier ones of its shape were, or to a new place."""
-    if (where.shape, where.dtype) != (value.shape, value.dtype):
+    if where is None or (where.shape, where.dtype) != (value.shape, value.dtype):
         with torch.inference_mode(False):
             where = torch.empty_like(value)
     return where.copy_(value)

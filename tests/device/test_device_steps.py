@@ -13,7 +13,7 @@ from addresses import replays
 from gymnasium import spaces
 from torch import Tensor
 
-from agents import NPG, PPO
+from agents import NPG, PES, PPO
 from agents.rollout.device_steps import EAGER, Recorded, held
 from envs.device import DeviceVectorEnv, Transition
 
@@ -21,9 +21,9 @@ from envs.device import DeviceVectorEnv, Transition
 class Walk(DeviceVectorEnv):
     """Points that their actions move; an episode ends far off, or after three steps."""
 
-    def __init__(self, num_envs: int, device: str) -> None:
+    def __init__(self, num_envs: int, device: str, autoreset: Any = "same_step") -> None:
         box = spaces.Box(-np.inf, np.inf, (2,)), spaces.Box(-1, 1, (2,))
-        super().__init__(num_envs, *box, device=device)
+        super().__init__(num_envs, *box, device=device, autoreset=autoreset)
         self.position = torch.zeros(num_envs, 2, device=device)
         self.elapsed = torch.zeros(num_envs, dtype=torch.int64, device=device)
 
@@ -47,17 +47,19 @@ class Rebinding(Walk):
         return super().advance(torch.zeros_like(actions))
 
 
+OWN: dict[Any, dict[str, Any]] = {NPG: {}, PPO: {"batch_size": 8}, PES: {"horizon": 16}}
+
+
 def agent_on(env: Any, device: str, kind: Any = NPG) -> Any:
-    batch = {"batch_size": 8} if kind is PPO else {}
-    agent = kind("MlpPolicy", env, n_steps=8, net_arch=(4,), seed=0, device=device, **batch)
+    agent = kind("MlpPolicy", env, n_steps=8, net_arch=(4,), seed=0, device=device, **OWN[kind])
     return agent.learn(2 * agent.steps_per_iteration)
 
 
-@pytest.mark.parametrize("kind", [NPG, PPO])
+@pytest.mark.parametrize("kind", OWN)
 @pytest.mark.parametrize("where", ["cpu", "device"])
 def test_a_step_reads_the_same_memory_each_time(kind: Any, where: str, device: str) -> None:
     place = "cpu" if where == "cpu" else device
-    agent = agent_on(Walk(3, place), place, kind)
+    agent = agent_on(Walk(4, place, kind.autoreset), place, kind)
     steps = agent.collector.steps
     with torch.no_grad():
         steps.t.zero_()

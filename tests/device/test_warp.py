@@ -73,7 +73,7 @@ def test_too_little_room_is_said_with_what_to_give(where: str) -> None:
     env = made(where, njmax=1, nconmax=24)
     agent = NPG("MlpPolicy", env, n_steps=64, net_arch=(4,), seed=0, device=where)
     with pytest.raises(RuntimeError, match=r"no room for all rows of constraints of a world \(njmax is 1\).*njmax=2"):
-        agent.learn(10**6)
+        agent.learn(10_000)
 
 
 def test_a_simulation_that_diverges_ends_where_it_stood_and_is_counted(where: str) -> None:
