@@ -86,10 +86,9 @@ def match_kl(kl_at: Callable[[Tensor], Tensor], quadratic: Tensor, target: float
     Args:
         kl_at: takes the step β and measures its mean KL divergence, both float64 of shape ().
     """
-    quadratic = quadratic.double()
-    first = beta = (2 * target / quadratic).sqrt()
-    none, far = torch.zeros_like(beta), torch.full_like(beta, math.inf)
-    done, taken, kl, short, long, kl_short = ~((quadratic > 0) & quadratic.isfinite()), none, far, none, far, none
+    first = beta = (2 * target / quadratic.double()).sqrt()
+    none, far, done = torch.zeros_like(beta), torch.full_like(beta, math.inf), torch.zeros_like(beta, dtype=torch.bool)
+    taken, kl, short, long, kl_short = none, far, none, far, none
     for _ in range(TRIES):
         last, found = (taken, kl), kl_at(beta)
         taken, kl = torch.where(done, taken, beta), torch.where(done, kl, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 import sim_device as sim
 import torch
+from addresses import place as place_of
 from addresses import replays
 from gymnasium import spaces
 from torch import Tensor
 
 from agents import NPG, PES, PPO
-from agents.rollout.device_steps import EAGER, Recorded, held
+from agents.rollout.buffer import FieldSpec, Rollout
+from agents.rollout.device_steps import EAGER, DeviceSteps, Recorded, held
 from envs.device import DeviceVectorEnv, Transition
 
 
@@ -64,10 +67,10 @@ def test_a_step_reads_the_same_memory_each_time(kind: Any, where: str, device: s
     with torch.no_grad():
         steps.t.zero_()
         assert replays(steps._step)
-    read = [x.data_ptr() for x in steps._read()]
+    read = [place_of(x) for x in steps._read()]
     agent.learn(agent.steps_per_iteration, reset_num_timesteps=False)
     if place != "cpu":
-        assert [x.data_ptr() for x in steps._read()] == read  # neither training nor a new rollout makes it stale
+        assert [place_of(x) for x in steps._read()] == read  # neither training nor a new rollout makes it stale
 
 
 def test_what_comes_to_lie_elsewhere_is_noticed() -> None:
@@ -110,7 +113,9 @@ def test_what_cannot_be_recorded_is_done_as_it_is_and_said_once() -> None:
         recorded()
     with pytest.warns(UserWarning, match="steps are launched kernel by kernel"):
         recorded()
-    recorded()  # warnings are errors here: it is said once
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recorded()  # it is said once
     assert len(done) == EAGER + 2
 
 
@@ -119,7 +124,25 @@ def test_off_a_gpu_nothing_is_recorded(device: str) -> None:
         pytest.skip("this is one")
     done: list[int] = []
     recorded = Recorded(lambda: done.append(1), lambda: [torch.zeros(1, device=device)])
-    for _ in range(EAGER + 3):
-        recorded()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(EAGER + 3):
+            recorded()
     assert recorded.graph is None
     assert len(done) == EAGER + 3
+
+
+def test_what_has_ended_stands_still_as_far_as_one_sees(device: str) -> None:
+    env = Walk(3, device, "disabled")
+    observations, _ = env.reset()
+    fields = {"rewards": FieldSpec(), **{name: FieldSpec(dtype=torch.bool) for name in ("terminated", "stepped")}}
+    rollout = Rollout(5, 3, fields, device)
+    actions = torch.tensor([[0.3, 0.0], [0.0, 0.0], [0.0, 0.0]], device=device)
+    steps = DeviceSteps(env, lambda _, noise: (actions, actions), rollout, lambda: [])
+    last = steps.fill(observations, ids=torch.tensor([0, 1], device=device))
+    found = {name: sim.to_host(rollout[name]).cpu() for name in fields}
+    assert found["stepped"].int().tolist() == [[1, 1, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]]
+    assert found["terminated"].int().tolist() == [[0, 0, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
+    assert ((found["rewards"] != 0) == found["stepped"])[:, :2].all()
+    torch.testing.assert_close(sim.to_host(last).cpu(), torch.tensor([[1.1, 0.5], [0.5, 0.5], [0.5, 0.5]]))
+    assert sim.to_host(env.position).cpu()[0, 0] > 1.5  # where it is by now
