@@ -7,8 +7,7 @@ WARP_CACHE_PATH, or one in the home). Without a GPU it runs on the CPU, one core
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -27,8 +26,9 @@ from envs.device import ROOM, DeviceVectorEnv, Transition
 from envs.mujoco.arguments import check_arguments
 from envs.mujoco.batch import MujocoVectorEnv, make_task
 from envs.mujoco.model import constants, load_model
-from envs.mujoco.tasks import RandomStreams, Task
+from envs.mujoco.tasks import Task
 from envs.mujoco.warp_contacts import mend
+from envs.mujoco.warp_streams import WarpStreams, in_order
 from envs.vector import Ids, SnapshotError
 
 # Else it greets, and names each kernel that it loads.
@@ -191,7 +191,7 @@ class WarpVectorEnv(DeviceVectorEnv):
         if self._asks and not mask.any():
             return self._observation.clone()
         self._episode += mask
-        streams = RandomStreams(self._seed, self._episode.clamp(min=0), xp=xp)
+        streams = WarpStreams(self._warp, self._seed, self._episode.clamp(min=0))
         return self._begin_at(mask, *self.task.initial_state(xp, streams, *self._rest))
 
     def _begin_at(self, mask: Tensor, qpos: Tensor, qvel: Tensor) -> Tensor:
@@ -312,39 +312,16 @@ class Recorded:
         self.calls, self.graph = 0, None
 
     def __call__(self) -> None:
-        if self.device.is_cuda and torch.cuda.is_current_stream_capturing():
-            stream = warp.stream_from_torch(torch.cuda.current_stream())
-            with warp.ScopedStream(stream, sync_enter=False):  # within a graph of PyTorch's
-                warp.capture_begin(stream=stream, external=True)
-                try:
-                    self.work()
-                finally:
-                    warp.capture_end(stream=stream)
-            return
-        with in_order(self.device) as stream:
-            self.calls += 1
-            if self.calls == 2 and can_record(self.device):  # by then all is compiled
+        with in_order(self.device) as (stream, recording):
+            self.calls += not recording
+            if self.calls == 2 and not recording and can_record(self.device):  # by then all is compiled
                 with warp.ScopedCapture(self.device, stream=stream) as capture:
                     self.work()
                 self.graph = capture.graph
-            if self.graph is None:
+            if self.graph is None or recording:
                 self.work()
             else:
                 warp.capture_launch(self.graph, stream=stream)
-
-
-@contextmanager
-def in_order(device: warp.Device) -> Iterator[warp.Stream | None]:
-    """Have Warp's work within come after PyTorch's before it, and before PyTorch's after it; gives Warp's stream."""
-    if not device.is_cuda:
-        with warp.ScopedDevice(device):
-            yield None
-        return
-    own, others = device.stream, warp.stream_from_torch(warp.device_to_torch(device))
-    own.wait_stream(others)
-    with warp.ScopedStream(own):
-        yield own
-    others.wait_stream(own)
 
 
 def can_record(device: warp.Device) -> bool:

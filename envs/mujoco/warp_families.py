@@ -12,7 +12,8 @@ from torch import Tensor
 
 from envs.mujoco.families import FAMILIES, Point
 from envs.mujoco.family_env import FamilyTasks
-from envs.mujoco.warp import WarpVectorEnv, in_order
+from envs.mujoco.warp import WarpVectorEnv
+from envs.mujoco.warp_streams import in_order
 from envs.vector import Ids
 
 DERIVED = ("body_subtreemass", "body_invweight0", "dof_invweight0", "actuator_acc0")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import array_api_compat.torch
 import mujoco
 import numpy as np
 import pytest
@@ -20,11 +21,13 @@ from benchmarks.envs import gpu
 from benchmarks.envs.warp_parity import compare
 from envs import make_vec
 from envs.mujoco.model import load_model
+from envs.mujoco.tasks import RandomStreams
 
 pytest.importorskip("mujoco_warp")
 import warp
 
 from envs.mujoco.warp_families import DERIVED
+from envs.mujoco.warp_streams import WarpStreams
 
 pytestmark = pytest.mark.slow
 RANDOM_BODIES = "families/HopperRandParams-v0"
@@ -211,3 +214,15 @@ def test_the_benchmark_runs_from_physics_to_training(
     assert row["npg/physics"] == row["npg"] / row["physics"] < 1
     assert (tmp_path / "npg.json").stat().st_size > 10_000
     assert "InvertedPendulum-v5 8: physics" in capsys.readouterr().out
+
+
+def test_episodes_begin_by_the_numbers_of_the_cpu(where: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    seed = torch.randint(2**62, (5,), generator=generator)
+    episode = torch.tensor([0, 1, 2, 1000, 2**40])
+    expected = RandomStreams(seed, episode, xp=array_api_compat.torch)
+    found = WarpStreams(warp.device_from_torch(torch.device(where)), seed.to(where), episode.to(where))
+    for draw in (lambda x: x.uniform(0.0, 1.0, 3), lambda x: x.uniform(-2.0, 5.0, 4), lambda x: x.normal(3)):
+        x, y = draw(expected), draw(found).cpu()
+        assert x.shape == y.shape
+        torch.testing.assert_close(x, y, rtol=0 if where == "cpu" else 1e-12, atol=0 if where == "cpu" else 1e-12)
