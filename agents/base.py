@@ -38,8 +38,8 @@ from agents.rollout.collector import Collector, single_thread
 from agents.rollout.spread import Spread, SpreadCollector
 from agents.saving import Begun, Saved
 from envs import make_vec
-from envs.sb3 import SB3View, as_vector
-from envs.vector import VectorEnv, check_spaces
+from envs.sb3 import SB3View, as_vector, view_of
+from envs.vector import VectorEnv
 
 
 class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
@@ -103,15 +103,8 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
     ) -> None:
         policy_class = known_policy(type(self).__name__, self.policy_aliases, self.policy_base, policy)
         hyperparameters = {name: x for name, x in hyperparameters.items() if (name, x) not in OFF_IN_SB3}
-        self.schedules: dict[str, Schedule] = {
-            name: x for name, x in hyperparameters.items() if name in self.Config.scheduled() and callable(x)
-        }
+        self.schedules, hyperparameters = self.Config.without_schedules(hyperparameters)
         """Hyperparameters that change while training goes on, by name."""
-        for name, schedule in self.schedules.items():
-            if (first := schedule(1.0)) > 0:
-                hyperparameters[name] = first
-            else:  # one that warms up begins at 0, where the setting itself may not be
-                del hyperparameters[name]
         policy_kwargs, own = checked_kwargs(self.Config, policy_class, dict(policy_kwargs or {}))
         if seed is not None and not (isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32):
             raise ValueError(f"seed is {seed!r}; give an integer of at least 0, and below 2**32, or None.")
@@ -381,34 +374,21 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
     def train(self, batch: Any) -> None:
         """Update once from what `collect` gave; a stop_reason, a sentence, ends training after it."""
 
-    def record(
-        self, metrics: dict[str, Any], asked: Mapping[str, Any] | None = None, *, final: bool = False
-    ) -> dict[str, Any]:
-        """Log what an update did, name by name, under train/ unless a name has a group of its own.
-
-        Numbers that are tensors, of shape (), come to the host here, together.
-
-        Args:
-            metrics: what is logged.
-            asked: what is not.
-            final: whether nothing changes the policy after this in its update. If it acts elsewhere, it comes along.
-
-        Returns:
-            All numbers.
+    def record(self, metrics: dict[str, Any], asked: Any = None, *, final: bool = False) -> dict[str, Any]:
+        """Log an update's numbers by name, under train/ unless a name has a group of its own; give all, with those that
+        are only asked for. Tensors, of shape (), come to the host here, together, and if nothing changes the policy
+        after this in its update (final), the policy comes along to where it acts.
         """
-        given = {**metrics, **(asked or {})}
+        given, numbers = metrics | (asked or {}), {}
         tensors = {name: value.detach().double() for name, value in given.items() if isinstance(value, Tensor)}
-        if self.device.type == "cpu":
-            numbers = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True)) if tensors else {}
-        elif tensors or final:
-            tensors = {name: sent(x, self.device) for name, x in tensors.items()}
-            found = self.collector.bring(tensors | self.failures.asks(self.policy), final)
-            numbers = {name: value.item() for name, value in found.items()}
+        if self.device.type != "cpu" and (tensors or final):
+            tensors = {name: sent(x, self.device) for name, x in tensors.items()} | self.failures.asks(self.policy)
+            numbers = {name: x.item() for name, x in self.collector.bring(tensors, final).items()}
             self.failures.norm = numbers.pop("norm_of_parameters")
-        else:
-            numbers = {}
+        elif tensors:
+            numbers = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
         for name in metrics:
-            self.logger.record(name if "/" in name else f"train/{name}", numbers.get(name, metrics[name]))
+            self.logger.record(name if "/" in name else f"train/{name}", (given | numbers)[name])
         return given | numbers
 
     def _record(self, marks: tuple[Any, ...] = ()) -> None:
@@ -419,7 +399,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
             self.logger.record("rollout/ep_len_mean", float(np.mean([episode["l"] for episode in episodes])))
         if self.ep_success_buffer:
             self.logger.record("rollout/success_rate", float(np.mean(self.ep_success_buffer)))
-        self.logger.record("rollout/diverged_simulations", self.env.vector.blowups)
+        self.logger.record("rollout/simulations_diverged", self.env.vector.blowups)
         elapsed = max((time.time_ns() - self.start_time) * 1e-9, 1e-9)
         self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
         self.logger.record("time/iterations", self.iteration)
@@ -466,18 +446,6 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         if isinstance(env, str):
             env = make_vec(env, config.num_envs, autoreset=cls.autoreset)
         copies = 1 if cls.autoreset is AutoresetMode.SAME_STEP else config.num_envs
-        view = env if isinstance(env, SB3View) else SB3View(as_vector(env, cls.autoreset, copies))
-        vector: VectorEnv = view.vector
-        if wanted is not None and vector.num_envs != wanted:
-            raise ValueError(
-                f"num_envs is {wanted} but env holds {vector.num_envs}; leave num_envs out where you give an "
-                "environment."
-            )
-        if vector.autoreset is not cls.autoreset:
-            mine, theirs = (mode.name.lower() for mode in (cls.autoreset, vector.autoreset))
-            raise ValueError(
-                f"env has autoreset {theirs!r}; {cls.__name__} trains with make_vec(..., autoreset={mine!r})."
-            )
-        check_spaces(vector.single_observation_space, vector.single_action_space)
-        Head.of(vector.single_action_space)
+        view = view_of(env, cls.autoreset, copies, wanted, cls.__name__)
+        Head.of(view.action_space)
         return view

@@ -127,6 +127,14 @@ class CommonConfig:
             name for name, parts in kinds.items() if any(SCHEDULED in getattr(x, "__metadata__", ()) for x in parts)
         ]
 
+    @classmethod
+    def without_schedules(cls, values: Mapping[str, Any]) -> tuple[dict[str, Schedule], dict[str, Any]]:
+        """Take the schedules out of values; give them, and values with what each begins at in its place."""
+        schedules = {name: x for name, x in values.items() if name in cls.scheduled() and callable(x)}
+        first = {name: schedule(1.0) for name, schedule in schedules.items()}
+        # One that warms up begins at 0, where the setting itself may not be.
+        return schedules, {name: first.get(name, x) for name, x in values.items() if first.get(name, 1.0) > 0}
+
     def at(self, schedules: Mapping[str, Schedule], remaining: float) -> Self:
         """Give these with the values that schedules have when a share of training remains, which is cut to [0, 1]."""
         share, now = min(max(remaining, 0.0), 1.0), copy.copy(self)

@@ -130,13 +130,13 @@ class PES(Agent):
         if self.policy.normalize_observations:
             self._observe()
         deaths, with_mean_parameters = self.task.counts()
-        asked = {"finite": finite, "norm": norm, "signal_to_noise": found.signal_to_noise}
-        asked |= {"deaths": deaths, "with_mean_parameters": with_mean_parameters}
+        asked = {"finite": finite, "norm": norm, "deaths": deaths, "with_mean_parameters": with_mean_parameters}
+        asked, metrics = asked | {"signal_to_noise": found.signal_to_noise}, found.metrics()
         numbers = self.record({}, asked, final=not self.config.trials)
         if not numbers["finite"]:
             raise FloatingPointError(NOT_FINITE)
         self.steps_with_mean_parameters += int(numbers["with_mean_parameters"])
-        metrics = found.metrics() | {
+        metrics |= {
             "train/gradient_signal_to_noise": numbers["signal_to_noise"],
             "train/gradient_norm": numbers["norm"],
             "search/twin_deaths": int(numbers["deaths"]),

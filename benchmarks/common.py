@@ -27,14 +27,15 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 CODE = ("agents", "envs", ":(glob)benchmarks/**/*.py")
 """What a result depends on, as git names it."""
-RETIRED: dict[str, Any] = {
+SILENT: dict[str, Any] = {
     "fisher_rate": 0.1,
     "fisher_rows": 64,
     "fisher_first_order": False,
     "rbf_bandwidth": None,
+    "advantages_after_fit": False,
 }
-"""Hyperparameters that were once asked for -> the value at which training then did what it does now. Kept runs name
-them still."""
+"""Hyperparameters that some kept runs name and others do not, since the code then or now has no such option -> the
+value at which training does what it does without them."""
 
 
 def context() -> dict[str, Any]:
@@ -74,7 +75,7 @@ def write(name: str, results: dict[str, Any]) -> Path:
 
 def is_same(run: dict[str, Any], key: dict[str, Any], versions: bool = True) -> bool:
     """Tell whether a kept run answers the key, with the packages that are installed now."""
-    same = all(without_retired(run[name]) == without_retired(value) for name, value in key.items())
+    same = all(without_silent(run[name]) == without_silent(value) for name, value in key.items())
     return same and (not versions or run["versions"] == current_versions())
 
 
@@ -155,11 +156,11 @@ def save(figure: Figure, name: str) -> Path:
     return path
 
 
-def without_retired(value: Any) -> Any:
-    """Leave out hyperparameters of now gone options that stand at the value which is what training does now."""
+def without_silent(value: Any) -> Any:
+    """Leave out hyperparameters that stand at the value at which they do nothing; see SILENT."""
     if not isinstance(value, dict):
         return value
-    return {name: entry for name, entry in value.items() if name not in RETIRED or entry != RETIRED[name]}
+    return {name: entry for name, entry in value.items() if name not in SILENT or entry != SILENT[name]}
 
 
 def _command() -> str:

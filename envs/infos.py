@@ -119,3 +119,10 @@ def row_of(info: dict[str, Any], i: int) -> dict[str, Any]:
         else:
             row[key] = value[i]
     return row
+
+
+def plain(value: Any) -> Any:
+    """Give NumPy's numbers and arrays in a value as Python's: they are logged and saved."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value

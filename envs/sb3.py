@@ -18,7 +18,7 @@ from torch import Tensor
 
 from envs.gymnasium_backend import call_each, gym_vector
 from envs.infos import row_of
-from envs.vector import EpisodeStatistics, Ids, Seeds, SnapshotError, VectorEnv, blame, each_value
+from envs.vector import EpisodeStatistics, Ids, Seeds, SnapshotError, VectorEnv, blame, check_spaces, each_value
 
 
 class SB3View(VecEnv):
@@ -201,6 +201,29 @@ def as_vector(env: Any, autoreset: AutoresetMode = AutoresetMode.SAME_STEP, copi
         f"env is a {type(env).__name__}; give a gymnasium.Env, a gymnasium.vector.VectorEnv, "
         "a Stable-Baselines3 VecEnv or what envs.make_vec returns."
     )
+
+
+def view_of(env: Any, autoreset: AutoresetMode, copies: int, wanted: int | None, trainer: str) -> SB3View:
+    """View any kind of environment as a trainer, named in refusals, works on it.
+
+    Args:
+        wanted: how many there have to be, or None.
+        Others: as of `as_vector`.
+
+    Raises:
+        TypeError, ValueError: as of `as_vector`; or their number or autoreset is another.
+    """
+    view = env if isinstance(env, SB3View) else SB3View(as_vector(env, autoreset, copies))
+    vector: VectorEnv = view.vector
+    if wanted is not None and vector.num_envs != wanted:
+        raise ValueError(
+            f"num_envs is {wanted} but env holds {vector.num_envs}; leave num_envs out where you give an environment."
+        )
+    if vector.autoreset is not autoreset:
+        mine, theirs = (mode.name.lower() for mode in (autoreset, vector.autoreset))
+        raise ValueError(f"env has autoreset {theirs!r}; {trainer} trains with make_vec(..., autoreset={mine!r}).")
+    check_spaces(vector.single_observation_space, vector.single_action_space)
+    return view
 
 
 def _singles(env: Any) -> list[gymnasium.Env]:

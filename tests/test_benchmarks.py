@@ -51,7 +51,7 @@ def test_kept_configurations_name_options_of_now_and_retired_ones(name: str, pla
     runs = [run for run in common.read(name)["runs"] if run.get("side", "ours, preset") == "ours, preset"]
     assert runs
     named = {option for run in runs for option in run[place]}
-    assert named - common.RETIRED.keys() <= set(REGISTRY[algorithm].Config.names())
+    assert named - common.SILENT.keys() <= set(REGISTRY[algorithm].Config.names())
 
 
 def test_each_stage_of_an_iteration_times_functions_that_exist() -> None:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -20,7 +19,7 @@ from agents.devices import fetched, resolved, sent
 from agents.policy.base import named_as_in
 from agents.rollout.buffer import FieldSpec, Rollout, RunningEpisodes, check_numbers, numbers
 from agents.rollout.device_steps import DeviceSteps
-from envs.infos import row_of
+from envs.infos import plain, row_of
 from envs.sb3 import LazyInfos
 from envs.vector import VectorEnv
 
@@ -230,7 +229,7 @@ class Collector:
         info = info.get("final_info", info)
         own = {key: info[key] for name in ("episode", "is_success") for key in (name, f"_{name}") if key in info}
         rows = (row_of(own, i) for i in ended.nonzero()[:, 0].tolist())
-        self._told += [{key: _plain(value) for key, value in row.items()} for row in rows]
+        self._told += [{key: plain(value) for key, value in row.items()} for row in rows]
 
     def _on_step(self, step: Step) -> bool:
         """Count a step and show it to the callbacks; False if one asks to stop."""
@@ -269,13 +268,6 @@ class Collector:
             }
         )
         return listener.on_step()
-
-
-def _plain(value: Any) -> Any:
-    """Give NumPy's numbers and arrays in a value as Python's: they are logged and saved."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
 
 
 def collect(

@@ -1,9 +1,9 @@
 """Returns of train.py as a user runs it: final deterministic policies over seeds, with seconds and memory.
 
 Each run is `python train.py npg --env ID --steps N --seed S`, with --defaults also `--preset none`; its final
-evaluation (32 episodes) is what counts. Finished runs are kept in results/natural/returns.json by task, settings,
-steps, seed and versions, and are not repeated, so that a table grows over several calls; the figure is drawn from all
-that are kept.
+evaluation (32 episodes) is what counts. --runs keeps the runs' folders. Finished runs are kept in
+results/natural/returns.json by task, settings, steps, seed and versions, and are not repeated, so that a table grows
+over several calls; the figure is drawn from all that are kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from agents import REGISTRY
-from benchmarks.common import ROOT, as_json, context, is_same, keep, panels, read, save
+from benchmarks.common import ROOT, as_json, context, is_same, keep, panels, read, save, without_silent
 
 NAME = "natural/returns"
 MEMORY_SECONDS = 1.0
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=10, help="seeds below 10 chose the presets")
     parser.add_argument("--defaults", action="store_true", help="without presets")
+    parser.add_argument("--runs", type=Path, help="folder in which to keep what train.py wrote, as TASK/SEED")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
     parser.add_argument("--budget-minutes", type=float, default=30.0)
     arguments = parser.parse_args()
@@ -57,7 +58,7 @@ def main() -> None:
     threads = max(1, len(os.sched_getaffinity(0)) // arguments.jobs)
 
     def work(key: dict[str, Any]) -> dict[str, Any] | None:
-        return None if time.monotonic() > deadline else {**key, **context(), **train(key, threads)}
+        return None if time.monotonic() > deadline else {**key, **context(), **train(key, threads, arguments.runs)}
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         futures = {pool.submit(work, key): key for key in missing}
@@ -75,13 +76,13 @@ def main() -> None:
     plot(by_task(kept["runs"]))
 
 
-def train(key: dict[str, Any], threads: int) -> dict[str, Any]:
+def train(key: dict[str, Any], threads: int, runs: Path | None = None) -> dict[str, Any]:
     """Run train.py once: its final evaluation, curve, seconds and resident memory over time, in MiB.
 
     threads are those of the physics; they change the seconds only.
     """
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
+        run = (runs or Path(folder)).absolute() / key["env"] / str(key["seed"])
         options = ["--env", key["env"], "--steps", str(key["steps"]), "--seed", str(key["seed"])]
         options += ["--env-kwargs", f"num_threads={threads}", "--run-dir", str(run), "--quiet"]
         if key["settings"] == as_json(dataclasses.asdict(REGISTRY[key["algorithm"]].Config())):
@@ -125,7 +126,8 @@ def resident(pid: int) -> float:
 def by_task(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     tasks: dict[str, list[dict[str, Any]]] = {}
     for run in sorted(runs, key=lambda run: run["seed"]):
-        same = run["settings"] == as_json(dataclasses.asdict(REGISTRY[run["algorithm"]].Config()))
+        defaults = as_json(dataclasses.asdict(REGISTRY[run["algorithm"]].Config()))
+        same = without_silent(run["settings"]) == without_silent(defaults)
         name = f"{run['algorithm']} on {run['env']}, {'defaults' if same else 'preset'}, {run['steps']:,} steps"
         tasks.setdefault(name, []).append(run)
     return tasks

@@ -36,7 +36,7 @@ import torch
 
 from agents import NPG
 from agents.run.evaluation import evaluate
-from benchmarks.common import RESULTS, ROOT, as_json, code_version, context, panels, save, without_retired
+from benchmarks.common import RESULTS, ROOT, as_json, code_version, context, panels, save, without_silent
 from envs import make_vec
 
 NAME = "natural/search"
@@ -280,7 +280,7 @@ def read_lines() -> list[Line]:
     for text in LINES.read_text().splitlines() if LINES.is_file() else ():
         with contextlib.suppress(json.JSONDecodeError):
             line = json.loads(text)
-            found.append(line | {"settings": defaults | without_retired(line["settings"])})
+            found.append(line | {"settings": defaults | without_silent(line["settings"])})
     return found
 
 
