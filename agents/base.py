@@ -375,10 +375,9 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
         """Update once from what `collect` gave; a stop_reason, a sentence, ends training after it."""
 
     def record(self, metrics: dict[str, Any], asked: Any = None, *, final: bool = False) -> dict[str, Any]:
-        """Log an update's numbers by name, under train/ unless a name has a group of its own; give all, with those that
-        are only asked for. Tensors, of shape (), come to the host here, together, and if nothing changes the policy
-        after this in its update (final), the policy comes along to where it acts.
-        """
+        """Log an update's numbers by name, under train/ unless a name has a group of its own; give all, with those only
+        asked for. Tensors, of shape (), come to the host here, together, and a policy that is final for its update, to
+        where it acts."""
         given, numbers = metrics | (asked or {}), {}
         tensors = {name: value.detach().double() for name, value in given.items() if isinstance(value, Tensor)}
         if self.device.type != "cpu" and (tensors or final):
