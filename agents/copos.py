@@ -290,8 +290,10 @@ class Dual:
         ends = math.log(SHORTEST), math.log(FARTHEST) if self.equality else RANGE
         tolerance = 1e-12 if self.exact else KL_TOLERANCE / 2
         logarithm, _ = secant(excess, 0.0, -2.0, ends, tolerance)
-        while self.equality and logarithm > ends[1] - 0.1:
+        if self.equality and logarithm > ends[1] - 0.1:
             self.b /= 2
+            while excess(ends[1] - 0.1) > tolerance:
+                self.b /= 2
             logarithm, _ = secant(excess, 0.0, -2.0, ends, tolerance)
         return self.floor + size * math.exp(logarithm)
 
