@@ -27,7 +27,7 @@ from torch import Tensor
 from agents import checkpoint, noise
 from agents.checkpoint import with_prefix
 from agents.config import CommonConfig, Schedule, as_attribute, preset_values
-from agents.devices import Instant
+from agents.devices import Instant, sent
 from agents.failures import Failures
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.base import named_as_in, refuse_frozen, warn_of_units
@@ -348,6 +348,7 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
                     refuse_frozen(self.policy)
                 with self.failures.undone(self):
                     self.train(batch)
+                    self.collector.settle()
                 if self.collector.policy is not self.policy:
                     self.collector.follow(self.policy)
                 self.iteration, self.counter = self.iteration + 1, self.counter + 1
@@ -373,19 +374,21 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
     def train(self, batch: Any) -> None:
         """Update once from what `collect` gave; a stop_reason, a sentence, ends training after it."""
 
-    def record(self, metrics: dict[str, Any]) -> dict[str, float]:
-        """Log what an update did, name by name, under train/ unless a name has a group of its own.
-
-        Numbers that are tensors, of shape (), come to the host here, together. Gives all numbers.
-        """
-        tensors = {name: value.detach().double() for name, value in metrics.items() if isinstance(value, Tensor)}
-        if tensors and self.device.type != "cpu":
-            tensors |= self.failures.asks(self.policy)
-        numbers = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True)) if tensors else {}
-        self.failures.norm = numbers.pop("norm_of_parameters", self.failures.norm)
-        for name, value in (found := metrics | numbers).items():
-            self.logger.record(name if "/" in name else f"train/{name}", value)
-        return found
+    def record(self, metrics: dict[str, Any], asked: Any = None, *, final: bool = False) -> dict[str, Any]:
+        """Log an update's numbers by name, under train/ unless a name has a group of its own; give all, with those only
+        asked for. Tensors, of shape (), come to the host here, together, and a policy that is final for its update, to
+        where it acts."""
+        given, numbers = metrics | (asked or {}), {}
+        tensors = {name: value.detach().double() for name, value in given.items() if isinstance(value, Tensor)}
+        if self.device.type != "cpu" and (tensors or final):
+            tensors = {name: sent(x, self.device) for name, x in tensors.items()} | self.failures.asks(self.policy)
+            numbers = {name: x.item() for name, x in self.collector.bring(tensors, final).items()}
+            self.failures.norm = numbers.pop("norm_of_parameters")
+        elif tensors:
+            numbers = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
+        for name in metrics:
+            self.logger.record(name if "/" in name else f"train/{name}", (given | numbers)[name])
+        return given | numbers
 
     def _record(self, marks: tuple[Any, ...] = ()) -> None:
         """Log how far training is, and the seconds between the marks of an iteration."""

@@ -141,7 +141,7 @@ class COPOS(Agent):
         }
         metrics = dict(zip(values, torch.stack([x.double() for x in values.values()]).tolist(), strict=True))
 
-        self.stop_reason = self.rejections.count(1 / eta, step, line_search=False)
+        self.stop_reason = self.rejections.count(1 / eta, eta == math.inf and step.solution.status == "zero_rhs")
         metrics |= {"entropy_bound": bound, "entropy_schedule": scheduled, "rejected_updates": self.rejections.updates}
         self.record(metrics | ({"eta": eta, "omega": omega} if eta < math.inf else {}))
         policy.update_normalizer(observations)

@@ -7,6 +7,7 @@ rollout's numbers, and for an update's, together.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,17 +26,17 @@ def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     return held.to(device, non_blocking=True)
 
 
-def fetched(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def fetched(tensors: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
     """Bring tensors of one device to the host in one copy, which waits for the device."""
     if all(tensor.device.type == "cpu" for tensor in tensors.values()):
         return dict(tensors)
-    of_dtype: dict[torch.dtype, list[str]] = {}
+    of_dtype: dict[torch.dtype, list[Any]] = {}
     for name in sorted(tensors, key=lambda name: -tensors[name].element_size()):
         of_dtype.setdefault(tensors[name].dtype, []).append(name)
     # As bytes, the widest numbers first, so that each lies where its type may.
     flat = [torch.cat([tensors[name].detach().flatten() for name in names]) for names in of_dtype.values()]
     host = torch.cat([part.view(torch.uint8) for part in flat]).cpu()
-    found: dict[str, Tensor] = {}
+    found: dict[Any, Tensor] = {}
     for names, part in zip(of_dtype.values(), host.split([part.nbytes for part in flat]), strict=True):
         values = part.view(tensors[names[0]].dtype).split([tensors[name].numel() for name in names])
         found |= {name: value.view(tensors[name].shape) for name, value in zip(names, values, strict=True)}

@@ -44,9 +44,15 @@ class Failures:
             if not math.isfinite(norm):
                 raise FloatingPointError("Parameters are not finite; lower the learning rates or the rewards.")
             self.in_a_row = 0
-        except FloatingPointError as error:
+        except Exception as error:
+            # Or a rollout, which is known on the host only now, was none to learn from.
+            if not (failed := isinstance(error, FloatingPointError)) and agent.collector.observations is not None:
+                raise
+            agent.collector.brought = {}
             for now, then in zip((*policy.parameters(), *policy.buffers()), before, strict=True):
                 now.data.copy_(then)
+            if not failed:
+                raise
             self.updates, self.in_a_row = self.updates + 1, self.in_a_row + 1
             agent.record({"failed_updates": self.updates})
             if self.in_a_row >= MOST:

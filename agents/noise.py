@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,6 +97,29 @@ def uniform(
     if device is not None and device.type == "cuda":
         return drawn_there(torch.rand, (seed, purpose, iteration, start // SHARD), shape, dtype, device)
     return _draw(np.random.Generator.random, seed, purpose, iteration, shape, dtype, start)
+
+
+def action_noise(
+    policy: Any,
+    seed: int,
+    counter: int,
+    steps: int,
+    num_envs: int,
+    first: int = 0,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Draw what a rollout's actions are sampled with, [steps, num_envs, *noise_shape].
+
+    Args:
+        policy: one whose actor samples.
+        seed: the run's.
+        counter: which of the run's rollouts this is.
+        first: number of the first environment among all of the run's, a multiple of `SHARD`.
+        device: a GPU draws by itself; see `normal`.
+    """
+    head = policy.head
+    draw = normal if head.kind == "gaussian" else uniform
+    return draw(seed, "action", counter, (steps, num_envs, *head.noise_shape), start=first, device=device)
 
 
 def drawn_there(

@@ -89,24 +89,29 @@ class NPG(Agent):
         Psi, old = scores(policy.actor, s, a)  # Ψ = ∇ log π(a|s), [n, p]
         step = self.curvature.direction(Psi, A, rows)  # (Ψᵀ Ψ / n + λ I) w = Ψᵀ A / n
 
-        line, beta = Line(policy.actor, step.direction, old, s, c.log_std_min), 0.0
-        ahead = s.device.type != "cpu" and not c.line_search
-        quadratic = line.foresee(step.quadratic, target) if ahead else step.quadratic.item()
-        if 0 < quadratic < math.inf:
+        line = Line(policy.actor, step.direction, old, s, c.log_std_min)
+        beta: float | torch.Tensor = 0.0
+        unread = s.device.type != "cpu" and not c.line_search
+        quadratic = math.nan if unread else step.quadratic.item()
+        if unread:
+            beta = line.match(step.quadratic, target)
+        elif 0 < quadratic < math.inf:
             first = step_size(quadratic, target)
             if c.line_search:  # Schulman et al. 2015, appendix C
                 gain = lambda: (torch.expm1(line.new.log_prob(a) - Psi.values) * A).mean().item()  # noqa: E731
                 beta, _ = line_search(lambda beta: (line.kl(beta), gain()), first, target)
             else:
                 beta, _ = match_kl(line.kl, first, target)  # mean KL(old || new) = target_kl
-        if beta == 0:
+        if not unread and beta == 0:
             line.back()
-        self.stop_reason = self.rejections.count(beta, step, c.line_search)
         damping = None if self.counter % DETAILS_EVERY else c.cg_damping
         metrics = report_step(line, beta, step, Psi, a, A, explained, damping)
 
         policy.update_normalizer(observations)
-        self.record(metrics | {"rejected_updates": self.rejections.updates, "rejected_steps": self.rejections.steps})
+        told = self.record(metrics, {"beta": beta}, final=True)
+        searched = c.line_search and 0 < quadratic < math.inf
+        self.stop_reason = self.rejections.count(told["beta"], told["gradient_norm"] == 0, searched)
+        self.record({"rejected_updates": self.rejections.updates, "rejected_steps": self.rejections.steps})
 
     @property
     def target_kl(self) -> float:

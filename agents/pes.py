@@ -16,7 +16,7 @@ from agents import noise
 from agents.base import Agent
 from agents.checkpoint import with_prefix
 from agents.config import at_least, between
-from agents.devices import fetched, sent
+from agents.devices import sent
 from agents.evolution.engine import Estimate, Particles
 from agents.evolution.policies import DeterministicLinear, DeterministicMlp, DeterministicPolicy
 from agents.evolution.policy_search import PolicySearch, SearchConfig, StopAsked
@@ -33,6 +33,7 @@ from agents.saving import Stateful, load_parts, tensors_of
 from envs.sb3 import SB3View
 from envs.vector import VectorEnv
 
+NOT_FINITE = "the search direction is not finite; no step was made. Give a smaller sigma."
 ONLY_TENSORBOARD = ("stdout", "log", "json", "csv")
 
 
@@ -119,29 +120,29 @@ class PES(Agent):
         u, pairs = self._utilities(found.scores)
         u = sent(u, self.collector.vector.device)
         g = 2 * self.sigma * self.particles.weighted(u).sum(0) / pairs  # weighted: ξ (u⁺ - u⁻) / 2
-        deaths, with_mean_parameters = self.task.counts()
-        numbers = fetched(
-            {
-                "finite": g.isfinite().all(),
-                "norm": g.norm(),
-                "signal_to_noise": found.signal_to_noise,
-                "deaths": deaths,
-                "with_mean_parameters": with_mean_parameters,
-            }
-        )
-        metrics = found.metrics() | {
-            "train/gradient_signal_to_noise": numbers["signal_to_noise"].item(),
-            "train/gradient_norm": numbers["norm"].item(),
-            "search/twin_deaths": int(numbers["deaths"]),
-        }
-        if not numbers["finite"]:
-            raise FloatingPointError("the search direction is not finite; no step was made. Give a smaller sigma.")
+        finite, norm = g.isfinite().all(), g.norm()
+        if g.device.type != "cpu":  # which is asked below
+            g = torch.where(finite, g, 0.0)
+        elif not finite:
+            raise FloatingPointError(NOT_FINITE)
         alpha = self._scheduled(self.current.learning_rate, self.config.learning_rate_end)
         self._ascend(sent(g, self.device), alpha)
-        self.steps_with_mean_parameters += int(numbers["with_mean_parameters"])
-        self._record_window(metrics | {"train/learning_rate": alpha})
         if self.policy.normalize_observations:
             self._observe()
+        deaths, with_mean_parameters = self.task.counts()
+        asked = {"finite": finite, "norm": norm, "deaths": deaths, "with_mean_parameters": with_mean_parameters}
+        asked, metrics = asked | {"signal_to_noise": found.signal_to_noise}, found.metrics()
+        numbers = self.record({}, asked, final=not self.config.trials)
+        if not numbers["finite"]:
+            raise FloatingPointError(NOT_FINITE)
+        self.steps_with_mean_parameters += int(numbers["with_mean_parameters"])
+        metrics |= {
+            "train/gradient_signal_to_noise": numbers["signal_to_noise"],
+            "train/gradient_norm": numbers["norm"],
+            "search/twin_deaths": int(numbers["deaths"]),
+            "train/learning_rate": alpha,
+        }
+        self._record_window(metrics)
         if self.config.trials:
             self._compare(found.scores)
 

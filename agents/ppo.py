@@ -119,7 +119,7 @@ class PPO(Agent):
         if norms:
             metrics["gradient_norm"] = torch.stack(norms).amax()
         policy.update_normalizer(observations)
-        check_norm(self.record(metrics).get("gradient_norm", 0.0))
+        check_norm(self.record(metrics, final=True).get("gradient_norm", 0.0))
 
     def _minibatches(self, rollout: Minibatch) -> Iterator[Minibatch]:
         """Go n_epochs times through all n samples, in a new order each time."""

@@ -103,15 +103,16 @@ def _on_warp(
     try:
         from envs.device import ROOM
         from envs.mujoco.warp import WarpVectorEnv
+        from envs.mujoco.warp_families import WarpFamilyEnv
     except ImportError as error:
         raise ValueError(
             f"backend is 'warp', which needs MuJoCo Warp ({error}); install it: pip install 'geodesic-rl[warp]'"
         ) from error
-    if not isinstance(env_id, str) or env_id not in WarpVectorEnv.task_types:
-        known = ", ".join(sorted(WarpVectorEnv.task_types))
-        raise ValueError(f"backend 'warp' does not have {env_id!r}; it has {known}.")
+    kinds = {name: kind for kind in (WarpVectorEnv, WarpFamilyEnv) for name in kind.task_types}
+    if not isinstance(env_id, str) or env_id not in kinds:
+        raise ValueError(f"backend 'warp' does not have {env_id!r}; it has {', '.join(sorted(kinds))}.")
     try:
-        env = WarpVectorEnv(env_id, num_envs, **options, **kwargs)
+        env = kinds[env_id](env_id, num_envs, **options, **kwargs)
     except TypeError as error:
         raise _not_made(env_id, kwargs, error) from error
     return env, {name: value for name, value in kwargs.items() if name not in ROOM}

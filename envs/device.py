@@ -31,8 +31,9 @@ class Transition(NamedTuple):
 class DeviceVectorEnv(VectorEnv):
     """Environments on a device, of which all N are stepped always: who takes part is said by masks, not by indices.
 
-    No result's shape depends on data, and no number comes to the host. Tensors may keep their addresses from call to
-    call, so that a step can be recorded as a graph. A subclass has the physics: `begin` and `advance`.
+    No result's shape depends on data, and no number comes to the host. A subclass has the physics: `begin` and
+    `advance`. What it keeps from step to step it changes in place, so that a step can be recorded as a graph; what it
+    gives are tensors of their own.
 
     Differs from other environments: `step` takes no ids. Its info always holds "final_obs" [N, *O], what the step led
     to, and "_final_obs" [N], which environments ended. Under DISABLED, those that have ended go on unseen: they have
@@ -76,7 +77,7 @@ class DeviceVectorEnv(VectorEnv):
         if seed is not None:
             seeds = torch.zeros_like(self.ended, dtype=torch.int64).index_copy_(0, rows, self._seeds(seed, rows))
         observations = self.begin(mask, seeds)
-        self.ended = self.ended & ~mask
+        self.ended &= ~mask
         return (observations if ids is None else observations.index_select(0, rows)), {}
 
     def step(self, actions: Any, ids: Ids = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
@@ -93,7 +94,7 @@ class DeviceVectorEnv(VectorEnv):
         if self.autoreset is AutoresetMode.SAME_STEP:
             observations = self.begin(ended)
         else:
-            self.ended = self.ended | ended
+            self.ended |= ended
         return observations, rewards, terminated, truncated, {"final_obs": led_to, "_final_obs": ended}
 
     def _rows_of(self, ids: Ids) -> Tensor:

@@ -302,6 +302,7 @@ def estimate(
     sigma: float,
     particles: Particles,
     shape: Shape | None = None,
+    bring: Callable[[dict[str, Tensor]], dict[str, Tensor]] = fetched,
 ) -> tuple[Estimate, Particles]:
     """Unroll every pair by one window and estimate the gradient of the score at theta.
 
@@ -314,6 +315,7 @@ def estimate(
         particles: from `start` or the last window.
         shape: a linear map S of new perturbations, standard normal rows [n, P]: ε = σ S z, and ξ sums S z / σ up. An
             estimate is then one of S Sᵀ times the gradient; None is the identity.
+        bring: brings what the host goes by from a device.
 
     Returns:
         The estimate, and the particles to go on with.
@@ -353,7 +355,7 @@ def estimate(
     # What the host goes by, in one copy.
     steps = (state["steps"] - before["steps"]).view(-1, width).sum(1)
     host = {"scores": scores[:, :2].flatten(), "xi_norm": xi.norm(dim=1), "steps": steps}
-    host = fetched(host | {"ended": ended.view(-1, width)})
+    host = bring(host | {"ended": ended.view(-1, width)})
     ended = host.pop("ended")
     result = Estimate(
         sums=torch.stack([shard.sum(0) for shard in estimates.split(noise.SHARD)]),

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from agents import noise
 from agents.config import CommonConfig, at_least
-from agents.devices import sent
+from agents.devices import fetched, sent
 from agents.evolution.engine import Estimate, Particles, Scheme, estimate, start
 from agents.evolution.unroll import ParticleState
 from agents.evolution.whitening import Products
 from agents.policy.base import Moments, flatten
 from agents.rollout.buffer import FieldSpec
 from agents.rollout.collector import Collector
+from agents.rollout.device_steps import DeviceSteps
 from envs.vector import SnapshotError, VectorEnv
 
 
@@ -110,6 +111,11 @@ class PolicySearch:
         self._theta = torch.zeros(n, parameters, device=vector.device)
         self._shift = torch.zeros(n, size, device=vector.device)
         self._scale = torch.ones(n, size, device=vector.device)
+        if vector.masked:  # all act always, by what stays where it is
+            choose = policy.particles(self._theta, self._shift, self._scale)
+            self.collector.steps = DeviceSteps(
+                vector, lambda observations, _: (choose(observations),) * 2, collector.rollout, lambda: [self._theta]
+            )
 
     @staticmethod
     def fields(observation_shape: tuple[int, ...], normalize: bool) -> dict[str, FieldSpec]:
@@ -133,7 +139,8 @@ class PolicySearch:
         """Unroll the particles by one window; see `engine.estimate`. M [O, O] shapes perturbations, or None."""
         policy = self.collector.policy
         shape = None if M is None else partial(policy.whitened, M=sent(M, theta.device))
-        return estimate(self, self.scheme, theta, sigma, particles, shape)
+        bring = fetched if theta.device.type == "cpu" else self.collector.bring
+        return estimate(self, self.scheme, theta, sigma, particles, shape, bring)
 
     def counts(self) -> tuple[Tensor, Tensor]:
         """Count, in the last window, twins that terminated and steps with the mean parameters."""

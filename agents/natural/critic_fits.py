@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ from agents.config import AgentConfig, above, at_least
 from agents.devices import sent
 from agents.natural.curvature import CurvatureConfig, Precondition, cholesky, conjugate_gradient, damped
 from agents.natural.scores import capture
-from agents.natural.solution import STATUSES, Status
+from agents.natural.solution import Solution, Status
 from agents.optim.registry import OptimizerState, make_optimizer
 from agents.policy.networks import Critic, assign_parameters, output_layer, parameter_vector
 
@@ -61,16 +61,34 @@ class CriticFitConfig(CurvatureConfig, AgentConfig):
 
 @dataclass(frozen=True)
 class FitStatistics:
-    """What a fit of a critic did."""
+    """What a fit of a critic did; on a device that stays there until somebody asks."""
 
-    iterations: int
-    """Conjugate-gradient iterations, all steps together; or an optimizer's steps."""
-    residual: float = 0.0
-    """The last solve's relative residual."""
-    status: Status = "converged"
-    """The last solve's status."""
-    step: float = 1.0
-    """The share of the last step that was taken: 1, or less where the loss would have risen; 0 if given up."""
+    solutions: Sequence[Solution] = ()
+    """Of linear equations, one for each step."""
+    share: float | Tensor = 1.0
+    """The share of the last step that was taken."""
+    steps: int = 0
+    """Of an optimizer."""
+
+    @property
+    def iterations(self) -> int:
+        """Count conjugate-gradient iterations, all steps together; or an optimizer's steps."""
+        return self.steps + sum(solution.iterations for solution in self.solutions)
+
+    @property
+    def residual(self) -> float:
+        """Give the last solve's relative residual."""
+        return self.solutions[-1].residual if self.solutions else 0.0
+
+    @property
+    def status(self) -> Status:
+        """Give the last solve's status."""
+        return self.solutions[-1].status if self.solutions else "converged"
+
+    @property
+    def step(self) -> float:
+        """Give the share of the last step that was taken: 1, or less where the loss would have risen; 0: given up."""
+        return float(self.share)
 
 
 class CriticFit(ABC):
@@ -128,47 +146,36 @@ class GaussNewton(CriticFit):
             raise ValueError(f"damping is {self.damping}; give 0 or more.")
 
     @torch.no_grad()
-    def fit(
-        self, critic: Critic, s: Tensor, z: Tensor, rows: Tensor | None = None, whole: bool = True
-    ) -> FitStatistics:
-        # A device is asked once, at the end, whether whole steps raised no loss; else all is done again, step by step.
-        whole = whole and s.device.type != "cpu"
-        before, iterations, told = parameter_vector(critic.network) if whole else None, 0, []
+    def fit(self, critic: Critic, s: Tensor, z: Tensor, rows: Tensor | None = None) -> FitStatistics:
+        solutions: list[Solution] = []
         for _ in range(self.steps):
             jacobian = capture(critic.network, lambda: critic.normalized(s))
             error = z - jacobian.values
             curvature = jacobian if rows is None else jacobian.of(rows)
             shift = self.damping * curvature.trace() / curvature.p
-            solution = conjugate_gradient(
-                damped(curvature, shift),
-                jacobian.gradient(error),
-                max_iterations=self.cg_iterations,
-                tolerance=self.cg_tolerance,
-                preconditioner=None if self.precondition is None else self.precondition(curvature, shift),
+            solutions.append(
+                conjugate_gradient(
+                    damped(curvature, shift),
+                    jacobian.gradient(error),
+                    max_iterations=self.cg_iterations,
+                    tolerance=self.cg_tolerance,
+                    preconditioner=None if self.precondition is None else self.precondition(curvature, shift),
+                )
             )
-            # The longest of the steps 1, 1/2, 1/4, ... that does not raise the loss.
-            origin, loss, step = parameter_vector(critic.network), error.square().mean(), 1.0
-            if whole:
-                assign_parameters(critic.network, origin + solution.direction)
+            # The longest of the steps 1, 1/2, 1/4, ... that does not raise the loss. A device tries all unasked.
+            origin, direction, loss = parameter_vector(critic.network), solutions[-1].direction, error.square().mean()
+            taken: float | Tensor = torch.zeros((), device=s.device)
+            for step in (0.5**k for k in range(HALVINGS + 1)):
+                assign_parameters(critic.network, origin + step * direction)
                 fine = (critic.normalized(s) - z).square().mean() <= loss
-                told.append(torch.cat((solution.numbers, fine[None])))  # type: ignore[attr-defined]
-                continue
-            iterations += solution.iterations
-            for _ in range(HALVINGS + 1):
-                assign_parameters(critic.network, origin + step * solution.direction)
-                if (critic.normalized(s) - z).square().mean() <= loss:
+                if s.device.type != "cpu":
+                    taken = torch.where((taken == 0) & fine, step, taken)
+                elif fine:
+                    taken = step
                     break
-                step /= 2
-            else:
-                assign_parameters(critic.network, origin)
-                step = 0.0
-        if before is None:
-            return FitStatistics(iterations, solution.residual, solution.status, step)
-        made, residuals, places, kept = torch.stack(told).T.tolist()
-        if all(kept):
-            return FitStatistics(int(sum(made)), residuals[-1], STATUSES[int(places[-1])])
-        assign_parameters(critic.network, before)
-        return self.fit(critic, s, z, rows, whole=False)
+            if isinstance(taken, Tensor):  # a direction that is not finite has no part in it
+                assign_parameters(critic.network, torch.where(taken > 0, origin + taken * direction, origin))
+        return FitStatistics(solutions, taken)
 
 
 @dataclass(frozen=True)
@@ -204,7 +211,7 @@ class Ridge(CriticFit):
         if usable:
             output.weight.copy_(solution.direction[None])
             output.bias.copy_(mean - center @ solution.direction)
-        return FitStatistics(1, solution.residual, solution.status, float(usable))
+        return FitStatistics([solution], float(usable))
 
 
 class Descent(CriticFit):
@@ -236,7 +243,7 @@ class Descent(CriticFit):
             self.optimizer.step()
             steps += 1
         self.updates += 1
-        return FitStatistics(steps)
+        return FitStatistics(steps=steps)
 
     def _minibatches(self, n: int) -> Iterator[Tensor]:
         for epoch in range(self.epochs):

@@ -16,6 +16,13 @@ from agents.natural.solution import STATUSES, Unread
 
 CONVERGED, MAX_ITERATIONS, INDEFINITE, NON_FINITE, ZERO_RHS = map(float, range(len(STATUSES)))
 
+KL_TOLERANCE = 0.05
+"""Relative error of an update's KL that is left as it is."""
+MOST_GROWTH = 16.0
+"""Longest step, in units of the one that the quadratic model gives."""
+TRIES = 4
+"""Steps that are tried for a KL, without looking: two are what is needed as a rule, and three now and then."""
+
 Product = Callable[[Tensor], Tensor]
 
 
@@ -71,6 +78,34 @@ def conjugate_gradient(
     residual = torch.where(finite, torch.where(zero, 0.0, (rest.double() / size.double()).sqrt()), math.nan)
     x = torch.where(finite & zero, 0.0, x)
     return Unread(x, torch.stack((made, residual, torch.where(goes, end.double(), status))))
+
+
+def match_kl(kl_at: Callable[[Tensor], Tensor], quadratic: Tensor, target: float) -> Tensor:
+    """Do as `agents.natural.step.match_kl` from the step of wᵀ F w, but with `TRIES` steps at most; gives β, or 0.
+
+    Args:
+        kl_at: takes the step β and measures its mean KL divergence, both float64 of shape ().
+    """
+    first = beta = (2 * target / quadratic.double()).sqrt()
+    none, far, done = torch.zeros_like(beta), torch.full_like(beta, math.inf), torch.zeros_like(beta, dtype=torch.bool)
+    taken, kl, short, long, kl_short = none, far, none, far, none
+    for _ in range(TRIES):
+        last, found = (taken, kl), kl_at(beta)
+        taken, kl = torch.where(done, taken, beta), torch.where(done, kl, found)
+        done = done | ((kl / target - 1).abs() <= KL_TOLERANCE)
+        exponent = ((kl / last[1]).log() / (taken / last[0]).log()).clamp(1.0, 4.0)  # KL ∝ β^power
+        power = torch.where((last[1] > 0) & last[1].isfinite(), exponent, 2.0)
+        otherwise = torch.where(kl <= 0, 2.0, 0.5)
+        factor = torch.where((kl > 0) & kl.isfinite(), ((target / kl) ** (1 / power)).clamp(max=2.0), otherwise)
+        beta, below = torch.minimum(taken * factor, MOST_GROWTH * first), kl < target
+        kl_short = torch.where(below & (taken > short), kl, kl_short)
+        short, long = torch.where(below, short.maximum(taken), short), torch.where(below, long, long.minimum(taken))
+        outside = ~((short < beta) & (beta < long)) & (short > 0) & long.isfinite()
+        beta = torch.where(outside, (short * long).sqrt(), beta)
+        done = done | (beta == taken)
+    near = kl <= 2 * target
+    taken, kl = torch.where(near, taken, short), torch.where(near, kl, kl_short)
+    return torch.where(kl > 0, taken, 0.0)
 
 
 def checked(x: Tensor, matvec: Product, b: Tensor, tolerance: float, definite: Tensor | bool) -> Unread:

@@ -12,20 +12,18 @@ import torch
 from torch import Tensor
 
 from agents.config import CommonConfig, above, at_least
+from agents.natural import masked
 from agents.natural.curvature import NaturalGradient
 from agents.natural.kronecker import effective_dimension
+from agents.natural.masked import KL_TOLERANCE, MOST_GROWTH
 from agents.natural.scores import FactoredScores, Scores
 from agents.natural.solution import Unread
 from agents.policy.networks import Actor, assign_parameters, parameter_vector
 
-KL_TOLERANCE = 0.05
-"""Relative error of an update's KL that is left as it is."""
 MAX_CORRECTIONS = 4
 """How often a step is corrected to the true KL where it is within a factor of 2 of it by then."""
 MOST_CORRECTIONS = 12
 """How often it is where it is farther off."""
-MOST_GROWTH = 16.0
-"""Longest step, in units of the one that the quadratic model gives."""
 BACKTRACKS = 10
 """Steps that a line search tries."""
 SHRINKING = 0.8
@@ -71,8 +69,6 @@ class Line:
     def __init__(self, actor: Actor, direction: Tensor, old: Any, s: Tensor, log_std_min: float | None = None) -> None:
         self.actor, self.direction, self.old, self.new, self.s = actor, direction, old, old, s
         self.log_std_min = log_std_min
-        self.foreseen: list[tuple[float, float]] = []
-        """Steps and their KL divergences that are known already."""
 
     @cached_property
     def theta(self) -> Tensor:
@@ -86,20 +82,13 @@ class Line:
             self.actor.log_std.bias.clamp_(min=self.actor.log_unit + self.log_std_min)
         self.new = self.actor(self.s)
         mean = self.old.kl(self.new).mean()
-        if isinstance(beta, Tensor):
-            return mean.double()
-        return next((kl for known, kl in self.foreseen if math.isclose(known, beta, rel_tol=1e-9)), None) or mean.item()
+        return mean.double() if isinstance(beta, Tensor) else mean.item()
 
-    def foresee(self, quadratic: Tensor, target: float) -> float:
-        """Take the steps that `match_kl` will try first, and ask a device once for their KL divergences and the
-        quadratic, which is given.
-        """
-        first = (2 * target / quadratic.double()).sqrt()
-        kl = self.kl(first)
-        second = first * (target / kl).sqrt().clamp(max=2.0)
-        found = torch.stack((quadratic.double(), first, kl, second, self.kl(second))).tolist()
-        self.foreseen = [(found[1], found[2]), (found[3], found[4])]
-        return float(found[0])
+    def match(self, quadratic: Tensor, target: float) -> Tensor:
+        """Take the step that `match_kl` would, without asking a device for anything; β is 0 where there is none."""
+        beta = masked.match_kl(self.kl, quadratic, target)
+        self.kl(torch.where(beta > 0, beta, 0.0))
+        return beta
 
     def back(self) -> None:
         """Put θ back."""
@@ -206,13 +195,15 @@ class Rejections:
         self.most = most
         self.updates = self.steps = self.in_a_row = 0
 
-    def count(self, beta: float, step: NaturalGradient, line_search: bool) -> str | None:
-        """Count an update of the step β, and give the sentence that ends training if there were too many.
+    def count(self, beta: float, trivial: bool, searched: bool = False) -> str | None:
+        """Count an update of the step β, and give the sentence that ends training if there were too many without.
 
-        Without advantages there is nothing to learn from; anything else is a failed solve, step or line search.
+        Args:
+            beta: β.
+            trivial: whether the gradient was 0: without advantages there is nothing to learn from.
+            searched: whether a line search looked for the step; else it is the solve that failed.
         """
-        searched = line_search and bool(0 < step.quadratic < math.inf)
-        rejected = beta == 0 and step.solution.status != "zero_rhs"
+        rejected = beta == 0 and not trivial
         self.steps += rejected and searched
         self.updates += rejected and not searched
         self.in_a_row = self.in_a_row + 1 if rejected else 0
@@ -238,7 +229,7 @@ class Rejections:
 
 def report_step(
     line: Line,
-    beta: float,
+    beta: float | Tensor,
     step: NaturalGradient,
     Psi: Scores,
     a: Tensor,
@@ -266,7 +257,7 @@ def report_step(
     log_ratio = line.new.log_prob(a) - Psi.values
     ratio = log_ratio.exp()
     gain, quadratic = beta * (step.gradient @ step.direction), beta**2 * step.quadratic
-    if beta and line.log_std_min is not None:
+    if line.log_std_min is not None and (isinstance(beta, Tensor) or beta):
         # Where the floor has cut it, the step is another.
         moved = parameter_vector(line.actor) - line.theta
         gain, quadratic = step.gradient @ moved, Psi.matvec(moved).square().sum() / Psi.n

@@ -68,6 +68,9 @@ class ObservationNormalizer(nn.Module):
     count: Tensor
     mean: Tensor
     m2: Tensor
+    shift: Tensor
+    scale: Tensor
+    offset: Tensor
 
     def __init__(self, size: int, clip: float = 10.0) -> None:
         super().__init__()
@@ -81,7 +84,12 @@ class ObservationNormalizer(nn.Module):
         """Recompute the float32 constants that forward uses."""
         variance = torch.where(self.count > 0, self.m2 / self.count, 1.0)
         scale = torch.rsqrt(variance + 1e-8)
-        self.shift, self.scale, self.offset = self.mean.float(), scale.float(), (-self.mean * scale).float()
+        given = self.mean.float(), scale.float(), (-self.mean * scale).float()
+        if self.mean.device.type == "cpu" or self.shift.device != self.mean.device:
+            self.shift, self.scale, self.offset = given
+        else:  # in place, where recorded work reads them
+            for held, value in zip((self.shift, self.scale, self.offset), given, strict=True):
+                held.copy_(value)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Normalize observations [n, O], float32."""

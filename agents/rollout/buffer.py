@@ -11,6 +11,7 @@ from torch import Tensor
 
 from agents.config import CommonConfig, at_least, between
 from agents.devices import resolved, sent
+from envs.vector import EpisodeStatistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,6 +345,34 @@ class Given(NamedTuple):
     """Their largest size."""
 
 
+class RunningEpisodes(EpisodeStatistics):
+    """Returns and lengths of the episodes that run, counted step by step or a rollout at a time."""
+
+    def update_rollout(self, rewards: Tensor, ended: Tensor, stepped: Tensor | None = None) -> dict[str, Tensor]:
+        """Count T steps, rewards and ended [T, N]: the bits of T updates.
+
+        Args:
+            stepped: which environments were stepped, [T, N]; None: all. The others' rewards are 0.
+
+        Returns:
+            "ended"; "returns" and "lengths" [T, N], which where an episode ended are its own; and "steps", how many
+            were made.
+        """
+        # Which of an environment's episodes a step belongs to, the one that runs being 0.
+        episode = ended.cumsum(0)
+        last = episode[-1:].clone()
+        episode -= ended.long()
+        shape = len(ended) + 1, len(self.returns)  # as many as there may be, to ask for no number
+        returns, lengths = self.returns.new_zeros(shape), self.lengths.new_zeros(shape)
+        returns[0], lengths[0] = self.returns, self.lengths
+        counts = torch.ones_like(episode) if stepped is None else stepped.long()
+        returns.scatter_add_(0, episode, rewards)
+        lengths.scatter_add_(0, episode, counts)
+        self.returns, self.lengths = returns.gather(0, last)[0], lengths.gather(0, last)[0]
+        found = {"returns": returns.gather(0, episode), "lengths": lengths.gather(0, episode)}
+        return found | {"ended": ended, "steps": counts.sum()}
+
+
 def numbers(rollout: Rollout) -> list[Given]:
     """List what environments gave in a rollout: rewards, and observations, which are finite in the policy's dtype."""
     T, N = rollout.n_steps, rollout.num_envs
@@ -372,6 +401,6 @@ def check_numbers(rollout: Rollout, first: int = 0) -> None:
         value, row = values[place].item(), place[: steps.ndim]
         values.zero_()  # where an environment stands still this would be found again
         raise ValueError(
-            f"environment {first + ids[row]} gave the {name} {value} at step {steps[row]} of this rollout, from which "
-            f"nothing was learned; give numbers of at most {most:.3g} in size."
+            f"environment {first + int(ids[row])} gave the {name} {value} at step {int(steps[row])} of this rollout, "
+            f"from which nothing was learned; give numbers of at most {most:.3g} in size."
         )

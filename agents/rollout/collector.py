@@ -17,10 +17,11 @@ from torch import Tensor
 from agents import noise
 from agents.devices import fetched, resolved, sent
 from agents.policy.base import named_as_in
-from agents.rollout.buffer import FieldSpec, Rollout, check_numbers, numbers
+from agents.rollout.buffer import FieldSpec, Rollout, RunningEpisodes, check_numbers, numbers
+from agents.rollout.device_steps import DeviceSteps
 from envs.infos import plain, row_of
 from envs.sb3 import LazyInfos
-from envs.vector import EpisodeStatistics, VectorEnv
+from envs.vector import VectorEnv
 
 Sample = Callable[[Tensor, Tensor], Tensor]
 """Observations [N, *O] and noise [N, *noise_shape] to actions [N, *A]."""
@@ -63,6 +64,7 @@ class Collector:
         observations: current in the environments, [N, *O]; None before episodes have begun.
         episodes: returns and lengths of the episodes that run.
         listener: SB3's callback, or None where nobody wants to see single steps.
+        brought: what the agent's policy became by its last update, where that has come from its device already.
     """
 
     def __init__(
@@ -76,9 +78,13 @@ class Collector:
         if vector.masked and vector.autoreset.name == "SAME_STEP" and "observations" in fields:
             fields = fields | {"final_observations": fields["observations"]}
         self.rollout = Rollout(n_steps, vector.num_envs, fields, vector.device, pin_memory=pin)
+        on_device = "final_observations" in fields
+        self.steps = DeviceSteps.of(vector, self.policy, self.rollout) if on_device else None
         self.observations: Tensor | None = None
         self.episodes = RunningEpisodes(vector.num_envs, vector.device)
         self.listener: BaseCallback | None = None
+        self.brought: dict[str, Tensor] = {}
+        self._owed: dict[str, Tensor] = {}  # of the last rollout, still on the device
         self._told: list[dict[str, Any]] = []  # by infos, of episodes that ended and are not counted yet
 
     def begin(self, observations: Any) -> None:
@@ -89,7 +95,20 @@ class Collector:
     def follow(self, policy: Any) -> None:
         """Act as the policy that was trained does."""
         if self.policy is not policy:
-            self.policy.load_state_dict(named_as_in(self.policy, fetched(policy.state_dict())))
+            state, self.brought = self.brought or fetched(policy.state_dict()), {}
+            self.policy.load_state_dict(named_as_in(self.policy, state))
+
+    def bring(self, tensors: dict[str, Tensor], final: bool = False) -> dict[str, Tensor]:
+        """Bring tensors from the device that trains, by one copy; with them comes what the last rollout has to tell
+        and, if the policy is final, what `follow` needs.
+        """
+        policy = self.agent.policy
+        state = policy.state_dict() if final and policy is not self.policy else {}
+        given = {"": tensors, "owed": self._owed, "policy": state}
+        found = fetched({(part, name): x for part, some in given.items() for name, x in some.items()})
+        numbers, owed, self.brought = ({name: found[part, name] for name in some} for part, some in given.items())
+        self.settle(owed)
+        return numbers
 
     def fill(self, counter: int, sample: Sample | None = None) -> Rollout | None:
         """Collect T steps of all environments.
@@ -101,11 +120,12 @@ class Collector:
         Returns:
             The rollout, where the policy trains; None if a callback asked to stop.
         """
+        self.settle()
         assert self.observations is not None
         T, N, seed = self.rollout.n_steps, self.vector.num_envs, self.agent.stream_seed  # type: ignore[attr-defined]
         # Callbacks, where there are any, see ordinary tensors.
         with single_thread(), torch.inference_mode(self.listener is None), torch.no_grad():
-            block = action_noise(self.policy, seed, counter, T, N, self.first, self.vector.device)
+            block = noise.action_noise(self.policy, seed, counter, T, N, self.first, self.vector.device)
             if self.vector.device.type != "cpu":
                 block = sent(block, self.vector.device)
             choose = self.policy.sampler() if sample is None else sample
@@ -114,6 +134,9 @@ class Collector:
                 actions = choose(observations, block[t])
                 return actions, self.policy.to_environment(actions)
 
+            if self.steps is not None and sample is None and self.listener is None:
+                complete = self._take(self.steps.fill(self.observations, block), True)
+                return self.rollout if self.device == self.rollout.device else self.rollout.to(self.device)
             on_step = None if self.listener is None else self._on_step
             on_end = self._on_end if self.vector.tells_of_episodes else None
             complete = self._take(*collect(self.vector, act, self.rollout, self.observations, on_step, on_end))
@@ -132,6 +155,8 @@ class Collector:
         on_end = self._on_end if self.vector.tells_of_episodes else None
         given = self.vector, act, self.rollout, self.observations, ids, on_step
         with single_thread(), torch.inference_mode(self.listener is None), torch.no_grad():
+            if self.steps is not None and self.listener is None:
+                return self._take(self.steps.fill(self.observations, ids=ids), True)
             return self._take(*(collect_masked(*given) if self.vector.masked else collect_some(*given, on_end)))
 
     def leave(self, error: BaseException) -> None:
@@ -150,20 +175,39 @@ class Collector:
             rollout = self.rollout
             fine = [torch.stack(torch.aminmax(given.values)).abs() <= given.most for given in numbers(rollout)]
             found = {"fine": torch.cat(fine).all()}
+            # A policy that trains on the environments' device brings this to the host with its update's numbers.
+            later = self.listener is None and rollout.device.type != "cpu" and rollout.device == self.device
             if self.listener is None:
                 ended = rollout["terminated"] | rollout["truncated"]
                 stepped = rollout["stepped"] if "stepped" in rollout.specs else None
                 found |= self.episodes.update_rollout(rollout["rewards"], ended, stepped)
-            counts = self.vector.counts() if self.vector.masked else {}
-            found = found | counts if rollout.device.type == "cpu" else fetched(found | counts)
-            if not found["fine"]:
-                check_numbers(rollout, self.first)
-            if counts:
-                self.vector.heed(found)
-            if self.listener is None:
-                self.agent.num_timesteps += int(found["steps"])
-                self._finish(found["returns"][found["ended"]], found["lengths"][found["ended"]])
+                if later and stepped is None:
+                    del found["steps"]
+                    self.agent.num_timesteps += ended.numel()
+            self._owed = found | (self.vector.counts() if self.vector.masked else {})
+            if not later:
+                self.settle(self._owed if rollout.device.type == "cpu" else None)
         return complete
+
+    def settle(self, found: dict[str, Tensor] | None = None) -> None:
+        """Count what the last rollout has to tell, if that has not been done; found: on the host already.
+
+        Raises:
+            ValueError: it has numbers that training cannot use.
+        """
+        owed, self._owed = self._owed, {}
+        if not owed:
+            return
+        found = fetched(owed) if found is None else found
+        observations, self.observations = self.observations, None  # begin anew if the rollout is of no use
+        if not found["fine"]:
+            check_numbers(self.rollout, self.first)
+        if self.vector.masked:
+            self.vector.heed(found)
+        self.observations = observations
+        if "returns" in found:
+            self.agent.num_timesteps += int(found.get("steps", 0))
+            self._finish(found["returns"][found["ended"]], found["lengths"][found["ended"]])
 
     def _finish(self, returns: Tensor, lengths: Tensor) -> list[dict[str, Any]]:
         """Keep the statistics of the episodes that ended, [k] each; returns them as SB3's infos do."""
@@ -224,51 +268,6 @@ class Collector:
             }
         )
         return listener.on_step()
-
-
-class RunningEpisodes(EpisodeStatistics):
-    """Returns and lengths of the episodes that run, counted step by step or a rollout at a time."""
-
-    def update_rollout(self, rewards: Tensor, ended: Tensor, stepped: Tensor | None = None) -> dict[str, Tensor]:
-        """Count T steps, rewards and ended [T, N]: the bits of T updates.
-
-        Args:
-            stepped: which environments were stepped, [T, N]; None: all. The others' rewards are 0.
-
-        Returns:
-            "ended"; "returns" and "lengths" [T, N], which where an episode ended are its own; and "steps", how many
-            were made.
-        """
-        # Which of an environment's episodes a step belongs to, the one that runs being 0.
-        episode = ended.cumsum(0)
-        last = episode[-1:].clone()
-        episode -= ended.long()
-        shape = len(ended) + 1, len(self.returns)  # as many as there may be, to ask for no number
-        returns, lengths = self.returns.new_zeros(shape), self.lengths.new_zeros(shape)
-        returns[0], lengths[0] = self.returns, self.lengths
-        counts = torch.ones_like(episode) if stepped is None else stepped.long()
-        returns.scatter_add_(0, episode, rewards)
-        lengths.scatter_add_(0, episode, counts)
-        self.returns, self.lengths = returns.gather(0, last)[0], lengths.gather(0, last)[0]
-        found = {"returns": returns.gather(0, episode), "lengths": lengths.gather(0, episode)}
-        return found | {"ended": ended, "steps": counts.sum()}
-
-
-def action_noise(
-    policy: Any, seed: int, counter: int, steps: int, num_envs: int, first: int = 0, device: torch.device | None = None
-) -> Tensor:
-    """Draw what a rollout's actions are sampled with, [steps, num_envs, *noise_shape].
-
-    Args:
-        policy: one whose actor samples.
-        seed: the run's.
-        counter: which of the run's rollouts this is.
-        first: number of the first environment among all of the run's, a multiple of `noise.SHARD`.
-        device: a GPU draws by itself; see `noise.normal`.
-    """
-    head = policy.head
-    draw = noise.normal if head.kind == "gaussian" else noise.uniform
-    return draw(seed, "action", counter, (steps, num_envs, *head.noise_shape), start=first, device=device)
 
 
 def collect(

@@ -20,10 +20,11 @@ from tyro.conf import Positional, UseAppendAction, arg
 from agents import checkpoint, load
 from agents.adaptation.task_policies import InnerConfig, TaskPolicies
 from agents.base import Agent
+from agents.noise import action_noise
 from agents.policy.actor_critic import ActorPolicy
 from agents.policy.networks import parameter_vector
 from agents.rollout.buffer import Rollout, buffer_fields
-from agents.rollout.collector import action_noise, collect
+from agents.rollout.collector import collect
 from agents.run import report
 from agents.run.assessment import versions
 from agents.run.errors import UsageError

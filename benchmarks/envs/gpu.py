@@ -53,7 +53,7 @@ def main() -> None:
             if time.monotonic() > deadline:
                 print("the minutes are spent; --minutes gives more")
                 break
-            row = {"task": env_id, "worlds": worlds, **measure(env_id, worlds, device, arguments.seconds)}
+            row = {"env": env_id, "worlds": worlds, **measure(env_id, worlds, device, arguments.seconds)}
             rows.append(row)
             shown = (f"{key} {value:,.4g}" for key, value in row.items() if isinstance(value, float))
             print(f"{env_id} {worlds}:", "  ".join(shown), flush=True)

@@ -19,6 +19,8 @@ from envs import make_vec
 from envs.mujoco import MujocoVectorEnv
 
 NAME = "envs/warp_parity"
+FAMILIES = ("families/HopperRandParams-v0", "families/WalkerRandParams-v0")
+"""With a body of its own in each world."""
 SKIPPED = ("Humanoid-v5", "HumanoidStandup-v5")
 """Of the PGS solver; those with Newton's stand in."""
 
@@ -28,7 +30,8 @@ def main() -> None:
     parser.add_argument("--num-envs", type=int, default=4)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--tasks", nargs="*", default=[x for x in MujocoVectorEnv.task_types if x not in SKIPPED])
+    tasks = [x for x in MujocoVectorEnv.task_types if x not in SKIPPED]
+    parser.add_argument("--tasks", nargs="*", default=tasks + list(FAMILIES))
     arguments = parser.parse_args()
     rows = (read(NAME) or {"rows": {}})["rows"]
     for env_id in arguments.tasks:

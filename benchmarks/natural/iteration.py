@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+import agents.noise
 import agents.npg
 import agents.policy.actor_critic
-import agents.rollout.collector
 from agents import NPG
 from agents.natural.critic_fits import GaussNewton
 from agents.natural.curvature import Curvature
@@ -82,7 +82,7 @@ WRAPPED: dict[str, tuple[tuple[Any, tuple[str, ...]], ...]] = {
     "physics": ((BatchPhysics, ("step",)), (ThreadedPhysics, ("step",))),
     "observing, rewarding": ((MujocoVectorEnv, ("step",)),),
     "resets": ((MujocoVectorEnv, ("_begin_episodes",)),),
-    "acting": ((POLICY, ("to_environment",)), (agents.rollout.collector, ("action_noise",))),
+    "acting": ((POLICY, ("to_environment",)), (agents.noise, ("action_noise",))),
     "buffer": ((Rollout, ("add", "add_final", "clear")),),
     "callbacks, logging": ((Collector, ("_take",)), (NPG, ("_record", "record"))),
     "advantages": ((agents.npg, ("advantages", "standardize")),),

@@ -18,6 +18,7 @@ from envs.infos import row_of
 from envs.mujoco.arguments import check_arguments
 from envs.mujoco.batch import BatchPhysics, MujocoVectorEnv, make_task
 from envs.mujoco.families import FAMILIES, POINT, Point, PointPhysics
+from envs.mujoco.model import load_model
 from envs.mujoco.physics import Physics
 from envs.mujoco.tasks import RandomStreams
 from envs.vector import Ids, Seeds, SnapshotError, TaskVectorEnv
@@ -26,7 +27,94 @@ Split = Literal["train", "held_out"]
 SPLITS = ("train", "held_out")
 
 
-class FamilyVectorEnv(MujocoVectorEnv, TaskVectorEnv):
+class FamilyTasks(TaskVectorEnv):
+    """Which tasks of a family its simulations have: task k of a split is fixed by (task_seed, split, k)."""
+
+    task: Any
+    model: mujoco.MjModel
+    _goals: Any
+
+    def _take_family(
+        self,
+        env_id: str,
+        num_envs: int,
+        split: Split,
+        task_seed: int,
+        num_tasks: int | None,
+        redraw: bool,
+        first: int,
+        of: int | None,
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Check the arguments, and draw the simulations' first tasks."""
+        if "max_episode_steps" in kwargs:
+            raise ValueError(f"max_episode_steps is not {env_id}'s own time limit; give horizon.")
+        own = {"split": split, "task_seed": task_seed, "num_tasks": num_tasks, "redraw": redraw}
+        check_arguments(env_id, {"split": str, "task_seed": int, "num_tasks": int | None, "redraw": bool}, own)
+        if split not in SPLITS:
+            raise ValueError(f"split is {split!r}; use 'train' or 'held_out'.")
+        if task_seed < 0:
+            raise ValueError(f"task_seed is {task_seed}; give 0 or more.")
+        if num_tasks is not None and (num_tasks < 1 or redraw):
+            raise ValueError(f"num_tasks is {num_tasks}; give at least 1, or None with redraw.")
+        self.task, _ = make_task(FAMILIES[env_id], env_id, kwargs)
+        self.model = family_model(self.task)
+        self.split, self.task_seed, self.redraw = split, task_seed, redraw
+        self._first, self._of = first, of or num_envs
+        numbers = first + np.arange(num_envs)
+        self._goals = self.draw_tasks(numbers if num_tasks is None else numbers % num_tasks)
+
+    @property
+    def tasks(self) -> np.ndarray:
+        """Give each simulation's task, [num_envs, G]."""
+        return self._goals.copy()
+
+    def draw_tasks(self, numbers: Any, split: Split | None = None) -> np.ndarray:
+        """Give the tasks of these numbers in a split (this environment's own: None), [n, G].
+
+        Raises:
+            ValueError: a number is negative, or the family has no held-out tasks.
+        """
+        split, numbers = split or self.split, np.asarray(numbers, dtype=np.int64)
+        if (numbers < 0).any():
+            raise ValueError(f"numbers holds {numbers.min()}; tasks are numbered from 0.")
+        choices = self.task.choices
+        if choices is not None:
+            if split == "held_out":
+                raise ValueError(
+                    f"{self.task.env_id} has {len(choices)} tasks and trains on all of them: there are no held-out "
+                    "tasks; ask for split='train'."
+                )
+            return choices[numbers % len(choices)]
+        seeds = np.full(len(numbers), 2 * self.task_seed + SPLITS.index(split))
+        return self.task.draw(RandomStreams(seeds, numbers, "task"), self.model)
+
+    def _checked_tasks(self, tasks: Any, index: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Give the simulations that tasks [n, G] are for, and the tasks; all simulations where index is None.
+
+        Raises:
+            ValueError: there are not n tasks, or one is outside the family's range.
+        """
+        rows = np.arange(self.num_envs) if index is None else index
+        tasks = np.asarray(tasks, dtype=np.float64)
+        if tasks.ndim != 2 or len(tasks) != len(rows):
+            raise ValueError(f"tasks has shape {tasks.shape}; give one row for each of {len(rows)} simulations.")
+        inside, words = self.task.allowed(tasks, self.model)
+        if not inside.all():
+            first = tasks[np.flatnonzero(~inside)[0]]
+            shown = first.tolist() if first.size <= 4 else f"a row of {first.size} numbers"
+            raise ValueError(f"{shown} is no task of {self.task.env_id}; give {words}.")
+        return rows, tasks
+
+
+def family_model(task: Any) -> mujoco.MjModel:
+    """Give a family's model, before any of its tasks changes it."""
+    if isinstance(task, Point):
+        return mujoco.MjModel.from_xml_string(POINT)
+    return load_model(task.xml_file, task.solver)
+
+
+class FamilyVectorEnv(FamilyTasks, MujocoVectorEnv):
     """A family of tasks, num_envs at a time, each simulation with its own task.
 
     Task k of a split is fixed by (task_seed, split, k). Simulation i begins with task i.
@@ -68,23 +156,8 @@ class FamilyVectorEnv(MujocoVectorEnv, TaskVectorEnv):
         num_threads: int = 0,
         **kwargs: Any,
     ) -> None:
-        if "max_episode_steps" in kwargs:
-            raise ValueError(f"max_episode_steps is not {env_id}'s own time limit; give horizon.")
-        own = {"split": split, "task_seed": task_seed, "num_tasks": num_tasks, "redraw": redraw}
-        check_arguments(env_id, {"split": str, "task_seed": int, "num_tasks": int | None, "redraw": bool}, own)
-        if split not in SPLITS:
-            raise ValueError(f"split is {split!r}; use 'train' or 'held_out'.")
-        if task_seed < 0:
-            raise ValueError(f"task_seed is {task_seed}; give 0 or more.")
-        if num_tasks is not None and (num_tasks < 1 or redraw):
-            raise ValueError(f"num_tasks is {num_tasks}; give at least 1, or None with redraw.")
-        self.task, _ = make_task(FAMILIES[env_id], env_id, kwargs)
+        self._take_family(env_id, num_envs, split, task_seed, num_tasks, redraw, first, of, kwargs)
         self._action_scale = self.task.action_scale
-        self.model = self._load_model()
-        self.split, self.task_seed, self.redraw = split, task_seed, redraw
-        self._first, self._of = first, of or num_envs
-        numbers = first + np.arange(num_envs)
-        self._goals = self.draw_tasks(numbers if num_tasks is None else numbers % num_tasks)
         super().__init__(
             env_id,
             num_envs,
@@ -97,51 +170,9 @@ class FamilyVectorEnv(MujocoVectorEnv, TaskVectorEnv):
         self.metadata["render_modes"] = []
         self._apply(np.arange(num_envs))
 
-    @property
-    def tasks(self) -> np.ndarray:
-        """Give each simulation's task, [num_envs, G]."""
-        return self._goals.copy()
-
-    def draw_tasks(self, numbers: Any, split: Split | None = None) -> np.ndarray:
-        """Give the tasks of these numbers in a split (this environment's own: None), [n, G].
-
-        Raises:
-            ValueError: a number is negative, or the family has no held-out tasks.
-        """
-        split, numbers = split or self.split, np.asarray(numbers, dtype=np.int64)
-        if (numbers < 0).any():
-            raise ValueError(f"numbers holds {numbers.min()}; tasks are numbered from 0.")
-        choices = self.task.choices
-        if choices is not None:
-            if split == "held_out":
-                raise ValueError(
-                    f"{self.task.env_id} has {len(choices)} tasks and trains on all of them: there are no held-out "
-                    "tasks; ask for split='train'."
-                )
-            return choices[numbers % len(choices)]
-        seeds = np.full(len(numbers), 2 * self.task_seed + SPLITS.index(split))
-        return self.task.draw(RandomStreams(seeds, numbers, "task"), self.model)
-
     def set_tasks(self, tasks: Any, ids: Ids = None) -> None:
-        """Give the simulations ids other tasks; their episodes end here, so reset them next.
-
-        Args:
-            tasks: [n, G].
-            ids: [n] distinct indices, or None for all.
-
-        Raises:
-            ValueError: there are not n tasks, or one is outside the family's range.
-        """
-        index = self._select(ids)
-        rows = np.arange(self.num_envs) if index is None else index
-        tasks = np.asarray(tasks, dtype=np.float64)
-        if tasks.ndim != 2 or len(tasks) != len(rows):
-            raise ValueError(f"tasks has shape {tasks.shape}; give one row for each of {len(rows)} simulations.")
-        inside, words = self.task.allowed(tasks, self.model)
-        if not inside.all():
-            first = tasks[np.flatnonzero(~inside)[0]]
-            shown = first.tolist() if first.size <= 4 else f"a row of {first.size} numbers"
-            raise ValueError(f"{shown} is no task of {self.task.env_id}; give {words}.")
+        """Give the simulations ids other tasks; see `FamilyTasks.set_tasks`."""
+        rows, tasks = self._checked_tasks(tasks, self._select(ids))
         self._goals[rows] = tasks
         self._ended[rows] = True
         self._apply(rows)
@@ -180,7 +211,7 @@ class FamilyVectorEnv(MujocoVectorEnv, TaskVectorEnv):
         return super()._begin_episodes(rows, options, start)
 
     def _load_model(self) -> mujoco.MjModel:
-        return mujoco.MjModel.from_xml_string(POINT) if isinstance(self.task, Point) else super()._load_model()
+        return family_model(self.task)
 
     def _make_physics(self, num_envs: int, num_threads: int) -> Physics:
         if isinstance(self.task, Point):

@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Protocol
 import mujoco
 import numpy as np
 
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-_FACTORS = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+FACTORS = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 """64 bits as int64, which every array library multiplies modulo 2^64."""
 
 Array = Any
@@ -312,7 +312,7 @@ class RandomStreams:
     """
 
     def __init__(self, seed: Array, episode: Array, purpose: str = "", xp: Any = np) -> None:
-        keys = _mix(_mix(seed + _GOLDEN) + episode * _GOLDEN)
+        keys = _mix(_mix(seed + GOLDEN) + episode * GOLDEN)
         if purpose:
             keys = _mix(keys ^ zlib.crc32(purpose.encode()))
         self._keys, self._xp = keys[:, None], xp
@@ -323,7 +323,7 @@ class RandomStreams:
         xp, first, keys = self._xp, self._position, self._keys
         self._position += size
         counter = xp.arange(first, self._position, dtype=keys.dtype, device=keys.device)
-        unit = xp.astype(_mix(keys + counter * _GOLDEN) >> 11 & 2**53 - 1, xp.float64) * 2.0**-53
+        unit = xp.astype(_mix(keys + counter * GOLDEN) >> 11 & 2**53 - 1, xp.float64) * 2.0**-53
         return low + (high - low) * unit
 
     def normal(self, size: int) -> Array:
@@ -336,8 +336,8 @@ class RandomStreams:
 def _mix(z: Array) -> Array:
     """Scramble 64 bits: SplitMix64's finalizer (Steele, Lea and Flood 2014, https://doi.org/10.1145/2660193.2660195)."""
     # The masks shift zeros in, where int64 would shift its sign.
-    z = (z ^ (z >> 30 & 2**34 - 1)) * _FACTORS[0]
-    z = (z ^ (z >> 27 & 2**37 - 1)) * _FACTORS[1]
+    z = (z ^ (z >> 30 & 2**34 - 1)) * FACTORS[0]
+    z = (z ^ (z >> 27 & 2**37 - 1)) * FACTORS[1]
     return z ^ (z >> 31 & 2**33 - 1)
 
 

@@ -26,8 +26,9 @@ from envs.device import ROOM, DeviceVectorEnv, Transition
 from envs.mujoco.arguments import check_arguments
 from envs.mujoco.batch import MujocoVectorEnv, make_task
 from envs.mujoco.model import constants, load_model
-from envs.mujoco.tasks import RandomStreams, Task
+from envs.mujoco.tasks import Task
 from envs.mujoco.warp_contacts import mend
+from envs.mujoco.warp_streams import WarpStreams, in_order
 from envs.vector import Ids, SnapshotError
 
 # Else it greets, and names each kernel that it loads.
@@ -74,6 +75,8 @@ class WarpVectorEnv(DeviceVectorEnv):
     """
 
     task_types: ClassVar[Mapping[str, Callable[..., Task]]] = MujocoVectorEnv.task_types
+    _action_scale: float = 1.0
+    """Factor between actions, which are paid for, and controls."""
 
     def __init__(
         self,
@@ -94,7 +97,8 @@ class WarpVectorEnv(DeviceVectorEnv):
         if rendering:
             raise ValueError(f"{env_id} was given {sorted(rendering)[0]}, but MuJoCo Warp does not draw; leave it out.")
         self.spec = gymnasium.spec(env_id)
-        self.max_episode_steps: int = max_episode_steps or self.spec.max_episode_steps or 1000
+        limit = max_episode_steps or getattr(self.task, "horizon", None)
+        self.max_episode_steps: int = limit or self.spec.max_episode_steps or 1000
         self.model = load_model(self.task.xml_file, self.task.solver)
         if self.model.opt.solver == mujoco.mjtSolver.mjSOL_PGS:
             raise ValueError(
@@ -106,7 +110,7 @@ class WarpVectorEnv(DeviceVectorEnv):
         device = torch.empty(0, device=device).device
         self._warp = warp.device_from_torch(device)
         with warp.ScopedDevice(self._warp):
-            self._model = mujoco_warp.put_model(self.model)
+            self._model = mujoco_warp.put_model(self.model, batch_sizes=dict.fromkeys(self._own_parameters(), num_envs))
             self._model.opt.warn_overflow = 0  # not on stdout: see heed
             self._data = mujoco_warp.make_data(self.model, num_envs, **self._room)
         self._period = self.model.opt.timestep * self.task.frame_skip
@@ -116,7 +120,7 @@ class WarpVectorEnv(DeviceVectorEnv):
 
         self._rest = there(self.model.qpos0, torch.float64), torch.zeros(self.model.nv, device=device)
         self._constants = constants(self.model, there)
-        self._state = SimpleNamespace(**{name: self._view(name) for name in self.task.fields()})
+        self._state = SimpleNamespace(**{name: self._view(name) for name in self.task.fields()} | self._told(there))
         self._qpos, self._qvel, self._qacc = (self._view(name) for name in ("qpos", "qvel", "qacc"))
         self._ctrl, self._overflow = self._view("ctrl"), self._view("overflow")
         self._substeps = Recorded(self._warp, self._step)
@@ -143,10 +147,19 @@ class WarpVectorEnv(DeviceVectorEnv):
         self._lacking = torch.zeros_like(self._overflow)
         self._blown_up = torch.zeros((), dtype=torch.int64, device=device)
         self._known_blowups = 0
+        self._asks = device.type == "cpu"  # whether any episode begins, which on a GPU costs more than it saves
 
     def _view(self, name: str) -> Tensor:
         """Give a field of all worlds, [N, ...], as a tensor on its memory."""
         return warp.to_torch(getattr(self._data, name))
+
+    def _own_parameters(self) -> tuple[str, ...]:
+        """Name the model's parameters of which each world has its own."""
+        return ()
+
+    def _told(self, there: Callable[[Any], Tensor]) -> dict[str, Tensor]:
+        """Give what tasks see beside the physics, [N, ...]; there: makes tensors on the device."""
+        return {}
 
     @property
     def dt(self) -> float:
@@ -163,7 +176,7 @@ class WarpVectorEnv(DeviceVectorEnv):
 
     def _forward_if_some_begin(self) -> None:
         forward = lambda: mujoco_warp.forward(self._model, self._data)  # noqa: E731
-        if warp.is_mempool_enabled(self._warp) and warp.is_conditional_graph_supported():
+        if can_record(self._warp) and (self._warp.is_cpu or warp.is_conditional_graph_supported()):
             warp.capture_if(warp.from_torch(self._begins), on_true=forward)  # a branch of the graph
         else:
             forward()
@@ -173,12 +186,12 @@ class WarpVectorEnv(DeviceVectorEnv):
     def begin(self, mask: Tensor, seeds: Tensor | None = None) -> Tensor:
         if seeds is not None:
             new = mask & (seeds >= 0)
-            self._seed = torch.where(new, seeds, self._seed)
-            self._episode = torch.where(new, -1, self._episode)
-        if self.device.type == "cpu" and not mask.any():
-            return self._observation
-        self._episode = self._episode + mask
-        streams = RandomStreams(self._seed, self._episode.clamp(min=0), xp=xp)
+            self._seed.copy_(torch.where(new, seeds, self._seed))
+            self._episode.masked_fill_(new, -1)
+        if self._asks and not mask.any():
+            return self._observation.clone()
+        self._episode += mask
+        streams = WarpStreams(self._warp, self._seed, self._episode.clamp(min=0))
         return self._begin_at(mask, *self.task.initial_state(xp, streams, *self._rest))
 
     def _begin_at(self, mask: Tensor, qpos: Tensor, qvel: Tensor) -> Tensor:
@@ -195,33 +208,36 @@ class WarpVectorEnv(DeviceVectorEnv):
         self._forward()
         if hasattr(self._state, "cfrc_ext"):
             self._state.cfrc_ext.masked_fill_(mask[:, None, None], 0.0)
-        observation = self.task.observe(xp, self._state, self._constants)
-        self._observation = torch.where(rows, observation, self._observation)
+        observation = torch.where(rows, self.task.observe(xp, self._state, self._constants), self._observation)
+        self._observation.copy_(observation)
         position = self.task.position(xp, self._state, self._constants)
         if position is not None and self._position is not None:
-            self._position = torch.where(rows.view(-1, *(1,) * (position.ndim - 1)), position, self._position)
-        self._elapsed = self._elapsed.masked_fill(mask, 0)
-        return self._observation
+            rows = rows.view(-1, *(1,) * (position.ndim - 1))
+            self._position.copy_(torch.where(rows, position, self._position))
+        self._elapsed.masked_fill_(mask, 0)
+        return observation
 
     def advance(self, actions: Tensor) -> Transition:
-        self._ctrl.copy_(actions)
+        self._ctrl.copy_(actions * self._action_scale)
         self._substeps()
         state, model, velocity = self._state, self._constants, None
         observation = self.task.observe(xp, state, model)
         position = self.task.position(xp, state, model)
-        if position is not None:
-            velocity, self._position = (position - self._position) / self._period, position
+        if position is not None and self._position is not None:
+            velocity = (position - self._position) / self._period
+            self._position.copy_(position)
         reward, terminated, _ = self.task.reward(xp, state, model, actions, velocity)
         # NaN compares as false. A simulation that diverged ends its episode where it last stood, without reward.
         moves = torch.cat((self._qpos, self._qvel, self._qacc), dim=1)
         diverged = ~(moves.abs() < LARGEST).all(dim=1)
         terminated = diverged if terminated is None else terminated | diverged
-        self._observation = torch.where(diverged[:, None], self._observation, observation)
+        observation = torch.where(diverged[:, None], self._observation, observation)
+        self._observation.copy_(observation)
         self._blown_up += (diverged & ~self.ended).sum()
         self._lacking |= self._overflow
-        self._elapsed = self._elapsed + 1
+        self._elapsed += 1
         truncated = self._elapsed >= self.max_episode_steps
-        return Transition(self._observation, reward.float().masked_fill(diverged, 0.0), terminated, truncated)
+        return Transition(observation, reward.float().masked_fill(diverged, 0.0), terminated, truncated)
 
     def set_state(self, qpos: Any, qvel: Any) -> Tensor:
         """Begin an episode of each world at a given state, qpos [N, nq] and qvel [N, nv]; gives observations [N, O]."""
@@ -273,11 +289,7 @@ class WarpVectorEnv(DeviceVectorEnv):
                 "many of the task and backend that it was taken from."
             )
         for name, value in kept.items():
-            value = value.index_copy(0, rows, snapshot[name].to(value))
-            if name in PHYSICS:
-                self._view(name).copy_(value)
-            else:
-                setattr(self, name, value)
+            value.index_copy_(0, rows, snapshot[name].to(value))
         return self._observation.index_select(0, rows)
 
     def render(self) -> Any:
@@ -287,8 +299,8 @@ class WarpVectorEnv(DeviceVectorEnv):
 
 
 class Recorded:
-    """Work of Warp's kernels that runs in the order of PyTorch's. On a GPU, its second call records it as a graph,
-    which is launched from then on; on the CPU it is just done.
+    """Work of Warp's kernels that runs in the order of PyTorch's. Its second call records it as a graph, which is
+    launched from then on, without Python between its kernels; on the CPU too.
 
     Args:
         device: Warp's.
@@ -300,20 +312,18 @@ class Recorded:
         self.calls, self.graph = 0, None
 
     def __call__(self) -> None:
-        if not self.device.is_cuda:
-            with warp.ScopedDevice(self.device):
-                self.work()
-            return
-        own, others = self.device.stream, warp.stream_from_torch(warp.device_to_torch(self.device))
-        own.wait_stream(others)
-        with warp.ScopedStream(own):
-            self.calls += 1
-            if self.calls == 2 and warp.is_mempool_enabled(self.device):  # by then all is compiled
-                with warp.ScopedCapture(self.device, stream=own) as capture:
+        with in_order(self.device) as (stream, recording):
+            self.calls += not recording
+            if self.calls == 2 and not recording and can_record(self.device):  # by then all is compiled
+                with warp.ScopedCapture(self.device, stream=stream) as capture:
                     self.work()
                 self.graph = capture.graph
-            if self.graph is None:
+            if self.graph is None or recording:
                 self.work()
             else:
-                warp.capture_launch(self.graph, stream=own)
-        others.wait_stream(own)
+                warp.capture_launch(self.graph, stream=stream)
+
+
+def can_record(device: warp.Device) -> bool:
+    """Say whether work on Warp's device can be recorded: a GPU must keep what is allocated meanwhile."""
+    return device.is_cpu or warp.is_mempool_enabled(device)

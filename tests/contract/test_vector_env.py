@@ -15,7 +15,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from gymnasium.wrappers.vector.array_conversion import ArrayConversion
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents.rollout.collector import RunningEpisodes
+from agents.rollout.buffer import RunningEpisodes
 from envs import SnapshotError, VectorEnv, make_vec
 from envs.sb3 import as_vector
 from envs.vector import EpisodeStatistics
