@@ -126,9 +126,11 @@ def resident(pid: int) -> float:
 def by_task(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     tasks: dict[str, list[dict[str, Any]]] = {}
     for run in sorted(runs, key=lambda run: run["seed"]):
-        defaults = as_json(dataclasses.asdict(REGISTRY[run["algorithm"]].Config()))
-        same = without_silent(run["settings"]) == without_silent(defaults)
-        name = f"{run['algorithm']} on {run['env']}, {'defaults' if same else 'preset'}, {run['steps']:,} steps"
+        kind = REGISTRY[run["algorithm"]]
+        known = {"defaults": kind.Config(), "preset": kind.preset(run["env"])}
+        of_now = {name: without_silent(as_json(dataclasses.asdict(c))) for name, c in known.items()}
+        label = next((x for x, c in of_now.items() if c == without_silent(run["settings"])), "an earlier preset")
+        name = f"{run['algorithm']} on {run['env']}, {label}, {run['steps']:,} steps"
         tasks.setdefault(name, []).append(run)
     return tasks
 
