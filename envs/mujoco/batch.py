@@ -80,10 +80,9 @@ class MujocoVectorEnv(SeededVectorEnv):
         **kwargs: Any,
     ) -> None:
         own = {"num_threads": num_threads, "max_episode_steps": max_episode_steps}
-        check_arguments(env_id, dict.fromkeys(own, int), {name: x for name, x in own.items() if x is not None})
-        self.task, self._render_kwargs = make_task(self.task_types[env_id], env_id, kwargs)
+        self.task, self._render_kwargs = make_task(self.task_types[env_id], env_id, kwargs, own)
         self.spec = gymnasium.spec(env_id)
-        self.max_episode_steps: int = max_episode_steps or self.spec.max_episode_steps or 1000
+        self.max_episode_steps = max_episode_steps or default_limit(self.task, self.spec)
         self.model = self._load_model()
         self._physics = self._make_physics(num_envs, num_threads)
         self._period = self.model.opt.timestep * self.task.frame_skip
@@ -93,14 +92,7 @@ class MujocoVectorEnv(SeededVectorEnv):
         state = SimpleNamespace(**self._physics.fields)
         observation = self.task.observe(np, state, self.model)
         self._position = self.task.position(np, state, self.model)
-        low, high = self.model.actuator_ctrlrange.astype(np.float32).T
-        super().__init__(
-            num_envs,
-            spaces.Box(-np.inf, np.inf, observation.shape[1:], np.float64),
-            spaces.Box(low, high, dtype=np.float32),
-            autoreset=autoreset,
-            seed=seed,
-        )
+        super().__init__(num_envs, *spaces_of(self.model, observation), autoreset=autoreset, seed=seed)
         self._observation[:] = observation
         self.metadata |= {"render_modes": RENDER_MODES, "render_fps": round(1.0 / self.dt)}
         self.render_mode = self._render_kwargs.get("render_mode")
@@ -349,8 +341,14 @@ class BatchPhysics(Physics):
         self.batch.state[ids] = state
 
 
-def make_task(task_type: Callable[..., Task], env_id: str, kwargs: dict[str, Any]) -> tuple[Task, dict[str, Any]]:
-    """Make the task, and give the keyword arguments that concern rendering only."""
+def make_task(
+    task_type: Callable[..., Task], env_id: str, kwargs: dict[str, Any], own: Mapping[str, int | None] | None = None
+) -> tuple[Task, dict[str, Any]]:
+    """Make the task, and give the keyword arguments that concern rendering only; own: whole numbers, or None, that an
+    environment takes beside Gymnasium's, which are checked too.
+    """
+    own = own or {}
+    check_arguments(env_id, dict.fromkeys(own, int), {name: x for name, x in own.items() if x is not None})
     names = {field.name for field in dataclasses.fields(task_type)}  # type: ignore[arg-type]
     unknown = kwargs.keys() - names - _RENDER_KWARGS
     if unknown:
@@ -361,3 +359,15 @@ def make_task(task_type: Callable[..., Task], env_id: str, kwargs: dict[str, Any
     check_arguments(env_id, typing.get_type_hints(task_type), kwargs)
     rendering = {name: value for name, value in kwargs.items() if name in _RENDER_KWARGS}
     return task_type(**{name: value for name, value in kwargs.items() if name in names}), rendering
+
+
+def default_limit(task: Task, spec: Any) -> int:
+    """Give a task's time limit in environment steps: its own horizon, or what Gymnasium has for its id."""
+    return getattr(task, "horizon", None) or spec.max_episode_steps or 1000
+
+
+def spaces_of(model: mujoco.MjModel, observation: Any) -> tuple[spaces.Box, spaces.Box]:
+    """Give the spaces of one environment's observations, [N, ...] of which are given, and of its actions."""
+    low, high = model.actuator_ctrlrange.astype(np.float32).T
+    shape = tuple(observation.shape[1:])
+    return spaces.Box(-np.inf, np.inf, shape, np.float64), spaces.Box(low, high, dtype=np.float32)

@@ -164,7 +164,6 @@ class FamilyVectorEnv(FamilyTasks, MujocoVectorEnv):
             autoreset=autoreset,
             seed=seed,
             num_threads=num_threads,
-            max_episode_steps=self.task.horizon,
             **kwargs,
         )
         self.metadata["render_modes"] = []

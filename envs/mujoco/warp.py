@@ -18,13 +18,11 @@ import mujoco_warp
 import numpy as np
 import torch
 import warp
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from envs.device import ROOM, DeviceVectorEnv, Transition
-from envs.mujoco.arguments import check_arguments
-from envs.mujoco.batch import MujocoVectorEnv, make_task
+from envs.mujoco.batch import MujocoVectorEnv, default_limit, make_task, spaces_of
 from envs.mujoco.model import constants, load_model
 from envs.mujoco.tasks import Task
 from envs.mujoco.warp_contacts import mend
@@ -92,13 +90,11 @@ class WarpVectorEnv(DeviceVectorEnv):
         **kwargs: Any,
     ) -> None:
         own = {"max_episode_steps": max_episode_steps, "nconmax": nconmax, "njmax": njmax}
-        check_arguments(env_id, dict.fromkeys(own, int), {name: x for name, x in own.items() if x is not None})
-        self.task, rendering = make_task(self.task_types[env_id], env_id, kwargs)
+        self.task, rendering = make_task(self.task_types[env_id], env_id, kwargs, own)
         if rendering:
             raise ValueError(f"{env_id} was given {sorted(rendering)[0]}, but MuJoCo Warp does not draw; leave it out.")
         self.spec = gymnasium.spec(env_id)
-        limit = max_episode_steps or getattr(self.task, "horizon", None)
-        self.max_episode_steps: int = limit or self.spec.max_episode_steps or 1000
+        self.max_episode_steps = max_episode_steps or default_limit(self.task, self.spec)
         self.model = load_model(self.task.xml_file, self.task.solver)
         if self.model.opt.solver == mujoco.mjtSolver.mjSOL_PGS:
             raise ValueError(
@@ -130,14 +126,7 @@ class WarpVectorEnv(DeviceVectorEnv):
         self._forward()
         self._substeps()
         observation = self.task.observe(xp, self._state, self._constants)
-        low, high = self.model.actuator_ctrlrange.astype(np.float32).T
-        super().__init__(
-            num_envs,
-            spaces.Box(-np.inf, np.inf, tuple(observation.shape[1:]), np.float64),
-            spaces.Box(low, high, dtype=np.float32),
-            autoreset=autoreset,
-            device=device,
-        )
+        super().__init__(num_envs, *spaces_of(self.model, observation), autoreset=autoreset, device=device)
         self.metadata |= {"render_modes": [], "render_fps": round(1.0 / self._period)}
         self._observation = torch.zeros_like(observation)
         self._position = self.task.position(xp, self._state, self._constants)
