@@ -29,6 +29,7 @@ from envs import VectorEnv, make_vec
 
 FAMILY = {"env": "families/HalfCheetahVel-v0", "env_kwargs": {"horizon": 8}, "n_steps": 8, "meta_batch_size": 2}
 SEARCH = {"policy": "LinearPolicy", "n_steps": 8, "env_kwargs": {"max_episode_steps": 24}}
+WHOLE = {"policy": "LinearPolicy", "n_steps": 12, "estimator": "es"}
 SOLVED = {"fisher": "compatible", "net_arch": (8,)}
 CASES: dict[str, dict[str, Any]] = {
     "npg": {},
@@ -43,6 +44,9 @@ CASES: dict[str, dict[str, Any]] = {
     "npg adaptive": {"fisher": "adaptive", "net_arch": (8,), "critic": "adam"},
     "pes truncated_es": SEARCH | {"estimator": "truncated_es", "num_envs": 6},
     "pes whitened": SEARCH | {"whitening_memory": 20, "optimizer": "adam"},
+    "pes ranks": WHOLE | {"reward_scaling": "ranks"},
+    "pes log_ranks": WHOLE | {"reward_scaling": "log_ranks"},
+    "pes best": WHOLE | {"top_directions": 1, "learning_rate_end": 0.01},
 }
 """Algorithm and variant -> settings."""
 PLACEMENTS = ("apart", "together")
@@ -51,14 +55,17 @@ BUDGETS = {
     "trpo": (5, 5),
     "copos": (19, 19),
     "ppo": (1, 1),
-    "pes": (1, 2),
+    "pes": (1, 1),
     "reptile": (7, 5),
     "fomaml": (12, 10),
     "maml": (12, 10),
     "npg gram": (1, 1),
     "npg adaptive": (7, 7),
-    "pes truncated_es": (1, 2),
-    "pes whitened": (1, 4),
+    "pes truncated_es": (1, 1),
+    "pes whitened": (1, 3),
+    "pes ranks": (1, 1),
+    "pes log_ranks": (1, 1),
+    "pes best": (1, 2),  # its rate goes by the steps that were made
 }
 """Waits per iteration, apart and together. What grows with the steps of a rollout is too much."""
 
