@@ -16,8 +16,9 @@ from gymnasium import spaces
 from torch import Tensor
 
 from agents import NPG, PES, PPO
+from agents.devices import EAGER, Recorded, held
 from agents.rollout.buffer import FieldSpec, Rollout
-from agents.rollout.device_steps import EAGER, DeviceSteps, Recorded, held
+from agents.rollout.device_steps import DeviceSteps
 from envs.device import DeviceVectorEnv, Transition
 
 
@@ -111,7 +112,7 @@ def test_what_cannot_be_recorded_is_done_as_it_is_and_said_once() -> None:
     recorded = Recorded(lambda: done.append(1), lambda: [tensor])  # type: ignore[list-item]
     for _ in range(EAGER):
         recorded()
-    with pytest.warns(UserWarning, match="steps are launched kernel by kernel"):
+    with pytest.warns(UserWarning, match="a GPU is told its work kernel by kernel"):
         recorded()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
