@@ -22,7 +22,7 @@ PARTS: dict[str, tuple[str, str, float]] = {
     "tests": ("the device's tests, by tolerance", "pytest -q -rfEs tests/device --device {device}", 4.0),
     "rates": ("from physics alone to training", "benchmarks.envs.gpu --device {device} --minutes 2", 4.0),
     "timeline": ("kernels of an NPG iteration", "benchmarks.envs.gpu --device {device} --trace {folder}/npg.json", 1.0),
-    "ways": ("torch.compile, graphs, eager", "benchmarks.envs.gpu --device {device} --ways 4096 --seconds 2", 2.0),
+    "ways": ("torch.compile, graphs, eager", "benchmarks.envs.gpu --device {device} --ways 4096 --seconds 1", 3.0),
     "learning": (
         "returns beside MuJoCo's",
         "benchmarks.envs.warp_learning --device {device} --tasks HalfCheetah-v5 --seeds 3 --budget-minutes 1",

@@ -203,7 +203,7 @@ def test_a_part_that_fails_on_a_gpu_takes_no_other_with_it(
         ends,
         (
             r"ok in \d+ s: .*let's do more of those!",
-            r"FAILED: it failed after \d+ s: .*none.json.* \(all of it: build/gpu/wrong.log\)",
+            r"FAILED: it failed after \d+ s: .*json.tool: error.* \(all of it: build/gpu/wrong.log\)",
             r"FAILED: it ended after 1 s, for it took too long: it printed nothing \(.*build/gpu/hanging.log\)",
             r"ok in \d+ s: .*",
         ),

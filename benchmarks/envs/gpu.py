@@ -9,8 +9,8 @@ With them the memory at its peak, and how often the host waited in an iteration,
 of turns; on a GPU the first turns record graphs and do not count. What fails says so in a line, and the rest goes on.
 
 --ways N measures, for N worlds of the first task, rollouts and NPG's update each way that they may be launched: kernel
-by kernel (eager), as graphs, compiled by torch.compile, and compiled within graphs; a rollout's policy and task are
-compiled, and the whole update. Nothing of the package is compiled otherwise.
+by kernel (eager), as graphs, compiled by torch.compile, and compiled within graphs. Of a rollout policy and task are
+compiled, of the update what can be. Nothing of the package is compiled otherwise.
 
 On the CPU it runs too, on Warp's single core: it shows then that it works, and no more.
 """
@@ -25,23 +25,27 @@ import warnings
 from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
-from agents import NPG, PES, PPO, Agent
+from agents import NPG, PES, PPO, Agent, npg
 from agents.devices import Recorded
+from agents.natural import masked
 from benchmarks.common import context, installed, read, write
 from envs import make_vec
 
 NAME = "envs/gpu"
 WARM_UP = 3
-"""Turns that do not count."""
+"""Turns that do not count; of what is compiled, and compiled anew for what it meets, four times as many."""
 AGENTS: dict[str, tuple[type[Agent], Callable[[int], dict[str, Any]]]] = {
     "npg": (NPG, lambda n: {"n_steps": 32}),
     "ppo": (PPO, lambda n: {"n_steps": 32, "batch_size": 32 * n // 8, "n_epochs": 4}),
     "pes": (PES, lambda n: {"n_steps": 20}),
 }
 """Name -> algorithm and its settings for n worlds."""
+COMPILED = ((npg, "advantages"), (npg, "report_step"), (masked, "conjugate_gradient"), (masked, "match_kl"))
+"""Functions of an update that torch.compile is tried on; the capture of scores, by hooks, it cannot follow."""
 Row = dict[str, Any]
 
 
@@ -141,17 +145,17 @@ def ways(env_id: str, worlds: int, device: torch.device, seconds: float) -> Row:
     for compiled in compiles:
         agent: Any = agent_of(env_id, worlds, device, NPG, {"n_steps": 32})
         next(agent.iterations(10**12))
-        if compiled:
-            steps, task = agent.collector.steps, agent.collector.vector.task
-            task.observe, task.reward, steps.act, agent.update = map(
-                torch.compile, (task.observe, task.reward, steps.act, agent.update)
-            )
-        for graphs in (False, True) if device.type == "cuda" else (False,):
-            way = " in ".join(["compiled"] * compiled + ["graphs"] * graphs) or "eager"
-            for name, work in launched(agent, graphs).items():
-                with attempt(row, f"{name}, {way}"):
-                    row[f"{name}, {way}"] = rate(work, device, seconds)
-            print(shown({name: value for name, value in row.items() if name.endswith(f", {way}")}), flush=True)
+        steps, task = agent.collector.steps, agent.collector.vector.task
+        parts = [(task, "observe"), (task, "reward"), (steps, "act"), *COMPILED]
+        with contextlib.ExitStack() as stack:
+            for owner, name in parts if compiled else ():
+                stack.enter_context(patch.dict(vars(owner), {name: torch.compile(getattr(owner, name))}))
+            for graphs in (False, True) if device.type == "cuda" else (False,):
+                way = " in ".join(["compiled"] * compiled + ["graphs"] * graphs) or "eager"
+                for name, work in launched(agent, graphs).items():
+                    with attempt(row, f"{name}, {way}"):
+                        row[f"{name}, {way}"] = rate(work, device, seconds, WARM_UP * (4 if compiled else 1))
+                print(shown({name: value for name, value in row.items() if name.endswith(f", {way}")}), flush=True)
     return row
 
 
@@ -184,15 +188,15 @@ def agent_of(env_id: str, worlds: int, device: torch.device, kind: type[Agent], 
     return kind("MlpPolicy", env, seed=0, device=device, net_arch=(64, 64), **settings)
 
 
-def rate(work: Callable[[], object], device: torch.device, seconds: float) -> float:
+def rate(work: Callable[[], object], device: torch.device, seconds: float, warm_up: int = WARM_UP) -> float:
     """Give how often a second work is done: the median of turns in so many seconds."""
-    found = [spent for _, spent in zip(range(WARM_UP), turns(work, device), strict=False)]
+    found, goes = [], turns(work, device)
+    for _ in range(warm_up):
+        next(goes)
     begin = time.perf_counter()
-    for spent in turns(work, device):
-        found.append(spent)
-        if time.perf_counter() - begin > seconds and len(found) > WARM_UP:
-            break
-    return 1 / median(found[WARM_UP:])
+    while not found or time.perf_counter() - begin < seconds:
+        found.append(next(goes))
+    return 1 / median(found)
 
 
 def turns(work: Callable[[], object], device: torch.device) -> Iterator[float]:

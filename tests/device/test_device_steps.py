@@ -118,9 +118,7 @@ UPDATES: dict[str, dict[str, Any]] = {
 def test_an_update_that_is_done_again_by_rote_is_what_it_would_be(
     settings: dict[str, Any], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if device != sim.NAME:
-        pytest.skip("a GPU records itself")
-    learned, metrics = [], []
+    learned, metrics, here = [], [], device == sim.NAME
     for rote in (False, True):
         small = {"n_steps": 4, "net_arch": (4,), "critic_steps": 1, "critic_cg_max_steps": 1}
         agent = NPG("MlpPolicy", Walk(4, device), seed=0, device=device, **small, **settings)
@@ -132,17 +130,22 @@ def test_an_update_that_is_done_again_by_rote_is_what_it_would_be(
             tapes.append(tape)
             return tape
 
-        monkeypatch.setattr(devices, "RECORDS", sim.NAME if rote else "cuda")
-        monkeypatch.setattr(devices, "EAGER", 0)
-        monkeypatch.setattr(recorded, "_record", record)
-        monkeypatch.setattr(agent.collector.steps.step, "_record", lambda: None)
-        agent.learn(5 * agent.steps_per_iteration)
-        assert len(tapes) == rote
+        monkeypatch.setattr(devices, "RECORDS", torch.device(device).type if rote else "none")
+        if here:  # in place of a GPU, which records itself
+            monkeypatch.setattr(devices, "EAGER", 0)
+            monkeypatch.setattr(recorded, "_record", record)
+            monkeypatch.setattr(agent.collector.steps.step, "_record", lambda: None)
+        agent.learn((5 if here else 9) * agent.steps_per_iteration)
+        assert len(tapes) == (rote and here)
+        assert (recorded.graph is not None) == rote
         learned.append(agent.policy.state_dict() | agent.own_tensors())
         metrics.append({name: x for name, x in agent.last_metrics.items() if not name.startswith("time/")})
-    assert metrics[0] == metrics[1]
     for name, x in learned[0].items():
-        assert torch.equal(x, learned[1][name]), name
+        if here:
+            assert torch.equal(x, learned[1][name]), name
+        else:
+            torch.testing.assert_close(learned[1][name], x, rtol=1e-2, atol=1e-3, msg=name)
+    assert metrics[0] == (metrics[1] if here else pytest.approx(metrics[1], rel=0.05, abs=1e-3, nan_ok=True))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to record on")
