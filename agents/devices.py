@@ -101,7 +101,7 @@ class Recorded:
                 self.found = self.work(*self._given)
         except RuntimeError as error:
             warnings.warn(
-                f"a GPU is told its work kernel by kernel, for no graph of it was made: {error}", stacklevel=2
+                f"a GPU is told its work kernel by kernel, for there is no graph of it: {error}", stacklevel=2
             )
             return None
         return graph
@@ -118,7 +118,7 @@ def memory(module: nn.Module) -> list[Tensor]:
 
 def held(where: Tensor | None, value: Tensor) -> Tensor:
     """Copy a value to where earlier ones of its shape were, or to a new place."""
-    if where is None or (where.shape, where.dtype) != (value.shape, value.dtype):
+    if where is None or (where.shape, where.dtype, where.device) != (value.shape, value.dtype, value.device):
         with torch.inference_mode(False):
             where = torch.empty_like(value)
     return where.copy_(value)

@@ -84,8 +84,9 @@ class NPG(Agent):
         c, on_host, details = self.config, self.device.type == "cpu", self.counter % DETAILS_EVERY == 0
         few, n = c.curvature_samples, batch.n_steps * batch.num_envs
         rows = None if few is None else noise.few(self.stream_seed, "curvature", self.counter, n, few, self.device)
+        told, self.told = self.told, {}
         if self.curvature.late:
-            self.curvature.prepare(self.told)
+            self.curvature.prepare(told)
         if on_host or c.line_search or details or not is_steady(c) or batch is not self.collector.rollout:
             metrics, beta, searched = self.update(batch, rows, self.target_kl, details)
         else:

@@ -99,7 +99,7 @@ def look(device: str) -> None:
 
     there = warp.device_from_torch(torch.device(device))
     free, total = torch.cuda.mem_get_info()
-    print(f"Warp {warp.__version__}, MuJoCo Warp {mujoco_warp.__version__}, kernels in {warp.config.kernel_cache_dir}")
+    print(f"Warp {warp.__version__}, MuJoCo Warp {mujoco_warp.__version__}")
     torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)
     graphs = (
         "graphs" if warp.is_mempool_enabled(there) else "no graphs of physics, for Warp has no pool of memory there"

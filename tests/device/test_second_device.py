@@ -18,6 +18,7 @@ import device_env
 import pytest
 import sim_device as sim
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from agents import REGISTRY, Agent, copos, load, npg
@@ -172,6 +173,25 @@ def test_training_has_the_bits_of_the_cpu_and_keeps_to_its_budget(
     with counted(device, BUDGETS[name][PLACEMENTS.index(placement)]):
         advance(agent, 1)
     check_equal(learned(agent), on_the_cpu[name], device)
+
+
+class Watching(BaseCallback):
+    """Sees single steps, and asks for nothing."""
+
+    def _on_step(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("name", ["npg", "pes ranks"])
+def test_with_callbacks_the_same_is_learned(name: str, device: str) -> None:
+    found = []
+    for where in ("cpu", device):
+        agent = agent_of(name, where, environments(name, None if where == "cpu" else where))
+        iterations = agent.iterations(10**6, callback=Watching())
+        for _ in range(2):
+            next(iterations)
+        found.append(learned(agent))
+    check_equal(found[1], found[0], device)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
