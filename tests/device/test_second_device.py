@@ -23,6 +23,7 @@ from torch import Tensor
 
 from agents import REGISTRY, Agent, copos, load, npg
 from agents.evolution import policy_search
+from agents.natural import critic_fits
 from agents.policy import networks
 from agents.rollout.buffer import FieldSpec, Rollout
 from envs import VectorEnv, make_vec
@@ -73,11 +74,12 @@ BUDGETS = {
 @pytest.fixture(autouse=True)
 def _one_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take on the CPU what the device takes: its tanh and sums, which differ by rounding, eigenvectors of the update
-    before, and derivatives without forward mode, which asks for memory that a device made in Python does not have.
+    before, few halvings, and derivatives without forward mode, for which a device made in Python has no memory.
     """
     monkeypatch.setattr(networks.Tanh, "forward", lambda self, x: torch.tanh(x))
     monkeypatch.setattr(copos, "jvp", jvp)
     monkeypatch.setattr(npg, "AT_ONCE", None)
+    monkeypatch.setattr(critic_fits, "HALVINGS", critic_fits.HALVINGS_UNASKED)
     monkeypatch.setattr(policy_search, "chosen", policy_search.masked)
 
 
