@@ -140,7 +140,7 @@ class PolicySearch:
         collector = self.collector
         shape = None if M is None else partial(collector.policy.whitened, M=sent(M, theta.device))
         # An update on the particles' device asks for it all with its own numbers.
-        here = theta.device.type == "cpu" or (collector.listener is None and theta.device == collector.device)
+        here = theta.device.type == "cpu" or theta.device == collector.device
         return estimate(self, self.scheme, theta, sigma, particles, shape, dict if here else collector.bring)
 
     def counts(self) -> tuple[Tensor, Tensor]:

@@ -185,15 +185,16 @@ class Watching(BaseCallback):
 
 
 @pytest.mark.parametrize("name", ["npg", "pes ranks"])
-def test_with_callbacks_the_same_is_learned(name: str, device: str) -> None:
+def test_with_callbacks_or_a_policy_on_the_cpu_the_same_is_learned(name: str, device: str) -> None:
     found = []
-    for where in ("cpu", device):
-        agent = agent_of(name, where, environments(name, None if where == "cpu" else where))
+    for policy, place in (("cpu", None), (device, device), ("cpu", device)):
+        agent = agent_of(name, policy, environments(name, place))
         iterations = agent.iterations(10**6, callback=Watching())
         for _ in range(2):
             next(iterations)
         found.append(learned(agent))
-    check_equal(found[1], found[0], device)
+    for other in found[1:]:
+        check_equal(other, found[0], device)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
