@@ -15,10 +15,11 @@ DEVELOPS = $(VENV)/develops
 PIP = $(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt
 RUN = $(VENV)/bin/python
 
-.PHONY: help .venv train test test-slow campaign lint docs bench bench-gpu clean
+.PHONY: help .venv train policies test test-slow campaign lint docs bench bench-gpu clean
 
 help:
 	@echo "make train   train $(ALGORITHM) on $(ENV); ALGORITHM=, ENV=, STEPS= and SEED= change it"
+	@echo "make policies  train a policy for each of the eleven tasks, with its evaluation and film, in runs/policies"
 	@echo "make test    run the tests, but for the few that start many processes: make test-slow runs those"
 	@echo "make campaign  kill runs, damage files, mistype words, fill a disk, for hours; CAMPAIGN= says how often"
 	@echo "make lint    check style, format and types"
@@ -65,6 +66,10 @@ docs: $(INSTALLED)
 	$(RUN) docs/generate_options.py
 	$(RUN) -W error docs/build_site.py build/site
 	@echo "open build/site/index.html"
+
+policies: $(DEVELOPS)
+	mkdir -p build
+	$(RUN) -m benchmarks.natural.policies --budget-minutes 1000 --picture build/policies.gif
 
 bench: $(DEVELOPS)
 	$(PIP) -e ".[warp]"

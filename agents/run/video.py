@@ -22,6 +22,7 @@ from agents.run.errors import RunError
 from agents.run.evaluation import Acts
 from agents.run.outputs import complete
 from agents.run.process import NO_RENDERER, RENDERERS
+from envs.mujoco import FAMILIES, TASKS
 
 FRAMES_PER_SECOND = 30
 """Of an environment that says none."""
@@ -59,7 +60,7 @@ class Film:
         choose_renderer()
         self._file, self._envs = file, list[gymnasium.Env]()
         try:
-            self._envs = [_following(env_id, env_kwargs) for _ in range(episodes)]
+            self._envs = [following(env_id, env_kwargs) for _ in range(episodes)]
             self._observations = [env.reset(seed=seed + k)[0] for k, env in enumerate(self._envs)]
             self._frames: list[Any] = [env.render() for env in self._envs]
             fps = float(self._envs[0].metadata.get("render_fps") or FRAMES_PER_SECOND)
@@ -179,9 +180,11 @@ def _writer(file: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
         yield write
 
 
-def _following(env_id: str, env_kwargs: dict[str, Any]) -> gymnasium.Env:
+def following(env_id: str, env_kwargs: dict[str, Any]) -> gymnasium.Env:
     """Make the environment for drawing, with the camera that follows the body, where its model has one."""
-    asked = {**env_kwargs, "render_mode": "rgb_array"}
+    batched = env_id in TASKS or env_id in FAMILIES  # whose threads are no argument of Gymnasium's own environment
+    asked = {name: value for name, value in env_kwargs.items() if not (batched and name == "num_threads")}
+    asked["render_mode"] = "rgb_array"
     env = gymnasium.make(env_id, **asked)
     model = getattr(env.unwrapped, "model", None)
     chosen = asked.keys() & {"camera_id", "camera_name", "default_camera_config"}

@@ -381,6 +381,8 @@ def test_a_film_has_the_environments_own_speed_and_follows_the_body(
     assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
     with filmed(tmp_path, camera_id=0) as film:
         assert film._envs[0].unwrapped.camera_name is None
+    with Film("Hopper-v5", {"num_threads": 1, "width": 64, "height": 64}, 0, tmp_path / "b.mp4"):
+        pass  # threads are the batched environments' own
 
 
 def test_episodes_are_filmed_side_by_side_with_their_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
