@@ -25,7 +25,7 @@ help:
 	@echo "make lint    check style, format and types"
 	@echo "make docs    build the documents and the API's pages into build/site"
 	@echo "make bench   run every benchmark; takes long. BUDGET= are the minutes of those that train, which go on next time"
-	@echo "make bench-gpu  tests on a GPU, rates from physics alone to whole training, and returns beside MuJoCo's; 8 minutes"
+	@echo "make bench-gpu  on a GPU: tests, rates from physics alone to whole training, torch.compile, and returns; 8 minutes"
 	@echo "make .venv   only make the virtual environment, with what training needs"
 	@echo "make clean   remove the virtual environment and what tools leave; runs stay"
 
@@ -80,10 +80,7 @@ bench: $(DEVELOPS)
 
 bench-gpu: $(DEVELOPS)
 	$(PIP) -e ".[warp]"
-	$(RUN) -m pytest -q tests/device --device cuda
-	mkdir -p build
-	$(RUN) -m benchmarks.envs.gpu --minutes 3 --trace build/npg.json
-	$(RUN) -m benchmarks.envs.warp_learning --device cuda --tasks HalfCheetah-v5 --seeds 3 --budget-minutes 2
+	$(RUN) -m benchmarks.first_gpu
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -376,16 +376,16 @@ class Agent(Saved, BaseAlgorithm):  # type: ignore[misc]  # saves without pickle
 
     def record(self, metrics: dict[str, Any], asked: Any = None, *, final: bool = False) -> dict[str, Any]:
         """Log an update's numbers by name, under train/ unless a name has a group of its own; give all, with those only
-        asked for. Tensors, of shape (), come to the host here, together, and a policy that is final for its update, to
-        where it acts."""
+        asked for. Tensors come to the host here, together, those of shape () as numbers, and a policy that is final for
+        its update, to where it acts."""
         given, numbers = metrics | (asked or {}), {}
-        tensors = {name: value.detach().double() for name, value in given.items() if isinstance(value, Tensor)}
+        tensors = {name: value.detach() for name, value in given.items() if isinstance(value, Tensor)}
         if self.device.type != "cpu" and (tensors or final):
             tensors = {name: sent(x, self.device) for name, x in tensors.items()} | self.failures.asks(self.policy)
-            numbers = {name: x.item() for name, x in self.collector.bring(tensors, final).items()}
-            self.failures.norm = numbers.pop("norm_of_parameters")
+            numbers = {name: x if x.ndim else x.item() for name, x in self.collector.bring(tensors, final).items()}
+            self.failures.norm = float(numbers.pop("norm_of_parameters"))
         elif tensors:
-            numbers = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
+            numbers = dict(zip(tensors, torch.stack([x.double() for x in tensors.values()]).tolist(), strict=True))
         for name in metrics:
             self.logger.record(name if "/" in name else f"train/{name}", (given | numbers)[name])
         return given | numbers

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from agents import noise
 from agents.base import Agent
 from agents.config import at_least
-from agents.natural import check_size, make_natural
+from agents.devices import Recorded, memory, sent
+from agents.natural import check_size, is_steady, make_natural
 from agents.natural.critic_fits import CriticFitConfig
 from agents.natural.scores import scores
 from agents.natural.step import (
@@ -29,6 +31,10 @@ from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
 from agents.rollout.buffer import AdvantageConfig, Rollout, advantages, explained_variance, standardize
 from agents.saving import Stateful
 from envs.sb3 import SB3View
+
+AT_ONCE = "cpu"
+"""The type of device where eigenvectors are those of an update's own factors. For another the host finds those of the
+update before, while the device is at work on the next rollout."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,18 +72,48 @@ class NPG(Agent):
     Config = NPGConfig
     config: NPGConfig
     policy: ActorCriticPolicy
+    recorded: Recorded
+    told: dict[str, Any]
+    """What has come to the host of the last update."""
 
     # Learning --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def train(self, batch: Rollout) -> None:
-        """Fit the critic; then θ ← θ + β w with w = (F + λ I)⁻¹ g (Kakade 2002, section 3) and the β of target_kl."""
-        c, policy, target = self.config, self.policy, self.target_kl
+        """Make an `update`. A device is asked for nothing before it is over, and a GPU is told its work only once."""
+        c, on_host, details = self.config, self.device.type == "cpu", self.counter % DETAILS_EVERY == 0
+        few, n = c.curvature_samples, batch.n_steps * batch.num_envs
+        rows = None if few is None else noise.few(self.stream_seed, "curvature", self.counter, n, few, self.device)
+        told, self.told = self.told, {}
+        if self.curvature.late:
+            self.curvature.prepare(told)
+        if on_host or c.line_search or details or not is_steady(c) or batch is not self.collector.rollout:
+            metrics, beta, searched = self.update(batch, rows, self.target_kl, details)
+        else:
+            target = sent(torch.tensor(self.target_kl, dtype=torch.float64), self.device)
+            metrics, beta, searched = self.recorded(rows, target, batch.last_observations)
+        asked = {"beta": beta} | ({} if on_host else self.curvature.asks())
+        self.told = told = self.record(metrics, asked, final=True)
+        self.stop_reason = self.rejections.count(told["beta"], told["gradient_norm"] == 0, searched)
+        self.record({"rejected_updates": self.rejections.updates, "rejected_steps": self.rejections.steps})
+
+    def update(
+        self, batch: Rollout, rows: Tensor | None, target: Any, details: bool = False
+    ) -> tuple[dict[str, Any], Any, bool]:
+        """Fit the critic; then θ ← θ + β w with w = (F + λ I)⁻¹ g (Kakade 2002, section 3) and the β of the KL target.
+
+        Args:
+            batch: where the policy trains.
+            rows: the samples that curvature is estimated from; None takes all.
+            target: nats, a number, or a tensor on the device.
+            details: whether to measure what costs time of its own.
+
+        Returns:
+            Metrics, β, and whether a line search looked for it.
+        """
+        c, policy = self.config, self.policy
         observations, a = batch["observations"].flatten(0, 1), batch["actions"].flatten(0, 1)
         s = policy.normalize(observations)
-        few = c.curvature_samples
-        key = self.stream_seed, "curvature", self.counter
-        rows = None if few is None else noise.few(*key, len(s), few, s.device)
 
         A, returns = advantages(batch, policy.critic(s), policy, c.gamma, c.gae_lambda)  # Schulman et al. 2016, (16)
         explained = explained_variance(returns, returns - A)
@@ -90,7 +126,7 @@ class NPG(Agent):
         step = self.curvature.direction(Psi, A, rows)  # (Ψᵀ Ψ / n + λ I) w = Ψᵀ A / n
 
         line = Line(policy.actor, step.direction, old, s, c.log_std_min)
-        beta: float | torch.Tensor = 0.0
+        beta: float | Tensor = 0.0
         unread = s.device.type != "cpu" and not c.line_search
         quadratic = math.nan if unread else step.quadratic.item()
         if unread:
@@ -104,14 +140,9 @@ class NPG(Agent):
                 beta, _ = match_kl(line.kl, first, target)  # mean KL(old || new) = target_kl
         if not unread and beta == 0:
             line.back()
-        damping = None if self.counter % DETAILS_EVERY else c.cg_damping
-        metrics = report_step(line, beta, step, Psi, a, A, explained, damping)
-
+        metrics = report_step(line, beta, step, Psi, a, A, explained, c.cg_damping if details else None)
         policy.update_normalizer(observations)
-        told = self.record(metrics, {"beta": beta}, final=True)
-        searched = c.line_search and 0 < quadratic < math.inf
-        self.stop_reason = self.rejections.count(told["beta"], told["gradient_norm"] == 0, searched)
-        self.record({"rejected_updates": self.rejections.updates, "rejected_steps": self.rejections.steps})
+        return metrics, beta, c.line_search and 0 < quadratic < math.inf
 
     @property
     def target_kl(self) -> float:
@@ -125,10 +156,24 @@ class NPG(Agent):
         super()._setup_model()
         self.rejections = Rejections(self.config.max_rejected_updates)
         self.curvature, self.critic_fit = make_natural(self.config, self.policy, self.stream_seed)
+        self.curvature.late, self.told = self.device.type != AT_ONCE, {}
+        self.recorded = Recorded(self._update_again, self._memory)
 
     def _connect(self, env: SB3View) -> None:
         check_size(self.config, self.policy.actor, env.num_envs)
         super()._connect(env)
+
+    def _update_again(self, rows: Tensor | None, target: Tensor, last_observations: Tensor) -> Any:
+        """Update from the rollout that lies where the last one did."""
+        rollout = self.collector.rollout
+        rollout.last_observations = last_observations
+        return self.update(rollout, rows, target)
+
+    def _memory(self) -> list[Tensor]:
+        """List the tensors on the device that an update reads."""
+        rollout, kept = self.collector.rollout, self.curvature.tensors().values()
+        fields = [rollout[name] for name in rollout.specs]
+        return [*memory(self.policy), *fields, *(x for x in kept if x.device.type != "cpu")]
 
     def parts(self) -> dict[str, Stateful]:
         return {"rejections": self.rejections, "curvature": self.curvature, "critic": self.critic_fit}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -111,12 +111,16 @@ class PES(Agent):
         except StopAsked:
             self.collector.observations = None  # the pairs stand somewhere within a window
             return None
+        if self.config.learning_rate_end is not None or self.schedules or self.share_used is not None:
+            self.collector.settle()  # a rate goes by the steps that were made
         return found
 
     @torch.no_grad()
     def train(self, found: Estimate) -> None:
         """θ ← θ + α g, where g is the mean over pairs of (u⁺ - u⁻) σ ξ and u the utilities of the scores R."""
         assert self.particles is not None
+        if found.scores.device.type == "cpu" and not found.scores.isfinite().all():
+            raise FloatingPointError("a score is not finite; this window changed nothing. Look for huge rewards.")
         u, pairs = self._utilities(found.scores)
         u = sent(u, self.collector.vector.device)
         g = 2 * self.sigma * self.particles.weighted(u).sum(0) / pairs  # weighted: ξ (u⁺ - u⁻) / 2
@@ -129,17 +133,23 @@ class PES(Agent):
         self._ascend(sent(g, self.device), alpha)
         if self.policy.normalize_observations:
             self._observe()
-        deaths, with_mean_parameters = self.task.counts()
-        asked = {"finite": finite, "norm": norm, "deaths": deaths, "with_mean_parameters": with_mean_parameters}
-        asked, metrics = asked | {"signal_to_noise": found.signal_to_noise}, found.metrics()
+        terminated, with_mean = self.task.counts()
+        asked = {"finite": finite, "norm": norm, "terminated": terminated, "with_mean": with_mean}
+        asked |= {"signal_to_noise": found.signal_to_noise}
+        unread = None if found.scores.device.type == "cpu" else self.particles
+        if isinstance(unread, Particles):  # with the numbers comes what the next window goes by
+            asked |= {name: getattr(part, name) for part in (found, unread) for name in part.TOLD}
         numbers = self.record({}, asked, final=not self.config.trials)
+        if isinstance(unread, Particles):
+            found = replace(found, **{name: numbers[name] for name in Estimate.TOLD})
+            self.particles = replace(unread, **{name: numbers[name] for name in Particles.TOLD})
         if not numbers["finite"]:
             raise FloatingPointError(NOT_FINITE)
-        self.steps_with_mean_parameters += int(numbers["with_mean_parameters"])
-        metrics |= {
+        self.steps_with_mean_parameters += int(numbers["with_mean"])
+        metrics = found.metrics() | {
             "train/gradient_signal_to_noise": numbers["signal_to_noise"],
             "train/gradient_norm": numbers["norm"],
-            "search/twin_deaths": int(numbers["deaths"]),
+            "search/twin_deaths": int(numbers["terminated"]),
             "train/learning_rate": alpha,
         }
         self._record_window(metrics)
@@ -157,21 +167,17 @@ class PES(Agent):
     def _utilities(self, scores: Tensor) -> tuple[Tensor, int]:
         """Say what the scores R [2n] count, and how many pairs do."""
         c, n = self.config, len(scores) // 2
-        if not scores.isfinite().all():
-            raise FloatingPointError("a score is not finite; this window changed nothing. Look for huge rewards.")
         if c.reward_scaling == "ranks":
             return centered_ranks(scores), n
         if c.reward_scaling == "log_ranks":
             u = log_ranks(scores)
             return u / u.std(correction=0), n
-        best = torch.ones(n, dtype=torch.bool, device=scores.device)
-        if c.top_directions is not None:
-            best = top_pairs(scores, c.top_directions)
-        counts, scale = best.repeat_interleave(2), 1.0
+        best = None if c.top_directions is None else top_pairs(scores, c.top_directions)
+        counted = scores if best is None else scores[best]
+        u = counted - counted.mean()  # only differences matter, and they keep their digits where scores are near 0
         if c.reward_scaling == "std":
-            scale = self.reward_scale.update(scores[counts], c.reward_memory * self.scheme.windows)
-        # Only differences matter, and they keep their digits where scores are near 0.
-        return torch.where(counts, (scores - scores[counts].mean()) / scale, 0.0), int(best.sum())
+            u = u / self.reward_scale.update(counted, c.reward_memory * self.scheme.windows)
+        return (u, n) if best is None else (torch.zeros_like(scores).index_copy(0, best, u), len(best) // 2)
 
     def _ascend(self, g: Tensor, alpha: float) -> None:
         """Let the optimizer make a step of size α along g [P]."""
@@ -309,12 +315,9 @@ def centered_ranks(scores: Tensor) -> Tensor:
     Source: Salimans et al. 2017, section 2, https://arxiv.org/abs/1703.03864. A monotone rescaling of scores changes
     nothing; what is maximized is not the mean score.
     """
-    n = len(scores)
-    _, place, counts = scores.unique(return_inverse=True, return_counts=True)
-    # As many are below a score as are in earlier places, and above it as many as are in later ones.
-    upto = counts.cumsum(0)
-    below_less_above = (upto - counts) - (n - upto)
-    return below_less_above[place].double() / max(2 * (n - 1), 1)
+    n, ordered = len(scores), scores.sort().values
+    below, upto = torch.searchsorted(ordered, scores), torch.searchsorted(ordered, scores, right=True)
+    return (below - (n - upto)).double() / max(2 * (n - 1), 1)
 
 
 def log_ranks(scores: Tensor) -> Tensor:
@@ -332,10 +335,10 @@ def log_ranks(scores: Tensor) -> Tensor:
 
 
 def top_pairs(scores: Tensor, count: int) -> Tensor:
-    """Choose the count of n pairs with the highest better twin, by their scores [2n]: boolean [n].
+    """Choose the count of n pairs with the highest better twin, by their scores [2n]: the twins' rows, [2 count].
 
     Source: Mania et al. 2018, algorithm 2, line 7, https://arxiv.org/abs/1803.07055. Of equal pairs the first are kept.
     """
-    best = scores.view(-1, 2).amax(1)
-    order = best.argsort(descending=True, stable=True)
-    return torch.zeros_like(best, dtype=torch.bool).index_fill(0, order[:count], True)
+    order = scores.view(-1, 2).amax(1).argsort(descending=True, stable=True)
+    first = 2 * order[:count].sort().values
+    return torch.stack((first, first + 1), dim=1).flatten()

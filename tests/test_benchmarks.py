@@ -2,14 +2,16 @@
 
 import importlib
 import json
+import re
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 import torch
 
 from agents import NPG, REGISTRY
-from benchmarks import common
+from benchmarks import common, first_gpu
 from benchmarks.evolution import policy_search
 from benchmarks.natural import ablation, search
 from benchmarks.natural.direction import Trained, compare
@@ -36,7 +38,7 @@ def test_it_shows_its_help_and_keeps_results_under_its_name(
 
 def test_every_kept_file_belongs_to_a_script() -> None:
     kept = {str(file.relative_to(common.RESULTS).with_suffix("")) for file in common.RESULTS.rglob("*.*")}
-    second = {"natural/copos_sparse", "natural/direction_trained", "natural/trials"}
+    second = {"envs/warp_learning_cuda", "natural/copos_sparse", "natural/direction_trained", "natural/trials"}
     assert kept - second <= set(SCRIPTS)
 
 
@@ -177,3 +179,42 @@ def test_a_search_goes_on_with_the_better_half_and_with_those_to_be_kept() -> No
         for name, value in zip(names, (4.0, 3.0, 2.0, 1.0), strict=True)
     ]
     assert search.better_half(names, names[3:], lines, [task], range(60, 61), 3) == [*names[:2], names[3]]
+
+
+def test_a_part_that_fails_on_a_gpu_takes_no_other_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = {
+        "machine": ("a poem", "this", 1.0),
+        "wrong": ("no file", "json.tool {folder}/none.json", 1.0),
+        "hanging": ("a sleep", "timeit -n 1 -r 1 'import time; time.sleep(60)'", 0.01),
+        "last": ("a poem", "this", 1.0),
+    }
+    for name, value in {"PARTS": parts, "ROOT": tmp_path, "RESULTS": tmp_path / "results"}.items():
+        monkeypatch.setattr(first_gpu, name, value)
+    (tmp_path / "results" / "envs").mkdir(parents=True)
+    (tmp_path / "results" / "envs" / "gpu.json").write_text("{}")
+    monkeypatch.setattr(sys, "argv", ["first_gpu"])
+    with pytest.raises(SystemExit, match=r"^1$"):
+        first_gpu.main()
+    told = capsys.readouterr().out.splitlines()
+    ends = [line.strip() for line in told[1:-1:2]]
+    for end, pattern in zip(
+        ends,
+        (
+            r"ok in \d+ s: .*let's do more of those!",
+            r"FAILED: it failed after \d+ s: .*json.tool: error.* \(all of it: build/gpu/wrong.log\)",
+            r"FAILED: it ended after 1 s, for it took too long: it printed nothing \(.*build/gpu/hanging.log\)",
+            r"ok in \d+ s: .*",
+        ),
+        strict=True,
+    ):
+        assert re.fullmatch(pattern, end), end
+    assert told[-1] == "2 of the parts failed. Please send back build/gpu.tar.gz, whatever failed."
+    with tarfile.open(tmp_path / "build" / "gpu.tar.gz") as archive:
+        assert {"gpu/gpu.json", *(f"gpu/{name}.log" for name in parts)} <= set(archive.getnames())
+
+    monkeypatch.setattr(first_gpu, "PARTS", {"machine": parts["wrong"], "last": parts["last"]})
+    with pytest.raises(SystemExit):
+        first_gpu.main()
+    assert "a poem" not in capsys.readouterr().out  # without a GPU nothing else is tried

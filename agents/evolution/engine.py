@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -161,6 +161,8 @@ class Particles:
     """Whether the episodes ended, boolean [n, s]; on the host."""
     state: ParticleState
     """The task's state of n s rows; empty before the first window."""
+    TOLD: ClassVar = ("limit", "due", "ended")
+    """What the host is told of a window before the next one."""
 
     def weighted(self, utilities: Tensor) -> Tensor:
         """Return the last window's estimates with utilities [2n] for scores: sums like `Estimate.sums`, [shards, P].
@@ -179,8 +181,7 @@ class Particles:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all but the seed, the counter and the first pair, for a file."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        own = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        own = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return own | {f"state.{name}": value for name, value in self.state.items()}
 
     @classmethod
@@ -195,7 +196,7 @@ class Estimate:
     """A gradient estimate from one window of n pairs, kept in parts that `join` puts together.
 
     The gradient is linear in the scores: to scale scores, divide it. A score that is not finite makes it so too. All
-    but sums and squares are on the host.
+    but sums and squares are on the host, or brought there by whoever asked `estimate` for that.
     """
 
     sums: Tensor
@@ -212,6 +213,7 @@ class Estimate:
     """Twins of the pair that ended in this window, int64 [n]."""
     steps: Tensor
     """Steps made for the pair, those with the mean parameters included, int64 [n]."""
+    TOLD: ClassVar = ("scores", "xi_norm", "deaths", "steps")
 
     @property
     def gradient(self) -> Tensor:
@@ -315,7 +317,7 @@ def estimate(
         particles: from `start` or the last window.
         shape: a linear map S of new perturbations, standard normal rows [n, P]: ε = σ S z, and ξ sums S z / σ up. An
             estimate is then one of S Sᵀ times the gradient; None is the identity.
-        bring: brings what the host goes by from a device.
+        bring: brings what the host goes by from a device. Where it does not, the caller brings what `TOLD` names.
 
     Returns:
         The estimate, and the particles to go on with.
@@ -352,30 +354,28 @@ def estimate(
         estimates = xi * difference[:, None]
     else:
         estimates = own + (xi - epsilon / sigma**2) * (difference - (epsilon * own).sum(1))[:, None]
-    # What the host goes by, in one copy.
     steps = (state["steps"] - before["steps"]).view(-1, width).sum(1)
-    host = {"scores": scores[:, :2].flatten(), "xi_norm": xi.norm(dim=1), "steps": steps}
-    host = bring(host | {"ended": ended.view(-1, width)})
-    ended = host.pop("ended")
+    told = {"scores": scores[:, :2].flatten(), "xi_norm": xi.norm(dim=1), "steps": steps}
+    told = bring(told | {"ended": ended.view(-1, width)})  # in one copy
+    ended = told.pop("ended")
+    phase, limit = particles.phase + 1, sent(particles.limit, ended.device)
     result = Estimate(
         sums=torch.stack([shard.sum(0) for shard in estimates.split(noise.SHARD)]),
         squares=estimates.square().sum(1),
         phase=particles.phase,
-        deaths=(ended & ~ended_before)[:, :2].sum(1),
-        **host,
+        deaths=(ended & ~sent(ended_before, ended.device))[:, :2].sum(1),
+        **told,
     )
 
     # A shared state is the last row's; own states are all rows.
     kept = slice(width - carried, None)
     state = {name: value.detach().unflatten(0, (-1, width))[:, kept].flatten(0, 1) for name, value in state.items()}
-    ended, phase, limit = ended[:, kept], particles.phase + 1, particles.limit
-    due = ended[:, :2].all(1) | (phase >= limit)
+    ended = ended[:, kept]
+    due = ended[:, :2].all(1) | (sent(phase, ended.device) >= limit)
     if scheme.horizon is not None:
         limit = limit.masked_fill(due, scheme.horizon // scheme.window)
-    after = replace(
-        particles, counter=particles.counter + 1, phase=phase, limit=limit, due=due, ended=ended, state=state
-    )
-    return result, after
+    counter = particles.counter + 1
+    return result, replace(particles, counter=counter, phase=phase, limit=limit, due=due, ended=ended, state=state)
 
 
 def join(estimates: Sequence[Estimate]) -> Estimate:
@@ -412,9 +412,7 @@ def _renew(task: Unroll, scheme: Scheme, sigma: float, particles: Particles, sha
         slots = sent((pairs[:, None] * scheme.states + torch.arange(scheme.states)).flatten(), device)
         fresh = task.init(keys, slots)
         if "steps" not in fresh:
-            raise ValueError(
-                f'the task\'s state holds {", ".join(fresh)}; it needs "steps", the steps made since init.'
-            )
+            raise ValueError(f'the task\'s state holds {", ".join(fresh)}; it needs "steps", those made since init.')
         state = _put(state, slots, fresh) if state else fresh
     ended = old.ended.masked_fill(old.due[:, None], False)
     return replace(old, epsilon=epsilon, xi=xi, phase=phase, ended=ended, state=state)

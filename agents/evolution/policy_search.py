@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agents import noise
 from agents.config import CommonConfig, at_least
-from agents.devices import fetched, sent
+from agents.devices import sent
 from agents.evolution.engine import Estimate, Particles, Scheme, estimate, start
 from agents.evolution.unroll import ParticleState
 from agents.evolution.whitening import Products
@@ -137,10 +137,11 @@ class PolicySearch:
         self, theta: Tensor, sigma: float, particles: Particles, M: Tensor | None
     ) -> tuple[Estimate, Particles]:
         """Unroll the particles by one window; see `engine.estimate`. M [O, O] shapes perturbations, or None."""
-        policy = self.collector.policy
-        shape = None if M is None else partial(policy.whitened, M=sent(M, theta.device))
-        bring = fetched if theta.device.type == "cpu" else self.collector.bring
-        return estimate(self, self.scheme, theta, sigma, particles, shape, bring)
+        collector = self.collector
+        shape = None if M is None else partial(collector.policy.whitened, M=sent(M, theta.device))
+        # An update on the particles' device asks for it all with its own numbers.
+        here = theta.device.type == "cpu" or theta.device == collector.device
+        return estimate(self, self.scheme, theta, sigma, particles, shape, dict if here else collector.bring)
 
     def counts(self) -> tuple[Tensor, Tensor]:
         """Count, in the last window, twins that terminated and steps with the mean parameters."""

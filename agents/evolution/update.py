@@ -72,32 +72,35 @@ class RewardScale:
     """
 
     def __init__(self) -> None:
-        self.variance: float | None = None
-        """The scores' variance, averaged over the windows so far."""
-        self.highest: float | None = None
+        self.variance: Tensor | None = None
+        """The scores' variance, averaged over the windows so far, of shape (); not a number where none was finite."""
+        self.highest: Tensor | None = None
         """The highest that this average has been."""
 
-    def update(self, scores: Tensor, memory: float) -> float:
-        """Take a window's scores [k] in and return σ_R for them.
+    def update(self, scores: Tensor, memory: float) -> Tensor:
+        """Take a window's scores [k] in and return σ_R for them, of shape (); those that are not finite leave no trace.
 
         Args:
             memory: windows over which the variance is averaged, exponentially; 0: σ_R is the window's own.
         """
-        own, average, highest = float(scores.var(correction=0)), self.variance, self.highest
-        kept = math.exp(-1 / memory) if memory > 0 else 0.0
-        self.variance = own if average is None else kept * average + (1 - kept) * own
-        self.highest = max(self.variance, highest or 0.0)
-        if own == 0.0:
-            return 1.0
-        return math.sqrt(own if highest is None or memory == 0 else max(highest, own / MOST_SURPRISE**2))
+        own, kept = scores.var(correction=0), math.exp(-1 / memory) if memory > 0 else 0.0
+        before = self.variance, self.highest
+        average, highest = (torch.full_like(own, math.nan) if x is None else x.to(own) for x in before)
+        averaged = torch.where(average.isnan(), own, kept * average + (1 - kept) * own)
+        self.variance = torch.where(own.isfinite(), averaged, average)
+        self.highest = torch.fmax(self.variance, highest)
+        square = own
+        if memory > 0:
+            square = torch.where(highest.isnan(), own, torch.maximum(highest, own / MOST_SURPRISE**2))
+        return torch.where(own == 0, 1.0, square.sqrt())
 
     def tensors(self) -> dict[str, Tensor]:
         """Return its state; nothing before the first window."""
-        if self.variance is None:
+        if self.variance is None or self.highest is None:
             return {}
-        return {"reward_variances": torch.tensor([self.variance, self.highest], dtype=torch.float64)}
+        return {"reward_variances": torch.stack((self.variance, self.highest)).double()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `tensors` gave."""
         held = tensors.get("reward_variances")
-        self.variance, self.highest = (None, None) if held is None else held.tolist()
+        self.variance, self.highest = (None, None) if held is None else held.unbind()

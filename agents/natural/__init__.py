@@ -21,7 +21,7 @@ from agents.natural.kronecker import (
 )
 from agents.natural.scores import is_factored
 
-__all__ = ["CURVATURES", "Curvature", "check_size", "make_curvature", "make_natural"]
+__all__ = ["CURVATURES", "Curvature", "check_size", "is_steady", "make_curvature", "make_natural"]
 
 CURVATURES: dict[str, type[Curvature]] = {
     "compatible": Sampled,
@@ -66,6 +66,13 @@ def make_natural(c: CriticFitConfig, policy: Any, seed: int) -> tuple[Curvature,
     """Make the curvature of a policy's actor and the fit of its critic; see `make_curvature`."""
     curvature = make_curvature(c, policy.actor, seed)
     return curvature, CRITIC_FITS[c.critic](c, policy.critic, curvature.precondition, seed)
+
+
+def is_steady(c: CriticFitConfig) -> bool:
+    """Say whether updates do the same work on the same memory each time, so that a device can be told it only once."""
+    own_factors = c.fisher in ("kfac", "ekfac") and c.curvature_memory == 0
+    asks = c.fisher == "adaptive" or own_factors or c.cg_preconditioner in ("kfac", "ekfac") or c.cg_warm_start
+    return c.critic == "gauss_newton" and not asks
 
 
 def check_size(c: CurvatureConfig, actor: Any, num_envs: int) -> None:

@@ -129,6 +129,8 @@ class Curvature(ABC):
         if not c.cg_damping >= 0:
             raise ValueError(f"damping is {c.cg_damping}; give 0 or more.")
         self.damping: float = c.cg_damping
+        self.late = False
+        """Whether what the host finds for a device is of the update before: `prepare` is called before each."""
         self.precondition, self.seed = precondition, seed
 
     def direction(self, Psi: Scores, A: Tensor, rows: Tensor | None = None) -> NaturalGradient:
@@ -159,6 +161,13 @@ class Curvature(ABC):
     @abstractmethod
     def solve(self, fisher: Scores, shift: Tensor, gradient: Tensor) -> Solution:
         """Solve (F + λ I) w = g for `outer_products`, λ = shift, a scalar, and g, [p]."""
+
+    def asks(self) -> dict[str, Tensor]:
+        """Give by name what `prepare` wants of an update, that it may come to the host with other numbers."""
+        return {}
+
+    def prepare(self, heard: Mapping[str, Tensor]) -> None:  # noqa: B027, most need nothing
+        """Find what an update needs of the host, from what the last one's `asks` has brought; else that is fetched."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Give what it keeps between updates."""

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from agents.devices import fetched, sent
 from agents.natural.curvature import (
     CURVATURE_MEMORY,
     Curvature,
@@ -25,10 +25,6 @@ from agents.natural.solution import Solution
 
 PRECONDITIONER_SAMPLES = {"diagonal": 1024, "kfac": 1024, "ekfac": 1024, "gram": 640}
 """About how many samples a preconditioner is made from: it changes the way of conjugate gradients, not their goal."""
-
-
-ONE_BY_ONE = "cpu"
-"""The type of device on which matrices are decomposed one after the other."""
 
 
 class DampedInverse(ABC):
@@ -68,13 +64,14 @@ class Eigenbasis(NamedTuple):
 
     @classmethod
     def of(cls, factors: list[tuple[Tensor, Tensor]]) -> list[Eigenbasis]:
-        """Find those of blocks with the factors A and G; not numbers where a factor has entries that are none."""
+        """Find those of blocks with the factors A and G; not numbers where a factor has entries that are none. A
+        device's are found on the host, which waits for them once.
+        """
         matrices = [matrix for pair in factors for matrix in pair]
-        eigen = (
-            eigen_together(matrices)
-            if matrices[0].device.type != ONE_BY_ONE
-            else [_eigen(matrix) for matrix in matrices]
-        )
+        if (device := matrices[0].device).type != "cpu":
+            host = iter(fetched(dict(enumerate(matrices))).values())
+            return [cls(*(sent(x, device) for x in basis)) for basis in cls.of(list(zip(host, host, strict=True)))]
+        eigen = [_eigen(matrix) for matrix in matrices]
         pairs = zip(eigen[::2], eigen[1::2], strict=True)
         return [cls(of_g[1], of_a[1], torch.outer(of_g[0], of_a[0])) for of_a, of_g in pairs]
 
@@ -111,35 +108,17 @@ class Kronecker(DampedInverse):
         return of_g @ (of_g.T @ matrix @ of_a * factors) @ of_a.T
 
 
-def _eigen(matrix: Tensor, finite: bool = False) -> tuple[Tensor, Tensor]:
+def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Give eigenvalues, none below 0, and eigenvectors; not numbers where there are none to be found."""
     # Of float32 it may not converge where many eigenvalues are next to 0.
-    for given in (matrix, matrix.double()) if finite or matrix.isfinite().all() else ():
+    for given in (matrix, matrix.double()) if matrix.isfinite().all() else ():
         try:
             values, vectors = torch.linalg.eigh(given)
         except torch.linalg.LinAlgError:
             continue
         return values.clamp_(min=0).to(matrix.dtype), vectors.to(matrix.dtype)
     # A direction that is not finite is the caller's to reject.
-    return torch.full_like(matrix[..., 0], torch.nan), torch.full_like(matrix, torch.nan)
-
-
-def eigen_together(matrices: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Do as for one after the other, by one decomposition: on a device each waits for its outcome."""
-    side = max(map(len, matrices))
-    padded = torch.stack([pad(matrix, (0, side - len(matrix)) * 2) for matrix in matrices])
-    for square, matrix in zip(padded, matrices, strict=True):
-        # What fills up gets the eigenvalues below 0, which come first and are left out.
-        square.diagonal()[len(matrix) :] = -matrix.diagonal().mean() - torch.finfo(matrix.dtype).tiny
-    finite = padded.isfinite().all(2).all(1)[:, None]
-    one = torch.eye(side, dtype=padded.dtype, device=padded.device)
-    values, vectors = _eigen(torch.where(finite[..., None], padded, one), finite=True)
-    values, vectors = torch.where(finite, values, torch.nan), torch.where(finite[..., None], vectors, torch.nan)
-    found = []
-    for of_one, columns, size in zip(values, vectors, map(len, matrices), strict=True):
-        kept = of_one[side - size :], columns[:size, side - size :]
-        found.append((kept[0].clone(), kept[1].clone(memory_format=torch.contiguous_format)))
-    return found
+    return torch.full_like(matrix[0], torch.nan), torch.full_like(matrix, torch.nan)
 
 
 class EigenKronecker(Kronecker):
@@ -185,11 +164,18 @@ class KroneckerCurvature(ClosedForm):
         if self.running is None:
             return super().solve(fisher, shift, gradient)
         assert isinstance(fisher, FactoredScores)
-        finite = self.running.take_in(fisher)
+        finite = self.running.take_in(fisher, self.late)
         if finite is False:
             return Solution(torch.zeros_like(gradient), 0, math.nan, "non_finite")
         M = self.form(fisher, shift, self.running.bases)
         return checked(M.solve(gradient), M.matvec, gradient, definite=finite)
+
+    def asks(self) -> dict[str, Tensor]:
+        return {} if self.running is None else self.running.named_factors()
+
+    def prepare(self, heard: Mapping[str, Tensor]) -> None:
+        if self.running is not None and self.running.factors:
+            self.running.renew(heard)
 
     def tensors(self) -> dict[str, Tensor]:
         return {} if self.running is None else self.running.tensors()
@@ -222,11 +208,14 @@ class RunningFactors:
         self.factors: list[tuple[Tensor, Tensor]] = []
         """The layers' A and G."""
         self.bases: list[Eigenbasis] = []
-        self.updates, self.weight = 0, 0.0
+        self.updates, self.weight = 0, torch.zeros((), dtype=torch.float64)
 
-    def take_in(self, scores: FactoredScores) -> Tensor | bool:
+    def take_in(self, scores: FactoredScores, late: bool = False) -> Tensor | bool:
         """Average an update's factors in, and say whether they are finite: if not, nothing changes. On a device that is
         a boolean of shape (), and they come in as zeros if they are not.
+
+        Args:
+            late: whether `renew` is called before each update but the first.
         """
         new = scores.kfac()
         finite = torch.stack([x.isfinite().all() for pair in new for x in pair]).all()
@@ -234,31 +223,49 @@ class RunningFactors:
             new = [(torch.where(finite, A, 0.0), torch.where(finite, G, 0.0)) for A, G in new]
         elif not finite:
             return False
-        self.weight = self.weight * math.exp(-scores.n / self.memory) + scores.n
-        share = scores.n / self.weight
-        self.factors = [
-            (A.lerp(new_A, share), G.lerp(new_G, share))
-            for (A, G), (new_A, new_G) in zip(self.factors or new, new, strict=True)
-        ]
+        self.weight = self.weight.to(scores.device).mul_(math.exp(-scores.n / self.memory)).add_(scores.n)
+        share, self.factors = (scores.n / self.weight).to(scores.dtype), self.factors or new
+        for kept, given in zip(self.factors, new, strict=True):  # in place, where recorded work reads them
+            for x, y in zip(kept, given, strict=True):
+                x.lerp_(y, share)
+        if not (late and self.bases):
+            if self.updates % self.renewal == 0:
+                self.bases = Eigenbasis.of(self.factors)
+            self.updates += 1
+        return finite if scores.device.type != "cpu" else True
+
+    def renew(self, heard: Mapping[str, Tensor]) -> None:
+        """Put bases of the factors where those before are, if it is time for that.
+
+        Args:
+            heard: the factors by name, if they have come to the host.
+        """
         if self.updates % self.renewal == 0:
-            self.bases = Eigenbasis.of(self.factors)
+            here = {name: heard.get(name, x) for name, x in self.named_factors().items()}
+            bases = Eigenbasis.of([(here[f"{k}.A"], here[f"{k}.G"]) for k in range(len(self.factors))])
+            for before, basis in zip(self.bases, bases, strict=True):
+                for x, y in zip(before, basis, strict=True):
+                    x.copy_(sent(y, x.device))
         self.updates += 1
-        return True
+
+    def named_factors(self) -> dict[str, Tensor]:
+        """Give the factors by layer and name."""
+        return {f"{k}.{name}": x for k, pair in enumerate(self.factors) for name, x in zip("AG", pair, strict=True)}
 
     def tensors(self) -> dict[str, Tensor]:
         """Give what it keeps between updates."""
-        counts = {"updates": torch.tensor(self.updates), "weight": torch.tensor(self.weight, dtype=torch.float64)}
-        factors = {f"{k}.{name}": x for k, pair in enumerate(self.factors) for name, x in zip("AG", pair, strict=True)}
+        counts = {"updates": torch.tensor(self.updates), "weight": self.weight}
         bases = {f"{k}.{name}": x for k, basis in enumerate(self.bases) for name, x in basis._asdict().items()}
-        return counts | factors | bases
+        return counts | self.named_factors() | bases
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `tensors` gave."""
         layers = range(sum(name.endswith(".A") for name in tensors))
-        self.factors = [(tensors[f"{k}.A"], tensors[f"{k}.G"]) for k in layers]
-        self.bases = [Eigenbasis(*(tensors[f"{k}.{name}"] for name in Eigenbasis._fields)) for k in layers]
-        self.updates = int(tensors.get("updates", 0))
-        self.weight = float(tensors.get("weight", 0.0))
+        own = {name: x.clone() for name, x in tensors.items()}
+        self.factors = [(own[f"{k}.A"], own[f"{k}.G"]) for k in layers]
+        self.bases = [Eigenbasis(*(own[f"{k}.{name}"] for name in Eigenbasis._fields)) for k in layers]
+        self.updates = int(own.get("updates", 0))
+        self.weight = own.get("weight", torch.zeros((), dtype=torch.float64))
 
 
 def _by_closed_form(name: str, form: Callable[..., DampedInverse]) -> Precondition:

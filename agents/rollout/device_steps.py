@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from agents.devices import Recorded, held, memory
 from agents.rollout.buffer import Rollout
 from envs.vector import VectorEnv
-
-EAGER = 2
-"""Turns before work is recorded: by then all is compiled and allocated."""
-
 
 Act = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 """Observations [N, *O] and noise, if any, to actions as the rollout keeps them and as the environment takes them."""
@@ -49,11 +45,7 @@ class DeviceSteps:
             actions = policy.sampler()(observations, noise)
             return actions, policy.to_environment(actions)
 
-        def read() -> list[Tensor]:
-            held = [x for module in policy.modules() for x in vars(module).values() if isinstance(x, Tensor)]
-            return [*policy.parameters(), *policy.buffers(), *held]
-
-        return cls(env, act, rollout, read)
+        return cls(env, act, rollout, lambda: memory(policy))
 
     def fill(self, observations: Tensor, noise: Tensor | None = None, ids: Tensor | None = None) -> Tensor:
         """Make T steps of all environments; gives the observations to go on from.
@@ -97,50 +89,3 @@ class DeviceSteps:
     def _read(self) -> list[Tensor]:
         own = (self.observations, self.noise, self.going)
         return [x for x in own if x is not None] + self.read()
-
-
-class Recorded:
-    """Work on a device; on CUDA, after some turns, recorded as a graph and launched as a whole from then on.
-
-    Args:
-        work: reads and writes tensors of fixed addresses.
-        read: lists those that may come to lie elsewhere, upon which it is recorded anew.
-    """
-
-    def __init__(self, work: Callable[[], None], read: Callable[[], list[Tensor]]) -> None:
-        self.work, self.read = work, read
-        self.turns, self.graph = 0, None
-        self._addresses: list[int] = []
-
-    def __call__(self) -> None:
-        tensors = self.read() if self.turns >= EAGER else []
-        self.turns += 1
-        if not tensors or tensors[0].device.type != "cuda":
-            self.work()
-            return
-        addresses = [x.data_ptr() for x in tensors]
-        if addresses != self._addresses:
-            self._addresses, self.graph = addresses, self._record()
-        if self.graph is None:
-            self.work()
-        else:
-            self.graph.replay()
-
-    def _record(self) -> Any:
-        """Give the graph of the work, or None where it cannot be recorded."""
-        try:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # as MuJoCo Warp's own
-                self.work()
-        except RuntimeError as error:
-            warnings.warn(f"steps are launched kernel by kernel, for no graph of them was made: {error}", stacklevel=2)
-            return None
-        return graph
-
-
-def held(where: Tensor | None, value: Tensor) -> Tensor:
-    """Copy a value to where earlier ones of its shape were, or to a new place."""
-    if where is None or (where.shape, where.dtype) != (value.shape, value.dtype):
-        with torch.inference_mode(False):
-            where = torch.empty_like(value)
-    return where.copy_(value)

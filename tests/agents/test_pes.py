@@ -172,9 +172,9 @@ def test_ranks_and_top_pairs_by_hand() -> None:
     assert centered_ranks(torch.tensor([2.0])).tolist() == [0.0]
     assert centered_ranks(torch.tensor([2.0, 2.0])).tolist() == [0.0, 0.0]
     scores = torch.tensor([0.0, 5.0, 7.0, -9.0, 5.0, 1.0, 4.0, 4.0])
-    assert top_pairs(scores, 1).tolist() == [False, True, False, False]
-    assert top_pairs(scores, 2).tolist() == [True, True, False, False]  # of equal ones the first
-    assert top_pairs(scores, 4).all()
+    assert top_pairs(scores, 1).tolist() == [2, 3]
+    assert top_pairs(scores, 2).tolist() == [0, 1, 2, 3]  # of equal ones the first
+    assert top_pairs(scores, 4).tolist() == list(range(8))
 
 
 @pytest.mark.parametrize("levels", [1, 3, 40, 10**6])
@@ -540,9 +540,8 @@ def test_equal_scores_move_nothing_and_a_first_difference_is_bounded() -> None:
     before = parameter_vector(agent.policy.actor)
     agent.learn(2000)
     assert torch.equal(before, parameter_vector(agent.policy.actor))
-    assert agent.reward_scale.update(torch.tensor([0.0, 0.0, 3.0, -3.0]).double(), memory=1.0) == pytest.approx(
-        4.5**0.5 / MOST_SURPRISE
-    )
+    surprise = torch.tensor([0.0, 0.0, 3.0, -3.0]).double()
+    assert agent.reward_scale.update(surprise, memory=1.0).item() == pytest.approx(4.5**0.5 / MOST_SURPRISE)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "clipup", "adabound"])

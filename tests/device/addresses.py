@@ -1,4 +1,4 @@
-"""Which memory a piece of work reads that it has not made itself: what a recorded graph of it would read for ever."""
+"""What a recorded graph of a piece of work would do: the memory that it would read for ever, and the same once more."""
 
 from __future__ import annotations
 
@@ -29,6 +29,43 @@ class Addresses(TorchDispatchMode):
                 self._made.add(place(x))
                 self._alive.append(x)
         return found
+
+
+class Tape(TorchDispatchMode):
+    """Records operations, and does the same again on the same memory, as a GPU's graph does, whatever the host thinks.
+
+    Args:
+        memory: lists what the work changes that was there before, to be put back: recording does nothing yet.
+    """
+
+    def __init__(self, memory: Callable[[], list[Tensor]]) -> None:
+        super().__init__()
+        self.memory, self.operations = memory, []
+
+    def __enter__(self) -> Tape:
+        self.before, self.watched = [x.clone() for x in self.memory()], sim.record()
+        self.log = self.watched.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.watched.__exit__(*error)
+        for x, old in zip(self.memory(), self.before, strict=True):
+            x.copy_(old)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if self.log.events:
+            raise RuntimeError(f"{func} cannot be recorded, for it is not the device's alone: {self.log.table()}")
+        self.operations.append((func, args, kwargs or {}, found))
+        return found
+
+    def replay(self) -> None:
+        for func, args, kwargs, found in self.operations:
+            again = func(*args, **kwargs)
+            for x, y in zip(tree_leaves(found), tree_leaves(again), strict=True):
+                if isinstance(x, Tensor) and place(x) != place(y):
+                    x.copy_(y)
 
 
 def place(x: Tensor) -> int:

@@ -9,7 +9,7 @@ from torch import nn
 
 from agents import NPG
 from agents.devices import Instant, fetched, resolved, sent
-from agents.natural.kronecker import _eigen, eigen_together
+from agents.natural.kronecker import Eigenbasis
 from agents.optim.flat import FlatParameters
 
 
@@ -68,25 +68,19 @@ def test_a_gradient_that_is_not_finite_becomes_zero_and_its_norm_tells(device: s
     assert flat.grad.norm().item() == pytest.approx(0.5)
 
 
-def test_matrices_are_decomposed_together_as_one_by_one(device: str) -> None:
+def test_a_devices_eigenvectors_are_the_hosts_for_one_wait(device: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    roots = [torch.randn(n, n, generator=generator) * 10.0**k for k, n in zip((-4, 0, 3), (5, 3, 8), strict=True)]
-    matrices = [root @ root.T for root in roots]
-    matrices += [torch.tensor([[2.0]]), torch.zeros(4, 4), torch.full((2, 2), torch.nan)]
-    there = [matrix.to(device) for matrix in matrices]
+    roots = [torch.randn(n, n, generator=generator) for n in (5, 3, 8, 1)]
+    A, G, B, H = (root @ root.T for root in roots)
+    factors = [(A, G), (B, torch.full((2, 2), torch.nan)), (torch.zeros(4, 4), H)]
+    there = [(x.to(device), y.to(device)) for x, y in factors]
     with sim.record() as log:
-        found = eigen_together(there)
-    assert log.waits <= 1, log.table()
-    for matrix, (values, vectors), (expected, _) in zip(matrices, found, map(_eigen, matrices), strict=True):
-        values, vectors = (sim.to_host(x).cpu() for x in (values, vectors))
-        if matrix.isnan().any():
-            assert values.isnan().all()
-            assert vectors.isnan().all()
-        else:
-            size = matrix.abs().amax().item()
-            torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-5 * size)
-            torch.testing.assert_close(vectors.T @ vectors, torch.eye(len(matrix)), rtol=0, atol=1e-5)
-            torch.testing.assert_close(vectors * values @ vectors.T, matrix, rtol=0, atol=1e-5 * max(size, 1e-30))
+        found = Eigenbasis.of(there)
+    assert log.waits == (device == sim.NAME), log.table()
+    for basis, expected in zip(found, Eigenbasis.of(factors), strict=True):
+        for x, y in zip(basis, expected, strict=True):
+            assert resolved(x.device) == resolved(device)
+            assert torch.equal(torch.nan_to_num(sim.to_host(x).cpu()), torch.nan_to_num(y))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import sim_device as sim
 import torch
+from addresses import Tape, replays
 from addresses import place as place_of
-from addresses import replays
 from gymnasium import spaces
 from torch import Tensor
 
-from agents import NPG, PES, PPO
+from agents import NPG, PES, PPO, devices
+from agents.devices import EAGER, Recorded, held
 from agents.rollout.buffer import FieldSpec, Rollout
-from agents.rollout.device_steps import EAGER, DeviceSteps, Recorded, held
+from agents.rollout.device_steps import DeviceSteps
 from envs.device import DeviceVectorEnv, Transition
 
 
@@ -104,6 +105,49 @@ def test_work_on_a_gpu_is_recorded_once_and_anew_where_memory_moves(monkeypatch:
     assert done == ["record", "replay", "replay"]
 
 
+UPDATES: dict[str, dict[str, Any]] = {
+    "ordinary": {},
+    "kfac, renewed now and then": {"fisher": "kfac", "curvature_renewal": 2, "normalize_observations": False},
+    "conjugate gradients on some samples": {"fisher": "compatible", "solver": "cg", "curvature_samples": 9},
+}
+
+
+@pytest.mark.parametrize(
+    "settings", [pytest.param(x, marks=[pytest.mark.slow] * (len(x) > 0), id=name) for name, x in UPDATES.items()]
+)
+def test_an_update_that_is_done_again_by_rote_is_what_it_would_be(
+    settings: dict[str, Any], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned, metrics, here = [], [], device == sim.NAME
+    for rote in (False, True):
+        small = {"n_steps": 4, "net_arch": (4,), "critic_steps": 1, "critic_cg_max_steps": 1}
+        agent = NPG("MlpPolicy", Walk(4, device), seed=0, device=device, **small, **settings)
+        recorded, tapes = agent.recorded, []
+
+        def record(recorded: Any = recorded, tapes: Any = tapes) -> Tape:
+            with Tape(recorded.read) as tape:
+                recorded.found = recorded.work(*recorded._given)
+            tapes.append(tape)
+            return tape
+
+        monkeypatch.setattr(devices, "RECORDS", torch.device(device).type if rote else "none")
+        if here:  # in place of a GPU, which records itself
+            monkeypatch.setattr(devices, "EAGER", 0)
+            monkeypatch.setattr(recorded, "_record", record)
+            monkeypatch.setattr(agent.collector.steps.step, "_record", lambda: None)
+        agent.learn((5 if here else 9) * agent.steps_per_iteration)
+        assert len(tapes) == (rote and here)
+        assert (recorded.graph is not None) == rote
+        learned.append(agent.policy.state_dict() | agent.own_tensors())
+        metrics.append({name: x for name, x in agent.last_metrics.items() if not name.startswith("time/")})
+    for name, x in learned[0].items():
+        if here:
+            assert torch.equal(x, learned[1][name]), name
+        else:
+            torch.testing.assert_close(learned[1][name], x, rtol=1e-2, atol=1e-3, msg=name)
+    assert metrics[0] == (metrics[1] if here else pytest.approx(metrics[1], rel=0.05, abs=1e-3, nan_ok=True))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to record on")
 def test_what_cannot_be_recorded_is_done_as_it_is_and_said_once() -> None:
     done: list[int] = []
@@ -111,7 +155,7 @@ def test_what_cannot_be_recorded_is_done_as_it_is_and_said_once() -> None:
     recorded = Recorded(lambda: done.append(1), lambda: [tensor])  # type: ignore[list-item]
     for _ in range(EAGER):
         recorded()
-    with pytest.warns(UserWarning, match="steps are launched kernel by kernel"):
+    with pytest.warns(UserWarning, match="a GPU is told its work kernel by kernel"):
         recorded()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

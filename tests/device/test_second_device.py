@@ -18,17 +18,19 @@ import device_env
 import pytest
 import sim_device as sim
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
-from agents import REGISTRY, Agent, copos, load
+from agents import REGISTRY, Agent, copos, load, npg
 from agents.evolution import policy_search
-from agents.natural import kronecker
+from agents.natural import critic_fits
 from agents.policy import networks
 from agents.rollout.buffer import FieldSpec, Rollout
 from envs import VectorEnv, make_vec
 
 FAMILY = {"env": "families/HalfCheetahVel-v0", "env_kwargs": {"horizon": 8}, "n_steps": 8, "meta_batch_size": 2}
 SEARCH = {"policy": "LinearPolicy", "n_steps": 8, "env_kwargs": {"max_episode_steps": 24}}
+WHOLE = {"policy": "LinearPolicy", "n_steps": 12, "estimator": "es"}
 SOLVED = {"fisher": "compatible", "net_arch": (8,)}
 CASES: dict[str, dict[str, Any]] = {
     "npg": {},
@@ -43,34 +45,41 @@ CASES: dict[str, dict[str, Any]] = {
     "npg adaptive": {"fisher": "adaptive", "net_arch": (8,), "critic": "adam"},
     "pes truncated_es": SEARCH | {"estimator": "truncated_es", "num_envs": 6},
     "pes whitened": SEARCH | {"whitening_memory": 20, "optimizer": "adam"},
+    "pes ranks": WHOLE | {"reward_scaling": "ranks"},
+    "pes log_ranks": WHOLE | {"reward_scaling": "log_ranks"},
+    "pes best": WHOLE | {"top_directions": 1, "learning_rate_end": 0.01},
 }
 """Algorithm and variant -> settings."""
 PLACEMENTS = ("apart", "together")
 BUDGETS = {
-    "npg": (2, 2),
-    "trpo": (5, 5),
+    "npg": (1, 1),
+    "trpo": (4, 4),
     "copos": (19, 19),
     "ppo": (1, 1),
-    "pes": (1, 2),
+    "pes": (1, 1),
     "reptile": (7, 5),
     "fomaml": (12, 10),
     "maml": (12, 10),
     "npg gram": (1, 1),
     "npg adaptive": (7, 7),
-    "pes truncated_es": (1, 2),
-    "pes whitened": (1, 4),
+    "pes truncated_es": (1, 1),
+    "pes whitened": (1, 3),
+    "pes ranks": (1, 1),
+    "pes log_ranks": (1, 1),
+    "pes best": (1, 2),  # its rate goes by the steps that were made
 }
 """Waits per iteration, apart and together. What grows with the steps of a rollout is too much."""
 
 
 @pytest.fixture(autouse=True)
 def _one_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take on the CPU what the device takes: its tanh, eigenvectors and sums, which differ by rounding, and
-    derivatives without forward mode, which asks for memory that a device made in Python does not have.
+    """Take on the CPU what the device takes: its tanh and sums, which differ by rounding, eigenvectors of the update
+    before, few halvings, and derivatives without forward mode, for which a device made in Python has no memory.
     """
     monkeypatch.setattr(networks.Tanh, "forward", lambda self, x: torch.tanh(x))
     monkeypatch.setattr(copos, "jvp", jvp)
-    monkeypatch.setattr(kronecker, "ONE_BY_ONE", None)
+    monkeypatch.setattr(npg, "AT_ONCE", None)
+    monkeypatch.setattr(critic_fits, "HALVINGS", critic_fits.HALVINGS_UNASKED)
     monkeypatch.setattr(policy_search, "chosen", policy_search.masked)
 
 
@@ -166,6 +175,26 @@ def test_training_has_the_bits_of_the_cpu_and_keeps_to_its_budget(
     with counted(device, BUDGETS[name][PLACEMENTS.index(placement)]):
         advance(agent, 1)
     check_equal(learned(agent), on_the_cpu[name], device)
+
+
+class Watching(BaseCallback):
+    """Sees single steps, and asks for nothing."""
+
+    def _on_step(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("name", ["npg", "pes ranks"])
+def test_with_callbacks_or_a_policy_on_the_cpu_the_same_is_learned(name: str, device: str) -> None:
+    found = []
+    for policy, place in (("cpu", None), (device, device), ("cpu", device)):
+        agent = agent_of(name, policy, environments(name, place))
+        iterations = agent.iterations(10**6, callback=Watching())
+        for _ in range(2):
+            next(iterations)
+        found.append(learned(agent))
+    for other in found[1:]:
+        check_equal(other, found[0], device)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)

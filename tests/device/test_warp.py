@@ -5,6 +5,7 @@ Warp runs on its CPU device here, and on a GPU with --device cuda. tests/contrac
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import torch
 from addresses import replays
 
-from agents import NPG, Reptile
+from agents import NPG, PPO, Reptile, npg
 from benchmarks.envs import gpu
 from benchmarks.envs.warp_parity import compare
 from envs import make_vec
@@ -205,8 +206,9 @@ def test_the_benchmark_runs_from_physics_to_training(
     kept = {}
     monkeypatch.setattr(gpu, "write", lambda name, results: kept.update({name: results}))
     tiny = ["--device", where, "--worlds", "8", "--tasks", "InvertedPendulum-v5", "--seconds", "0.05"]
-    monkeypatch.setattr(sys, "argv", ["gpu", *tiny, "--trace", str(tmp_path / "npg.json")])
-    gpu.main()
+    for own in ([], ["--trace", str(tmp_path / "npg.json")]):
+        monkeypatch.setattr(sys, "argv", ["gpu", *tiny, *own])
+        gpu.main()
     (results,) = kept.values()
     (row,) = results["rows"]
     assert (row["env"], row["worlds"]) == ("InvertedPendulum-v5", 8)
@@ -214,6 +216,47 @@ def test_the_benchmark_runs_from_physics_to_training(
     assert row["npg/physics"] == row["npg"] / row["physics"] < 1
     assert (tmp_path / "npg.json").stat().st_size > 10_000
     assert "InvertedPendulum-v5 8: physics" in capsys.readouterr().out
+
+
+def test_what_fails_in_a_benchmark_is_told_and_the_rest_goes_on(
+    where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {}
+    monkeypatch.setattr(gpu, "write", lambda name, results: kept.update({name: results}))
+    monkeypatch.setitem(gpu.AGENTS, "ppo", (PPO, lambda n: {"n_steps": 0}))
+    tiny = ["--device", where, "--worlds", "8", "--tasks", "InvertedPendulum-v5", "NoSuch-v5", "--seconds", "0.05"]
+    monkeypatch.setattr(sys, "argv", ["gpu", *tiny])
+    gpu.main()
+    (results,) = kept.values()
+    row, unknown = results["rows"]
+    assert row["pes"] > 0
+    assert row["ppo failed"].startswith("ValueError: n_steps is 0")
+    assert "environments failed" in unknown
+    assert "InvertedPendulum-v5 8 ppo FAILED: ValueError" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("compiler", [False, True])
+def test_the_benchmark_sets_ways_of_launching_beside_each_other(
+    compiler: bool, where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if where != "cpu":
+        pytest.skip("on a GPU it is a part of make bench-gpu")
+    kept = {}
+    monkeypatch.setattr(gpu, "write", lambda name, results: kept.update({name: results}))
+    if not compiler:
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+    elif shutil.which("g++") is None:
+        pytest.skip("there is no compiler")
+    tiny = ["--device", where, "--tasks", "InvertedPendulum-v5", "--seconds", "0.05", "--ways", "8"]
+    monkeypatch.setattr(sys, "argv", ["gpu", *tiny])
+    before = dict(vars(npg))
+    gpu.main()
+    assert vars(npg) == before
+    (results,) = kept.values()
+    for way in ["eager"] + ["compiled"] * compiler:
+        assert all(results["ways"][f"{work}/s, {way}"] > 0 for work in ("rollouts", "updates"))
+    assert ("torch.compile is left out" in capsys.readouterr().out) != compiler
+    assert not any("failed" in name for name in results["ways"])
 
 
 def test_episodes_begin_by_the_numbers_of_the_cpu(where: str) -> None:

@@ -19,7 +19,9 @@ from agents.natural.curvature import choose_solver
 from agents.natural.kronecker import (
     PRECONDITIONERS,
     Diagonal,
+    Eigenbasis,
     EigenKronecker,
+    EigenKroneckerCurvature,
     Kronecker,
     RunningFactors,
     effective_dimension,
@@ -399,6 +401,36 @@ def test_eigenvectors_are_renewed_every_few_updates() -> None:
         assert running.take_in(case.scores.of(rows))
         bases.append(running.bases)
     assert [a is b for a, b in itertools.pairwise(bases)] == [True, False, True, False]
+
+
+def test_eigenvectors_of_the_update_before_serve_as_well() -> None:
+    """What a device takes: second moments are of the update's own samples, along eigenvectors of the factors before."""
+    case, generator = Case("gaussian", n=400), torch.Generator().manual_seed(0)
+    options = SimpleNamespace(cg_damping=DAMPING, curvature_memory=400.0, curvature_renewal=1)
+    own, late = (EigenKroneckerCurvature(options) for _ in range(2))
+    late.late = True
+    assert late.running is not None
+    for update in range(6):
+        factors = [(A.clone(), G.clone()) for A, G in late.running.factors]
+        with torch.no_grad():
+            for x in case.actor.parameters():
+                x += 0.03 * torch.randn(x.shape, generator=generator).double()
+        Psi, _ = scores(case.actor, torch.randn(400, 4, generator=generator).double(), case.a)
+        A = Psi.matvec(torch.ones(Psi.p).double()) + case.A
+        heard = {name: x.clone() for name, x in late.asks().items()} if update % 2 else {}
+        if heard:
+            late.running.factors[0][0].fill_(torch.nan)  # it goes by what it has heard
+        late.prepare(heard)
+        for kept, given in zip(late.running.factors, factors, strict=True):
+            kept[0].copy_(given[0])
+        w, w_late = (curvature.direction(Psi, A) for curvature in (own, late))
+        assert torch.equal(w.direction, w_late.direction) == (update == 0)
+        if update > 0:
+            for basis, expected in zip(late.running.bases, Eigenbasis.of(factors), strict=True):
+                assert all(torch.equal(x, y) for x, y in zip(basis, expected, strict=True))
+        # To first order, a step of a given KL gains by either as much.
+        gain, gain_late = (x.gradient @ x.direction / x.quadratic.sqrt() for x in (w, w_late))
+        torch.testing.assert_close(gain_late, gain, rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("estimate", ["kfac", "ekfac"])
