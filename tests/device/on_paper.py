@@ -84,7 +84,7 @@ def count(kind: type[Agent], **settings: Any) -> None:
         setattr(agent, name, counted(part, getattr(agent, name)))
     next(iterations)
     for name, part in parts.items():
-        print(f"{kind.__name__}.{name}: {part.told()}")
+        print(f"{kind.__name__}.{name} {settings}: {part.told()}")
 
 
 if __name__ == "__main__":
@@ -93,4 +93,5 @@ if __name__ == "__main__":
     sim.install()
     print("milliseconds at", " / ".join(f"{width / 1e12:g} TB/s" for width in BANDWIDTHS))
     count(NPG, n_steps=32)
+    count(NPG, n_steps=32, curvature_samples=32 * COUNTED // 16)
     count(PES, n_steps=20, net_arch=(64, 64))
