@@ -22,6 +22,7 @@ from agents.natural.step import (
     Line,
     Rejections,
     StepConfig,
+    ceiling,
     line_search,
     match_kl,
     report_step,
@@ -88,17 +89,17 @@ class NPG(Agent):
         if self.curvature.late:
             self.curvature.prepare(told)
         if on_host or c.line_search or details or not is_steady(c) or batch is not self.collector.rollout:
-            metrics, beta, searched = self.update(batch, rows, self.target_kl, details)
+            metrics, beta, searched = self.update(batch, rows, self.target_kl, self.log_std_max, details)
         else:
-            target = sent(torch.tensor(self.target_kl, dtype=torch.float64), self.device)
-            metrics, beta, searched = self.recorded(rows, target, batch.last_observations)
+            limits = sent(torch.tensor([self.target_kl, self.log_std_max], dtype=torch.float64), self.device)
+            metrics, beta, searched = self.recorded(rows, *limits, batch.last_observations)
         asked = {"beta": beta} | ({} if on_host else self.curvature.asks())
         self.told = told = self.record(metrics, asked, final=True)
         self.stop_reason = self.rejections.count(told["beta"], told["gradient_norm"] == 0, searched)
         self.record({"rejected_updates": self.rejections.updates, "rejected_steps": self.rejections.steps})
 
     def update(
-        self, batch: Rollout, rows: Tensor | None, target: Any, details: bool = False
+        self, batch: Rollout, rows: Tensor | None, target: Any, log_std_max: Any, details: bool = False
     ) -> tuple[dict[str, Any], Any, bool]:
         """Fit the critic; then θ ← θ + β w with w = (F + λ I)⁻¹ g (Kakade 2002, section 3) and the β of the KL target.
 
@@ -106,6 +107,7 @@ class NPG(Agent):
             batch: where the policy trains.
             rows: the samples that curvature is estimated from; None takes all.
             target: nats, a number, or a tensor on the device.
+            log_std_max: ceiling of the log standard deviation, likewise; without log_std_end it has no part in it.
             details: whether to measure what costs time of its own.
 
         Returns:
@@ -125,7 +127,8 @@ class NPG(Agent):
         Psi, old = scores(policy.actor, s, a)  # Ψ = ∇ log π(a|s), [n, p]
         step = self.curvature.direction(Psi, A, rows)  # (Ψᵀ Ψ / n + λ I) w = Ψᵀ A / n
 
-        line = Line(policy.actor, step.direction, old, s, c.log_std_min)
+        top = None if c.log_std_end is None else ceiling(policy.actor, log_std_max, target)
+        line = Line(policy.actor, step.direction, old, s, c.log_std_min, top)
         beta: float | Tensor = 0.0
         unread = s.device.type != "cpu" and not c.line_search
         quadratic = math.nan if unread else step.quadratic.item()
@@ -150,6 +153,12 @@ class NPG(Agent):
         first, last = self.config.target_kl, self.config.target_kl_end
         return first if last is None else last + (first - last) * max(self._current_progress_remaining, 0.0)
 
+    @property
+    def log_std_max(self) -> float:
+        """The ceiling of the log standard deviation now, in units of the actions' half width."""
+        first, last = self.config.log_std_init, self.config.log_std_end
+        return math.inf if last is None else last + (first - last) * max(self._current_progress_remaining, 0.0)
+
     # Set-up ----------------------------------------------------------------------------------------------------------
 
     def _setup_model(self) -> None:
@@ -163,11 +172,11 @@ class NPG(Agent):
         check_size(self.config, self.policy.actor, env.num_envs)
         super()._connect(env)
 
-    def _update_again(self, rows: Tensor | None, target: Tensor, last_observations: Tensor) -> Any:
+    def _update_again(self, rows: Tensor | None, target: Tensor, log_std_max: Tensor, last_observations: Tensor) -> Any:
         """Update from the rollout that lies where the last one did."""
         rollout = self.collector.rollout
         rollout.last_observations = last_observations
-        return self.update(rollout, rows, target)
+        return self.update(rollout, rows, target, log_std_max)
 
     def _memory(self) -> list[Tensor]:
         """List the tensors on the device that an update reads."""

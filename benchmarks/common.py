@@ -33,6 +33,7 @@ SILENT: dict[str, Any] = {
     "fisher_first_order": False,
     "rbf_bandwidth": None,
     "advantages_after_fit": False,
+    "log_std_end": None,
 }
 """Hyperparameters that some kept runs name and others do not, since the code then or now has no such option -> the
 value at which training does what it does without them."""

@@ -48,6 +48,9 @@ class StepConfig(CommonConfig):
     are corrected to have the KL target_kl."""
     log_std_min: float | None = -1.6
     """Floor of the log standard deviation of Gaussian actions, in units of their bounds' half width, or None."""
+    log_std_end: float | None = None
+    """Where a ceiling of the log standard deviation, which falls in equal steps from log_std_init, ends with the
+    training; None has no ceiling. What acts without noise should have been seen with little of it."""
     max_rejected_updates: Annotated[int, at_least(1)] = 5
     """Updates in a row without a usable direction or step after which training stops."""
 
@@ -61,14 +64,29 @@ class Line:
         old: θ's distributions at s.
         s: normalized observations, [n, O].
         log_std_min: floor of the log standard deviation of Gaussian actions, or None.
+        ceiling: of the same, as `ceiling` gives it, [A], or None.
 
     Attributes:
         new: the distributions of the step that was taken last.
     """
 
-    def __init__(self, actor: Actor, direction: Tensor, old: Any, s: Tensor, log_std_min: float | None = None) -> None:
+    def __init__(
+        self,
+        actor: Actor,
+        direction: Tensor,
+        old: Any,
+        s: Tensor,
+        log_std_min: float | None = None,
+        ceiling: Tensor | None = None,
+    ) -> None:
         self.actor, self.direction, self.old, self.new, self.s = actor, direction, old, old, s
-        self.log_std_min = log_std_min
+        self.floor = None if actor.log_std is None or log_std_min is None else actor.log_unit + log_std_min
+        self.ceiling = ceiling
+
+    @property
+    def is_cut(self) -> bool:
+        """Say whether a floor or a ceiling may make a step another."""
+        return self.floor is not None or self.ceiling is not None
 
     @cached_property
     def theta(self) -> Tensor:
@@ -78,8 +96,8 @@ class Line:
     def kl(self, beta: float | Tensor) -> Any:
         """Take the step β and measure the mean KL(old || new), in nats: a number, or of a tensor β a tensor."""
         assign_parameters(self.actor, self.theta + beta * self.direction)
-        if self.actor.log_std is not None and self.log_std_min is not None:
-            self.actor.log_std.bias.clamp_(min=self.actor.log_unit + self.log_std_min)
+        if self.actor.log_std is not None and self.is_cut:
+            self.actor.log_std.bias.clamp_(self.floor, self.ceiling)
         self.new = self.actor(self.s)
         mean = self.old.kl(self.new).mean()
         return mean.double() if isinstance(beta, Tensor) else mean.item()
@@ -94,6 +112,22 @@ class Line:
         """Put θ back."""
         assign_parameters(self.actor, self.theta)
         self.new = self.old
+
+
+def ceiling(actor: Actor, log_std_max: float | Tensor, target_kl: float | Tensor) -> Tensor | None:
+    """Give the ceiling of an actor's log standard deviations for an update, [A]; None where it has none.
+
+    It is no further below their present values than what takes half of the update's KL: a fall by d in each of A
+    actions is A d² nats, to second order.
+
+    Args:
+        log_std_max: the ceiling that is asked for, in units of the actions' half width.
+        target_kl: of the update, in nats.
+    """
+    if actor.log_std is None:
+        return None
+    now = actor.log_std.bias.detach()
+    return torch.maximum(actor.log_unit + log_std_max, now - (target_kl / (2 * len(now))) ** 0.5)
 
 
 def step_size(quadratic: Tensor | float, target_kl: float) -> float:
@@ -257,8 +291,8 @@ def report_step(
     log_ratio = line.new.log_prob(a) - Psi.values
     ratio = log_ratio.exp()
     gain, quadratic = beta * (step.gradient @ step.direction), beta**2 * step.quadratic
-    if line.log_std_min is not None and (isinstance(beta, Tensor) or beta):
-        # Where the floor has cut it, the step is another.
+    if line.is_cut and (isinstance(beta, Tensor) or beta):
+        # Where floor or ceiling have cut it, the step is another.
         moved = parameter_vector(line.actor) - line.theta
         gain, quadratic = step.gradient @ moved, Psi.matvec(moved).square().sum() / Psi.n
     values = {

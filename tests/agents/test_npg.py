@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,33 @@ def test_the_floor_of_the_standard_deviation_holds() -> None:
     free = make("probes/ContinuousAction-v0", log_std_min=None, **settings).learn(128 * 40)
     assert free.policy.actor.log_std is not None
     assert free.policy.actor.log_std.bias.item() < -0.6
+
+
+def test_the_ceiling_of_the_standard_deviation_falls_with_the_training() -> None:
+    """In a line from log_std_init to log_std_end."""
+    seen, iterations = {}, 40
+    for end in (-0.5, None):
+        agent = make(log_std_init=0.0, log_std_end=end, log_std_min=None, target_kl=0.002, target_kl_end=None)
+        assert agent.policy.actor.log_std is not None
+        bias, unit = agent.policy.actor.log_std.bias, agent.policy.actor.log_unit.item()
+        seen[end] = np.array([bias.item() - unit for _ in agent.iterations(iterations * agent.steps_per_iteration)])
+    ceiling = -0.5 * np.arange(1, iterations + 1) / iterations
+    assert (seen[-0.5] <= ceiling + 1e-6).all()
+    assert (seen[None] > ceiling).any()  # it would not have fallen so by itself
+
+
+def test_a_ceiling_that_falls_quickly_leaves_room_for_the_step() -> None:
+    agent = make("Ant-v5", log_std_init=0.0, log_std_end=-3.0, log_std_min=None, target_kl_end=None)
+    assert agent.policy.actor.log_std is not None
+    bias, target = agent.policy.actor.log_std.bias, agent.config.target_kl
+    seen = [bias.clone()]
+    for _ in agent.iterations(3 * agent.steps_per_iteration):
+        seen.append(bias.clone())
+        assert agent.last_metrics["train/kl"] == pytest.approx(target, rel=KL_TOLERANCE)
+    # Of a step's KL the eight actions' fall by d takes 8 d², which is half of it.
+    falls = torch.stack(seen).diff(dim=0).neg()
+    assert (falls >= math.sqrt(target / 16) - 1e-5).all()  # it is the ceiling that they follow
+    assert agent.rejections.updates == 0
 
 
 def test_a_direction_that_is_not_finite_leaves_the_policy_and_is_counted() -> None:

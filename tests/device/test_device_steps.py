@@ -107,7 +107,12 @@ def test_work_on_a_gpu_is_recorded_once_and_anew_where_memory_moves(monkeypatch:
 
 UPDATES: dict[str, dict[str, Any]] = {
     "ordinary": {},
-    "kfac, renewed now and then": {"fisher": "kfac", "curvature_renewal": 2, "normalize_observations": False},
+    "kfac, renewed now and then, and a ceiling": {
+        "fisher": "kfac",
+        "curvature_renewal": 2,
+        "normalize_observations": False,
+        "log_std_end": -1.1,
+    },
     "conjugate gradients on some samples": {"fisher": "compatible", "solver": "cg", "curvature_samples": 9},
 }
 
