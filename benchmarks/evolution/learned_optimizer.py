@@ -89,7 +89,7 @@ def plot(kept: dict[str, Any]) -> Any:
                 name = None if number else label
                 axis.plot(*zip(*run["curve"], strict=True), color=f"C{index}", label=name)
         axis.axhline(kept["sgd"][str(horizon)]["loss"], color="0.5", linestyle="--", label="tuned SGD with momentum")
-        axis.set(xlabel="updates", ylabel="mean training loss, nats")
+        axis.set(xlabel="updates", ylabel="mean training loss, nats", yscale="log")
         axis.set_title(f"learned optimizer on digits, T = {horizon}", loc="left", fontsize=11)
     axes[0].legend(fontsize=8, frameon=False)
     return save(figure, NAME)
