@@ -271,9 +271,8 @@ class _Training:
             self._best = evaluation.mean
             self._with_room(lambda: save_quietly(agent, self.folder.best))
         log_evaluation(agent.logger, steps, evaluation, self._best)
-        lower, upper = evaluation.interval
         seconds = self._seconds()
-        row = (steps, evaluation.mean, evaluation.iqm, lower, upper, episodes, round(seconds, 3))
+        row = (steps, evaluation.mean, evaluation.iqm, *evaluation.interval, episodes, round(seconds, 3))
         # Last: what a kill before it leaves undone is done again.
         named = dict(zip(EVALUATION_COLUMNS, row, strict=True))
         self._with_room(lambda: append_row(self.folder.evaluations, named))
@@ -377,17 +376,19 @@ class _Training:
                 print("\n".join(words), file=sys.stderr)
 
     def _print_summary(self, final: Evaluation) -> None:
-        show, folder = self.console.print, shlex.quote(str(self.folder.path))
+        show, folder, best = self.console.print, shlex.quote(str(self.folder.path)), self._best > final.interval[1]
         show(f"\n{self.title}: final policy, deterministic, after {self.agent.num_timesteps:,} environment steps")
         show(report.evaluation_table(final), "")
         lines = {
             "policy": self.folder.last,
+            "better one": best and f"{self.folder.best}, {self._best:,.1f} in {self.options.eval_episodes} episodes",
             "curve": self.folder.curve,
             "live curves": f"tensorboard --logdir {folder}",
             "evaluate": f"{typed('evaluate')} {folder} --episodes 100{self.options.consent}",
         }
         for name, text in lines.items():
-            show(f"{name:<12}{text}", soft_wrap=True)
+            if text:
+                show(f"{name:<12}{text}", soft_wrap=True)
 
     @contextlib.contextmanager
     def _noting_the_last_state(self) -> Iterator[None]:

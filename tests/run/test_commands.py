@@ -10,6 +10,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,6 +125,17 @@ def test_a_run_prints_its_origins_its_result_and_what_to_type_next(finished: Pat
     assert "final policy, deterministic, after 3,072 environment steps" in out
     assert f"python evaluate.py {finished}" in out
     assert "\x1b" not in out
+
+
+def test_a_run_that_ends_lower_names_its_better_policy(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    kept = rows(run / "evaluations.csv")
+    with (run / "evaluations.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, kept[0].keys())
+        writer.writeheader()
+        writer.writerows([kept[0] | {"mean": "5000.0"}, *kept[1:]])
+    result = execute("train.py", "resume", run, "--steps", 4096)
+    assert f"better one  {run / 'checkpoints' / 'best.zip'}, 5,000.0 in 2 episodes" in result.stdout
 
 
 def test_tensorboard_shows_training_and_evaluation(finished: Path) -> None:
