@@ -48,15 +48,19 @@ def main() -> None:
             print("the budget of minutes is spent; call again to go on")
             break
         train(task, arguments.steps, arguments.seed, run)
-        if not (run / "evaluation.json").is_file():
+        file = run / "evaluation.json"
+        if not file.is_file():
             call("evaluate.py", str(run), "--episodes", str(EPISODES), "--video", str(run / "film.mp4"),
-                 "--json", str(run / "evaluation.json"))  # fmt: skip
-            kept["policies"][task] = {**context(), "seed": arguments.seed, "steps": arguments.steps, **summary(run)}
-            write(NAME, kept)
-        print(f"{task:26} {json.loads((run / 'evaluation.json').read_text())['mean']:10,.1f}  {run}", flush=True)
+                 "--json", str(file))  # fmt: skip
+        elif kept["policies"].get(task, {}).get("seed") == arguments.seed:
+            continue
+        kept["policies"][task] = {**context(), "seed": arguments.seed, "steps": arguments.steps, **summary(file)}
+        write(NAME, kept)
+    for task, found in kept["policies"].items():
+        print(f"{task:26} {found['mean']:10,.1f}  seed {found['seed']}")
     if arguments.picture:
-        there = [task for task in arguments.env if task in kept["policies"]]
-        draw({task: arguments.runs / task / str(arguments.seed) for task in there}, arguments.picture)
+        runs = {task: arguments.runs / task / str(arguments.seed) for task in arguments.env}
+        draw({task: run for task, run in runs.items() if (run / "evaluation.json").is_file()}, arguments.picture)
 
 
 def train(task: str, steps: int, seed: int, run: Path) -> None:
@@ -115,9 +119,9 @@ def filmed(task: str, run: Path) -> list[np.ndarray]:
     return frames + frames[-1:] * (FRAMES - len(frames))
 
 
-def summary(run: Path) -> dict[str, Any]:
-    """Give what the evaluation says of the run's policy."""
-    found = json.loads((run / "evaluation.json").read_text())
+def summary(file: Path) -> dict[str, Any]:
+    """Give what an evaluation says of a policy."""
+    found = json.loads(file.read_text())
     return {name: found[name] for name in ("episodes", "mean", "interval", "iqm")}
 
 
