@@ -68,6 +68,7 @@ class Line:
 
     Attributes:
         new: the distributions of the step that was taken last.
+        is_cut: whether floor or ceiling may make a step another.
     """
 
     def __init__(
@@ -82,11 +83,7 @@ class Line:
         self.actor, self.direction, self.old, self.new, self.s = actor, direction, old, old, s
         self.floor = None if actor.log_std is None or log_std_min is None else actor.log_unit + log_std_min
         self.ceiling = ceiling
-
-    @property
-    def is_cut(self) -> bool:
-        """Say whether a floor or a ceiling may make a step another."""
-        return self.floor is not None or self.ceiling is not None
+        self.is_cut = self.floor is not None or ceiling is not None
 
     @cached_property
     def theta(self) -> Tensor:
