@@ -88,10 +88,11 @@ class NPG(Agent):
         told, self.told = self.told, {}
         if self.curvature.late:
             self.curvature.prepare(told)
+        target, log_std_max = self.target_kl, self._now(c.log_std_init, c.log_std_end)
         if on_host or c.line_search or details or not is_steady(c) or batch is not self.collector.rollout:
-            metrics, beta, searched = self.update(batch, rows, self.target_kl, self.log_std_max, details)
+            metrics, beta, searched = self.update(batch, rows, target, log_std_max, details)
         else:
-            limits = sent(torch.tensor([self.target_kl, self.log_std_max], dtype=torch.float64), self.device)
+            limits = sent(torch.tensor([target, log_std_max], dtype=torch.float64), self.device)
             metrics, beta, searched = self.recorded(rows, *limits, batch.last_observations)
         asked = {"beta": beta} | ({} if on_host else self.curvature.asks())
         self.told = told = self.record(metrics, asked, final=True)
@@ -150,14 +151,11 @@ class NPG(Agent):
     @property
     def target_kl(self) -> float:
         """The step size now, in nats."""
-        first, last = self.config.target_kl, self.config.target_kl_end
-        return first if last is None else last + (first - last) * max(self._current_progress_remaining, 0.0)
+        return self._now(self.config.target_kl, self.config.target_kl_end)
 
-    @property
-    def log_std_max(self) -> float:
-        """The ceiling of the log standard deviation now, in units of the actions' half width."""
-        first, last = self.config.log_std_init, self.config.log_std_end
-        return math.inf if last is None else last + (first - last) * max(self._current_progress_remaining, 0.0)
+    def _now(self, first: float, last: float | None) -> float:
+        """Give what goes in a line from first to last with the training; without a last it stays."""
+        return first if last is None else last + (first - last) * max(self._current_progress_remaining, 0.0)
 
     # Set-up ----------------------------------------------------------------------------------------------------------
 

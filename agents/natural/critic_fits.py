@@ -13,7 +13,7 @@ from torch import Tensor
 from agents import noise
 from agents.config import AgentConfig, above, at_least
 from agents.devices import sent
-from agents.natural.curvature import CurvatureConfig, Precondition, cholesky, conjugate_gradient
+from agents.natural.curvature import CurvatureConfig, Precondition, cholesky, conjugate_gradient, damped
 from agents.natural.scores import capture
 from agents.natural.solution import Solution, Status
 from agents.optim.registry import OptimizerState, make_optimizer
@@ -157,7 +157,7 @@ class GaussNewton(CriticFit):
             shift = self.damping * curvature.trace() / curvature.p
             solutions.append(
                 conjugate_gradient(
-                    lambda v, J=curvature, shift=shift: J.fisher_matvec(v).addcmul_(v, shift),  # type: ignore[misc]
+                    damped(curvature, shift),
                     jacobian.gradient(error),
                     max_iterations=self.cg_iterations,
                     tolerance=self.cg_tolerance,
