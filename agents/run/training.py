@@ -381,7 +381,7 @@ class _Training:
         show(report.evaluation_table(final), "")
         lines = {
             "policy": self.folder.last,
-            "better one": best and f"{self.folder.best}, {self._best:,.1f} in {self.options.eval_episodes} episodes",
+            "better one": best and f"{self.folder.best}, evaluated at {self._best:,.1f}",
             "curve": self.folder.curve,
             "live curves": f"tensorboard --logdir {folder}",
             "evaluate": f"{typed('evaluate')} {folder} --episodes 100{self.options.consent}",

@@ -135,7 +135,7 @@ def test_a_run_that_ends_lower_names_its_better_policy(finished: Path, tmp_path:
         writer.writeheader()
         writer.writerows([kept[0] | {"mean": "5000.0"}, *kept[1:]])
     result = execute("train.py", "resume", run, "--steps", 4096)
-    assert f"better one  {run / 'checkpoints' / 'best.zip'}, 5,000.0 in 2 episodes" in result.stdout
+    assert f"better one  {run / 'checkpoints' / 'best.zip'}, evaluated at 5,000.0\n" in result.stdout
 
 
 def test_tensorboard_shows_training_and_evaluation(finished: Path) -> None:
