@@ -21,7 +21,7 @@ import torch
 
 from agents import NPG
 from agents.run.video import choose_renderer, following
-from benchmarks.common import ROOT, context, read, write
+from benchmarks.common import ROOT, context, is_same, keep, read
 from envs.mujoco import TASKS
 
 NAME = "natural/policies"
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="draw the policies that there are to this new .gif")
     parser.add_argument("--budget-minutes", type=float, default=60.0)
     arguments = parser.parse_args()
-    kept = read(NAME) or {"policies": {}}
+    kept = read(NAME) or {"runs": []}
     deadline = time.monotonic() + 60 * arguments.budget_minutes
     for task in arguments.env:
         run = (arguments.runs / task / str(arguments.seed)).absolute()
@@ -49,15 +49,14 @@ def main() -> None:
             break
         train(task, arguments.steps, arguments.seed, run)
         file = run / "evaluation.json"
-        if not file.is_file():
+        if fresh := not file.is_file():
             call("evaluate.py", str(run), "--episodes", str(EPISODES), "--video", str(run / "film.mp4"),
                  "--json", str(file))  # fmt: skip
-        elif kept["policies"].get(task, {}).get("seed") == arguments.seed:
-            continue
-        kept["policies"][task] = {**context(), "seed": arguments.seed, "steps": arguments.steps, **summary(file)}
-        write(NAME, kept)
-    for task, found in kept["policies"].items():
-        print(f"{task:26} {found['mean']:10,.1f}  seed {found['seed']}")
+        key = {"env": task, "seed": arguments.seed, "steps": arguments.steps}
+        if fresh or not any(is_same(other, key) for other in kept["runs"]):
+            keep(NAME, kept, {**key, **context(), **summary(file)}, key)
+    for found in kept["runs"]:
+        print(f"{found['env']:26} {found['mean']:10,.1f}  seed {found['seed']}")
     if arguments.picture:
         runs = {task: arguments.runs / task / str(arguments.seed) for task in arguments.env}
         draw({task: run for task, run in runs.items() if (run / "evaluation.json").is_file()}, arguments.picture)
