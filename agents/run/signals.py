@@ -16,8 +16,8 @@ from rich.console import Console
 class StopRequest:
     """While entered, notes the first SIGINT, SIGTERM or SIGHUP; a second one raises KeyboardInterrupt.
 
-    A terminal that goes away sends SIGHUP more than once, so that one never does; where it is ignored, as under nohup,
-    it stays so.
+    A terminal that goes away fails a write, which may note SIGPIPE first, and sends SIGHUP, more than once: so that one
+    takes SIGPIPE's place and never interrupts. Where it is ignored, as under nohup, it stays so.
 
     Signals come to a process's main thread alone: in others none is noted.
     """
@@ -46,7 +46,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is None:
+        if self.signal in (None, signal.SIGPIPE):
             self.signal = signal.Signals(number)
             if self.say:
                 with contextlib.suppress(OSError):

@@ -1,9 +1,10 @@
+import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from agents.run.signals import StopRequest
+from agents.run.signals import Outlet, StopRequest
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -40,6 +41,17 @@ def test_a_terminal_that_goes_away_says_so_twice() -> None:
     with StopRequest() as stop:
         signal.raise_signal(signal.SIGHUP)
         signal.raise_signal(signal.SIGHUP)
+        assert stop.signal == signal.SIGHUP
+
+
+def test_a_terminal_whose_write_fails_first_is_no_reader_gone() -> None:
+    with StopRequest() as stop, open(os.devnull) as unwritable:
+        outlet = Outlet(unwritable, stop)
+        outlet.write("lost")
+        assert stop.signal == signal.SIGPIPE
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.signal == signal.SIGHUP
+        outlet.write("lost too")
         assert stop.signal == signal.SIGHUP
 
 
