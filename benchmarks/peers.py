@@ -74,6 +74,9 @@ ZOO_PPO: dict[str, dict[str, Any]] = {
         "policy_kwargs": PPO_POLICY,
     },
 }
+# The same, hyperparams/sac.yml: its MuJoCo defaults, which are those of Stable-Baselines3, and Swimmer-v3.
+MUJOCO_SAC = {"n_envs": 1, "learning_starts": 10_000, "gamma": 0.99, "normalize": False}
+ZOO_SAC: dict[str, dict[str, Any]] = {"Swimmer-v5": {**MUJOCO_SAC, "gamma": 0.9999}}
 
 
 def parse(
@@ -128,7 +131,9 @@ class Ours:
 
 
 class StableBaselines:
-    """A Stable-Baselines3 algorithm as rl-baselines3-zoo trains it: monitored DummyVecEnv within VecNormalize."""
+    """A Stable-Baselines3 algorithm as rl-baselines3-zoo trains it: monitored DummyVecEnv, within VecNormalize unless
+    the settings say otherwise.
+    """
 
     ACTIVATIONS: ClassVar = {"relu": nn.ReLU}
 
@@ -139,7 +144,9 @@ class StableBaselines:
         policy_kwargs = dict(values.pop("policy_kwargs", {}))
         if "activation_fn" in policy_kwargs:
             policy_kwargs["activation_fn"] = self.ACTIVATIONS[policy_kwargs["activation_fn"]]
-        self.env = VecNormalize(make_vec_env(env_id, n_envs=values.pop("n_envs"), seed=seed), gamma=values["gamma"])
+        env = make_vec_env(env_id, n_envs=values.pop("n_envs"), seed=seed)
+        self.normalized = VecNormalize(env, gamma=values["gamma"]) if values.pop("normalize", True) else None
+        self.env = self.normalized or env
         self.model = algorithm(
             "MlpPolicy", self.env, seed=seed, device="cpu", policy_kwargs=policy_kwargs or None, **values
         )
@@ -150,7 +157,8 @@ class StableBaselines:
         return self.model.num_timesteps - before
 
     def act(self, obs: Tensor, deterministic: bool = False) -> Tensor:
-        actions, _ = self.model.predict(self.env.normalize_obs(obs.numpy()), deterministic=deterministic)
+        inputs = obs.numpy() if self.normalized is None else self.normalized.normalize_obs(obs.numpy())
+        actions, _ = self.model.predict(inputs, deterministic=deterministic)
         return torch.as_tensor(actions)
 
     def close(self) -> None:

@@ -1,10 +1,12 @@
 """Policy search with evolution strategies: estimators on Swimmer, steps and seconds to ARS's thresholds, and the rate.
 
-Five parts, each kept in results/evolution/policy_search.json as soon as a run of it is finished, and not repeated:
+Six parts, each kept in results/evolution/policy_search.json as soon as a run of it is finished, and not repeated:
 
 - swimmer: PES, NRES, ES and truncated ES with linear policies on Swimmer-v5, equal environment steps, several seeds.
 - preset: the presets of `PES` on Swimmer-v5, for seeds 10 to 19, and InvertedPendulum-v5, 10 to 17, which were not
   used to choose them.
+- sac: SB3's SAC on Swimmer-v5 for as many steps as the preset, with rl-baselines3-zoo's settings: the level of a method
+  that uses derivatives and a replay buffer.
 - thresholds: seconds and environment steps until the policy's mean return reaches what Mania et al. 2018 (table 1) ask
   for, ours (the presets of `PES`) against sb3-contrib's ARS with the settings that rl-baselines3-zoo has for them
   (hyperparams/ars.yml, MuJoCo's v3, "closest to original paper"), which are not the presets': HalfCheetah has 32
@@ -34,10 +36,11 @@ from agents import PES
 from agents.config import preset_values
 from agents.run.evaluation import evaluate
 from benchmarks.common import context, installed, keep, missing, panels, read, save, write
+from benchmarks.peers import ZOO_SAC, sb3_sac
 from envs import make_vec
 
 NAME = "evolution/policy_search"
-PARTS = ("swimmer", "preset", "rate", "speed", "thresholds")
+PARTS = ("swimmer", "preset", "sac", "rate", "speed", "thresholds")
 EVALUATION_SEED = 1_000_000
 
 SWIMMER: dict[str, dict[str, Any]] = {
@@ -64,7 +67,7 @@ RATE_SPANS = ((0, 200_000), (400_000, 600_000), (0, 1_000_000))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="*", default=["swimmer", "preset", "rate"], choices=PARTS)
-    parser.add_argument("--seeds", type=int, default=5, help="how many, of swimmer and thresholds")
+    parser.add_argument("--seeds", type=int, default=5, help="how many, of swimmer, sac and thresholds")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=250_000, help="environment steps of a Swimmer run")
     parser.add_argument("--tasks", nargs="*", default=list(THRESHOLDS), choices=THRESHOLDS)
@@ -86,16 +89,19 @@ def main() -> None:
         for env, (steps, chosen) in PRESETS.items():
             common = {"part": "preset", "env": env, "steps": steps, "side": "preset"}
             keys += [{**common, "seed": seed} for seed in chosen]
+    if "sac" in arguments.parts:
+        common = {"part": "sac", "env": "Swimmer-v5", "steps": PRESETS["Swimmer-v5"][0], "side": "SB3 SAC"}
+        keys += [{**common, "seed": seed} for seed in seeds]
     if "thresholds" in arguments.parts:
         for env in arguments.tasks:
             common = {"part": "thresholds", "env": env, "steps": arguments.most_steps or MOST_STEPS[env]}
             keys += [{**common, "side": side, "seed": s} for s in seeds for side in arguments.sides]
     deadline = time.monotonic() + 60 * arguments.budget_minutes
     for key in missing(kept["runs"], ({**key, "settings": settings_of(key)} for key in keys), arguments.budget_minutes):
-        if key["part"] in ("swimmer", "preset"):
-            run = curve_of(key, arguments.threads)
-        else:
+        if key["part"] == "thresholds":
             run = threshold(key, arguments.every, deadline, arguments.threads)
+        else:
+            run = sac(key) if key["part"] == "sac" else curve_of(key, arguments.threads)
         run = {**key, "physics_threads": arguments.threads, **context(), **installed("sb3-contrib"), **run}
         if key["part"] == "thresholds" and run["out_of_time"]:
             print(f"{key['env']} {key['side']} seed {key['seed']}: out of time, not kept")
@@ -127,6 +133,8 @@ def settings_of(key: dict[str, Any]) -> dict[str, Any]:
     """Return what a run is made with, as JSON values."""
     if key["part"] == "swimmer":
         return {"normalize_observations": False, "reward_memory": 0.0, "num_envs": 20, **SWIMMER[key["side"]]}
+    if key["part"] == "sac":
+        return ZOO_SAC[key["env"]]
     return ARS_SETTINGS[key["env"]] if key["side"] == "sb3-contrib" else preset_values("pes", key["env"])
 
 
@@ -152,6 +160,21 @@ def curve_of(key: dict[str, Any], threads: int) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         "curve": curve,
     }
+
+
+def sac(key: dict[str, Any]) -> dict[str, Any]:
+    """Return the same of SB3's SAC."""
+    learner = sb3_sac(key["env"], key["seed"], key["steps"], settings_of(key))
+    with contextlib.closing(make_vec(key["env"], 16, autoreset="disabled")) as env, contextlib.closing(learner):
+        curve: list[tuple[int, float]] = []
+        steps, seconds = 0, 0.0
+        while steps < key["steps"]:
+            begin = time.perf_counter()
+            steps += learner.train(min(20_000, key["steps"] - steps))
+            seconds += time.perf_counter() - begin
+            curve.append((steps, round(evaluate(learner, env, 4, EVALUATION_SEED).mean, 1)))
+        final = evaluate(learner, env, 16, 2 * EVALUATION_SEED)
+    return {"final": final.mean, "steps_taken": steps, "seconds": round(seconds, 2), "curve": curve}
 
 
 def searching(key: dict[str, Any], threads: int) -> PES:
@@ -345,6 +368,7 @@ COLORS = {
     "es": "#c77d0a",
     "truncated_es": "#b03a48",
     "sb3-contrib": "#777777",
+    "SB3 SAC": "#333333",
 }
 
 
@@ -359,7 +383,7 @@ def plot(runs: list[dict[str, Any]]) -> None:
             for run in group:
                 points = [(point[0], point[-1]) for point in run["curve"]]
                 axes.plot(*zip(*points, strict=True), color=COLORS[side], alpha=0.6, linewidth=1.1)
-            axes.plot([], [], color=COLORS[side], label=f"{side}, {len(group)} seeds")
+            axes.plot([], [], color=COLORS[side], label=f"{side}, {len(group)} seed{'s' * (len(group) > 1)}")
         if task in THRESHOLDS:
             axes.axhline(THRESHOLDS[task], color="black", linewidth=0.8, linestyle=":")
         axes.set_title(task, loc="left", fontsize=11)

@@ -3,7 +3,7 @@
 Every side trains on the same cores for --minutes of its own training time; evaluations (8 deterministic episodes, raw
 reward, Gymnasium's own environments) take no part in it. The time to a threshold is that of the first evaluation that
 reaches it. Ours has the configuration that train.py has, with schedules over minutes as `train.py --minutes` has them;
-the peers are as rl-baselines3-zoo trains them (PPO), or as Stable-Baselines3 documents them (SAC). Finished runs are
+the peers are as rl-baselines3-zoo trains them. Finished runs are
 kept in results/natural/wallclock.json by side, task, seed, minutes, settings and versions, and are not repeated. A
 quiet machine is needed; the load when a run begins is kept with it.
 """
@@ -25,7 +25,7 @@ import torch
 from agents import NPG
 from agents.run.evaluation import evaluate
 from benchmarks.common import as_json, context, keep, missing, panels, read, save
-from benchmarks.peers import ENDLESS, ZOO_PPO, Learner, Ours, sb3_ppo, sb3_sac
+from benchmarks.peers import ENDLESS, MUJOCO_SAC, ZOO_PPO, ZOO_SAC, Learner, Ours, sb3_ppo, sb3_sac
 from envs import make_vec
 
 NAME = "natural/wallclock"
@@ -40,8 +40,6 @@ THRESHOLDS = {
 EPISODES, EVALUATION_SEED = 8, 1000
 FIRST_SECONDS, GROWTH = 2.0, 1.15
 """Training time before the first evaluation, and how much later each next one is."""
-# https://stable-baselines3.readthedocs.io/en/master/modules/sac.html: the defaults, which are Haarnoja et al. 2018's.
-SAC: dict[str, Any] = {"learning_starts": 10_000, "gamma": 0.99, "n_envs": 1}
 PPO_DEFAULTS: dict[str, Any] = {"n_envs": 1, "n_steps": 2048, "batch_size": 64, "gamma": 0.99, "learning_rate": 3e-4}
 
 
@@ -49,7 +47,7 @@ SIDES: dict[str, tuple[Callable[[str, int, int, dict[str, Any]], Learner], Calla
     "ours": (partial(Ours, NPG), lambda env_id: dataclasses.asdict(NPG.preset(env_id)), "#1f5fa8"),
     "ours, defaults": (partial(Ours, NPG), lambda env_id: dataclasses.asdict(NPG.Config()), "#6f9fd0"),
     "SB3 PPO": (sb3_ppo, lambda env_id: ZOO_PPO.get(env_id, PPO_DEFAULTS), "#c0445e"),
-    "SB3 SAC": (sb3_sac, lambda env_id: SAC, "#8e5bb5"),
+    "SB3 SAC": (sb3_sac, lambda env_id: ZOO_SAC.get(env_id, MUJOCO_SAC), "#8e5bb5"),
 }
 
 
