@@ -154,7 +154,7 @@ def main() -> None:
                 flush=True,
             )
     rows = table(kept["runs"], arguments.steps)
-    print(draw(rows, arguments.steps))
+    print(draw(rows))
 
 
 def wanted(
@@ -263,7 +263,6 @@ def table(runs: list[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
                 "mean": round(float(np.mean(scores[name])), 1),
                 "interval": rounded(interval(np.mean, scores[name])),
             }
-            row["curves"] = [run["curve"] for run in fresh]
             rows.append(row)
         for row in (row for row in rows if row["env_id"] == env_id):
             if row["optimizer"] != "Adam" and "Adam" in scores:
@@ -286,22 +285,23 @@ def difference(scores: np.ndarray, others: np.ndarray, axis: int = -1) -> Any:
     return np.mean(scores, axis=axis) - np.mean(others, axis=axis)
 
 
-def draw(rows: list[dict[str, Any]], steps: int) -> Any:
-    figure, axes = panels(len(TASKS), 2)
+def draw(rows: list[dict[str, Any]]) -> Any:
+    """Draw each task's means and intervals, and all seeds, an optimizer a line."""
+    figure, axes = panels(len(TASKS), len(TASKS), 4.2, 4.6)
+    places = {name: -k for k, name in enumerate(GRID)}
     for axis, env_id in zip(axes, TASKS, strict=True):
         for row in (row for row in rows if row["env_id"] == env_id):
-            curves = np.array(row["curves"])
-            curves[curves == 0.0] = np.nan  # before the first episode ended
-            x = np.linspace(steps / curves.shape[1], steps, curves.shape[1])
-            color = COLORS[row["optimizer"]]
-            axis.plot(x, curves.mean(0), color=color, label=row["optimizer"])
-            axis.fill_between(x, curves.min(0), curves.max(0), color=color, alpha=0.12, linewidth=0)
+            y, color = places[row["optimizer"]], COLORS[row["optimizer"]]
+            axis.plot(row["interval"], [y, y], color=color, linewidth=5, alpha=0.35, solid_capstyle="butt")
+            axis.plot(row["scores"], [y] * len(row["scores"]), ".", color=color, markersize=5)
+            axis.plot(row["mean"], y, "D", color=color, markersize=6)
+            if row["optimizer"] == "Adam":
+                axis.axvline(row["mean"], color=color, linewidth=0.9, linestyle=":")
+        axis.set_yticks(list(places.values()), list(places) if axis is axes[0] else [""] * len(places))
         axis.set_title(env_id, loc="left", fontsize=11)
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.locator_params(axis="x", nbins=5)
-        axis.set_xlabel("environment steps")
-        axis.set_ylabel("return in training; band: all seeds")
-    axes[0].legend(frameon=False, fontsize=9)
+        axis.set_xlabel("final return: mean, interval, seeds")
     return save(figure, NAME)
 
 
