@@ -41,7 +41,7 @@ STEPS = {
     "AntVel": 2_000_000,
     "AntGoal": 2_000_000,
 }
-"""AntVel's and AntGoal's are 25 iterations of their presets, which is short; the others' 40 or more."""
+"""40 iterations of their presets, or more."""
 TWO_TASKS = ("HalfCheetahDir", "AntDir")
 TASKS = {"Point": 600, "HopperRandParams": 20, "WalkerRandParams": 20, "AntVel": 20, "AntGoal": 20}
 """Held-out tasks to evaluate on, where not 40 as in the papers: on Point they cost little, and 40 leave ± 2.2; the
