@@ -46,7 +46,9 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal in (None, signal.SIGPIPE):
+        if self.signal == signal.SIGPIPE and number == signal.SIGHUP:
+            self.signal = signal.SIGHUP
+        elif self.signal is None:
             self.signal = signal.Signals(number)
             if self.say:
                 with contextlib.suppress(OSError):

@@ -55,6 +55,14 @@ def test_a_terminal_whose_write_fails_first_is_no_reader_gone() -> None:
         assert stop.signal == signal.SIGHUP
 
 
+def test_a_signal_after_a_reader_is_gone_is_the_second() -> None:
+    with StopRequest() as stop, open(os.devnull) as unwritable:
+        Outlet(unwritable, stop).write("lost")
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.signal == signal.SIGPIPE
+
+
 def test_what_nohup_ignores_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
