@@ -98,10 +98,10 @@ def main() -> None:
             keys += [{**common, "side": side, "seed": s} for s in seeds for side in arguments.sides]
     deadline = time.monotonic() + 60 * arguments.budget_minutes
     for key in missing(kept["runs"], ({**key, "settings": settings_of(key)} for key in keys), arguments.budget_minutes):
-        if key["part"] == "thresholds":
-            run = threshold(key, arguments.every, deadline, arguments.threads)
+        if key["part"] != "thresholds":
+            run = curve_of(key, arguments.threads)
         else:
-            run = sac(key) if key["part"] == "sac" else curve_of(key, arguments.threads)
+            run = threshold(key, arguments.every, deadline, arguments.threads)
         run = {**key, "physics_threads": arguments.threads, **context(), **installed("sb3-contrib"), **run}
         if key["part"] == "thresholds" and run["out_of_time"]:
             print(f"{key['env']} {key['side']} seed {key['seed']}: out of time, not kept")
@@ -140,41 +140,27 @@ def settings_of(key: dict[str, Any]) -> dict[str, Any]:
 
 def curve_of(key: dict[str, Any], threads: int) -> dict[str, Any]:
     """Return a run's curve and its last policy's return, mean of 16 episodes on seeds of their own."""
-    agent = searching(key, threads)
+    training = sac(key) if key["part"] == "sac" else ours(key, threads)
+    curve: list[tuple[int, float]] = []
     with contextlib.closing(make_vec(key["env"], 16, autoreset="disabled")) as env:
-        curve, evaluation_steps, seconds, begin = [], 0, 0.0, time.perf_counter()
-        for _ in agent.iterations(key["steps"]):
-            if agent.num_timesteps >= (len(curve) + 1) * 20_000:
+        evaluation_steps, seconds, begin = 0, 0.0, time.perf_counter()
+        for steps, act in training:
+            if steps >= (len(curve) + 1) * 20_000:
                 seconds += time.perf_counter() - begin
-                found = evaluate(agent, env, 4, EVALUATION_SEED)
+                found = evaluate(act, env, 4, EVALUATION_SEED)
                 evaluation_steps += found.steps
-                curve.append((agent.num_timesteps, round(found.mean, 1)))
+                curve.append((steps, round(found.mean, 1)))
                 begin = time.perf_counter()
         seconds += time.perf_counter() - begin
-        final = evaluate(agent, env, 16, 2 * EVALUATION_SEED)
+        final = evaluate(act, env, 16, 2 * EVALUATION_SEED)
     return {
         "final": final.mean,
-        "steps_taken": agent.num_timesteps,
-        "steps_with_mean_parameters": agent.steps_with_mean_parameters,
+        "steps_taken": steps,
+        "steps_with_mean_parameters": getattr(act, "steps_with_mean_parameters", 0),
         "evaluation_steps": evaluation_steps + final.steps,
         "seconds": round(seconds, 2),
         "curve": curve,
     }
-
-
-def sac(key: dict[str, Any]) -> dict[str, Any]:
-    """Return the same of SB3's SAC."""
-    learner = sb3_sac(key["env"], key["seed"], key["steps"], settings_of(key))
-    with contextlib.closing(make_vec(key["env"], 16, autoreset="disabled")) as env, contextlib.closing(learner):
-        curve: list[tuple[int, float]] = []
-        steps, seconds = 0, 0.0
-        while steps < key["steps"]:
-            begin = time.perf_counter()
-            steps += learner.train(min(20_000, key["steps"] - steps))
-            seconds += time.perf_counter() - begin
-            curve.append((steps, round(evaluate(learner, env, 4, EVALUATION_SEED).mean, 1)))
-        final = evaluate(learner, env, 16, 2 * EVALUATION_SEED)
-    return {"final": final.mean, "steps_taken": steps, "seconds": round(seconds, 2), "curve": curve}
 
 
 def searching(key: dict[str, Any], threads: int) -> PES:
@@ -218,10 +204,9 @@ def threshold(key: dict[str, Any], every: int, deadline: float, threads: int) ->
 
 
 def ours(key: dict[str, Any], threads: int) -> Any:
-    """Yield the steps made so far and the agent, after each update."""
+    """Make an agent, and yield the steps made so far and it, after each update."""
     agent = searching(key, threads)
-    for _ in agent.iterations(key["steps"]):
-        yield agent.num_timesteps, agent
+    return ((agent.num_timesteps, agent) for _ in agent.iterations(key["steps"]))
 
 
 class Normalized:
@@ -247,6 +232,14 @@ def ars(key: dict[str, Any]) -> Any:
         # One update: as many steps as one candidate's episode are asked for, and all candidates are run.
         model.learn(1, reset_num_timesteps=model.num_timesteps == 0)
         yield model.num_timesteps, Normalized(model, env)
+
+
+def sac(key: dict[str, Any]) -> Any:
+    """Yield the same of SB3's SAC, which learns from every step."""
+    with contextlib.closing(sb3_sac(key["env"], key["seed"], key["steps"], settings_of(key))) as learner:
+        for steps in range(10_000, key["steps"] + 1, 10_000):
+            learner.train(10_000)
+            yield steps, learner
 
 
 def speed(env_id: str, threads: int, turns: int = 9, seconds: float = 2.0) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 Every side trains on the same cores for --minutes of its own training time; evaluations (8 deterministic episodes, raw
 reward, Gymnasium's own environments) take no part in it. The time to a threshold is that of the first evaluation that
 reaches it. Ours has the configuration that train.py has, with schedules over minutes as `train.py --minutes` has them;
-the peers are as rl-baselines3-zoo trains them. Finished runs are
-kept in results/natural/wallclock.json by side, task, seed, minutes, settings and versions, and are not repeated. A
-quiet machine is needed; the load when a run begins is kept with it.
+the peers are as rl-baselines3-zoo trains them, PPO as Stable-Baselines3 does by default on tasks that are not in
+ZOO_PPO. Finished runs are kept in results/natural/wallclock.json by side, task, seed, minutes, settings and versions,
+and are not repeated. A quiet machine is needed; the load when a run begins is kept with it.
 """
 
 from __future__ import annotations
