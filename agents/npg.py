@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agents import noise
 from agents.base import Agent
-from agents.config import at_least
+from agents.config import at_least, between
 from agents.devices import Recorded, memory, sent
 from agents.natural import check_size, is_steady, make_natural
 from agents.natural.critic_fits import CriticFitConfig
@@ -30,6 +30,7 @@ from agents.natural.step import (
 )
 from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
 from agents.rollout.buffer import AdvantageConfig, Rollout, advantages, explained_variance, standardize
+from agents.rollout.reuse import RecentRollouts, ReuseConfig, ratios
 from agents.saving import Stateful
 from envs.sb3 import SB3View
 
@@ -39,12 +40,14 @@ update before, while the device is at work on the next rollout."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class NPGConfig(StepConfig, CriticFitConfig, AdvantageConfig):
-    """Hyperparameters of NPG, each declared beside what it is for. The defaults are small batches with a curvature that
-    is remembered, and were chosen together (benchmarks/natural/search.py)."""
+class NPGConfig(StepConfig, CriticFitConfig, ReuseConfig, AdvantageConfig):
+    """Hyperparameters of NPG, each declared beside what it is for. The defaults are small batches, each learned from a
+    few times, with a curvature that is remembered, and were chosen together (docs/results/natural.md)."""
 
     n_steps: Annotated[int, at_least(1)] = 32
     """Environment steps per environment and iteration."""
+    gamma: Annotated[float, between(0, 1)] = 0.995
+    """Discount per environment step. With 0.99 walkers may stay where they stand (docs/results/natural.md)."""
     log_std_init: float = -1.0
     """Initial log standard deviation of Gaussian actions, in units of their bounds' half width."""
 
@@ -83,29 +86,46 @@ class NPG(Agent):
     def train(self, batch: Rollout) -> None:
         """Make an `update`. A device is asked for nothing before it is over, and a GPU is told its work only once."""
         c, on_host, details = self.config, self.device.type == "cpu", self.counter % DETAILS_EVERY == 0
-        few, n = c.curvature_samples, batch.n_steps * batch.num_envs
+        joined = self.joined(batch)
+        few, n = c.curvature_samples, joined.n_steps * joined.num_envs
         rows = None if few is None else noise.few(self.stream_seed, "curvature", self.counter, n, few, self.device)
         told, self.told = self.told, {}
         if self.curvature.late:
             self.curvature.prepare(told)
         target, log_std_max = self.target_kl, self._now(c.log_std_init, c.log_std_end)
-        if on_host or c.line_search or details or not is_steady(c) or batch is not self.collector.rollout:
-            metrics, beta, searched = self.update(batch, rows, target, log_std_max, details)
+        moves = not is_steady(c) or (c.reused_rollouts > 0 and not self.recent.is_full)
+        if on_host or c.line_search or details or moves or batch is not self.collector.rollout:
+            metrics, beta, searched = self.update(batch, joined, rows, target, log_std_max, details)
         else:
             limits = sent(torch.tensor([target, log_std_max], dtype=torch.float64), self.device)
-            metrics, beta, searched = self.recorded(rows, *limits, batch.last_observations)
+            metrics, beta, searched = self.recorded(rows, *limits, joined.last_observations)
         asked = {"beta": beta} | ({} if on_host else self.curvature.asks())
         self.told = told = self.record(metrics, asked, final=True)
         self.stop_reason = self.rejections.count(told["beta"], told["gradient_norm"] == 0, searched)
         self.record({"rejected_updates": self.rejections.updates, "rejected_steps": self.rejections.steps})
+        self.recent.trusted = True
+
+    def joined(self, batch: Rollout) -> Rollout:
+        """Give a rollout beside those before it that are learned from once more; alone where there are none."""
+        if not self.config.reused_rollouts:
+            return batch
+        s = self.policy.normalize(batch["observations"].flatten(0, 1))
+        return self.recent.take_in(batch, self.policy.actor(s).log_prob(batch["actions"].flatten(0, 1)))
 
     def update(
-        self, batch: Rollout, rows: Tensor | None, target: Any, log_std_max: Any, details: bool = False
+        self,
+        new: Rollout,
+        batch: Rollout,
+        rows: Tensor | None,
+        target: Any,
+        log_std_max: Any,
+        details: bool = False,
     ) -> tuple[dict[str, Any], Any, bool]:
         """Fit the critic; then θ ← θ + β w with w = (F + λ I)⁻¹ g (Kakade 2002, section 3) and the β of the KL target.
 
         Args:
-            batch: where the policy trains.
+            new: what the policy has just collected, where it trains.
+            batch: what is learned from: `joined` of it.
             rows: the samples that curvature is estimated from; None takes all.
             target: nats, a number, or a tensor on the device.
             log_std_max: ceiling of the log standard deviation, likewise; without log_std_end it has no part in it.
@@ -115,17 +135,19 @@ class NPG(Agent):
             Metrics, β, and whether a line search looked for it.
         """
         c, policy = self.config, self.policy
-        observations, a = batch["observations"].flatten(0, 1), batch["actions"].flatten(0, 1)
-        s = policy.normalize(observations)
-
-        A, returns = advantages(batch, policy.critic(s), policy, c.gamma, c.gae_lambda)  # Schulman et al. 2016, (16)
-        explained = explained_variance(returns, returns - A)
-        self.critic_fit.fit(policy.critic, s, policy.critic.update_scale(returns), rows)  # |V - z|² / n
-        if c.advantages_after_fit:
-            A, _ = advantages(batch, policy.critic(s), policy, c.gamma, c.gae_lambda)
-        A = standardize(A) if c.normalize_advantage else A
+        s, a = policy.normalize(batch["observations"].flatten(0, 1)), batch["actions"].flatten(0, 1)
 
         Psi, old = scores(policy.actor, s, a)  # Ψ = ∇ log π(a|s), [n, p]
+        rho = ratios(Psi.values, batch) if c.reused_rollouts else None  # min(1, π / μ), [n]
+        V = policy.critic(s)
+        A, returns = advantages(batch, V, policy, c.gamma, c.gae_lambda, rho)  # Schulman et al. 2016, (16)
+        explained = explained_variance(returns, V)
+        self.critic_fit.fit(policy.critic, s, policy.critic.update_scale(returns), rows)  # |V - z|² / n
+        if c.advantages_after_fit:
+            A, _ = advantages(batch, policy.critic(s), policy, c.gamma, c.gae_lambda, rho)
+        A = standardize(A, rho) if c.normalize_advantage else A
+        A = A if rho is None else rho * A
+
         step = self.curvature.direction(Psi, A, rows)  # (Ψᵀ Ψ / n + λ I) w = Ψᵀ A / n
 
         top = None if c.log_std_end is None else ceiling(policy.actor, log_std_max, target)
@@ -145,7 +167,7 @@ class NPG(Agent):
         if not unread and beta == 0:
             line.back()
         metrics = report_step(line, beta, step, Psi, a, A, explained, c.cg_damping if details else None)
-        policy.update_normalizer(observations)
+        policy.update_normalizer(new["observations"].flatten(0, 1))
         return metrics, beta, c.line_search and 0 < quadratic < math.inf
 
     @property
@@ -164,26 +186,34 @@ class NPG(Agent):
         self.rejections = Rejections(self.config.max_rejected_updates)
         self.curvature, self.critic_fit = make_natural(self.config, self.policy, self.stream_seed)
         self.curvature.late, self.told = self.device.type != AT_ONCE, {}
+        self.recent = RecentRollouts(1 + self.config.reused_rollouts)
         self.recorded = Recorded(self._update_again, self._memory)
 
     def _connect(self, env: SB3View) -> None:
-        check_size(self.config, self.policy.actor, env.num_envs)
+        check_size(self.config, self.policy.actor, env.num_envs * (1 + self.config.reused_rollouts))
         super()._connect(env)
 
     def _update_again(self, rows: Tensor | None, target: Tensor, log_std_max: Tensor, last_observations: Tensor) -> Any:
-        """Update from the rollout that lies where the last one did."""
-        rollout = self.collector.rollout
-        rollout.last_observations = last_observations
-        return self.update(rollout, rows, target, log_std_max)
+        """Update from what lies where it did in the last update."""
+        new = self.collector.rollout
+        batch = self.recent.rollout or new
+        batch.last_observations = last_observations
+        return self.update(new, batch, rows, target, log_std_max)
 
     def _memory(self) -> list[Tensor]:
         """List the tensors on the device that an update reads."""
-        rollout, kept = self.collector.rollout, self.curvature.tensors().values()
-        fields = [rollout[name] for name in rollout.specs]
+        new, kept = self.collector.rollout, self.curvature.tensors().values()
+        rollouts = [new] if self.recent.rollout is None else [new, self.recent.rollout]
+        fields = [rollout[name] for rollout in rollouts for name in rollout.specs]
         return [*memory(self.policy), *fields, *(x for x in kept if x.device.type != "cpu")]
 
     def parts(self) -> dict[str, Stateful]:
-        return {"rejections": self.rejections, "curvature": self.curvature, "critic": self.critic_fit}
+        return {
+            "rejections": self.rejections,
+            "curvature": self.curvature,
+            "critic": self.critic_fit,
+            "recent": self.recent,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,7 +116,8 @@ def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
             values, vectors = torch.linalg.eigh(given)
         except torch.linalg.LinAlgError:
             continue
-        return values.clamp_(min=0).to(matrix.dtype), vectors.to(matrix.dtype)
+        # Row by row, as a checkpoint keeps them: products of another layout are rounded otherwise.
+        return values.clamp_(min=0).to(matrix.dtype), vectors.to(matrix.dtype).contiguous()
     # A direction that is not finite is the caller's to reject.
     return torch.full_like(matrix[0], torch.nan), torch.full_like(matrix, torch.nan)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from agents import NPG, TRPO
 from agents.natural import CURVATURES
@@ -36,6 +38,31 @@ def collect(agent: NPG) -> None:
     agent.train = lambda batch: None  # type: ignore[method-assign]
     next(agent.iterations(1))
     del agent.train
+
+
+@torch.no_grad()
+def test_samples_of_earlier_policies_count_by_how_likely_the_policy_still_takes_them() -> None:
+    """The third update's advantages are ρ A, with ρ = min(1, π / μ) of the policies that acted and V-trace's A."""
+    agent, acted, given = make(target_kl=0.3, reused_rollouts=2), [], []
+    direction = agent.curvature.direction
+    agent.curvature.direction = lambda Psi, A, rows: given.append(A) or direction(Psi, A, rows)  # type: ignore
+    agent.train = lambda batch: acted.append(copy.deepcopy(agent.policy)) or NPG.train(agent, batch)  # type: ignore
+    agent.learn(3 * 128)
+    batch, pi = agent.recent.rollout, acted[2]
+    assert batch is not None
+    s, a = (batch[name].unflatten(1, (3, 4)) for name in ("observations", "actions"))  # [T, rollouts, N, ...]
+
+    def log_probs(policy: Any, place: int) -> Tensor:
+        of_one = policy.normalize(s[:, place].flatten(0, 1))
+        return policy.actor(of_one).log_prob(a[:, place].flatten(0, 1)).view(32, 4)
+
+    rho = torch.cat([(log_probs(pi, k) - log_probs(mu, k)).exp().clamp(max=1) for k, mu in enumerate(acted)], 1)
+    assert (rho[:, :8] < 0.9).any()
+    assert (rho[:, 8:] == 1).all()
+    values = pi.critic(pi.normalize(batch["observations"].flatten(0, 1)))
+    A, _ = rollout_advantages(batch, values, pi, agent.config.gamma, agent.config.gae_lambda, rho.flatten())
+    torch.testing.assert_close(given[2], rho.flatten() * standardize(A, rho.flatten()), rtol=1e-3, atol=1e-3)
+    assert (given[2] - standardize(A)).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("after_fit", [True, False])
@@ -77,7 +104,7 @@ def test_curvature_samples_are_drawn_anew_for_each_update_and_none_means_all() -
     assert not torch.equal(*drawn)
     whole, sampled = make().learn(512), make(curvature_samples=64).learn(512)
     assert not torch.equal(parameter_vector(whole.policy.actor), parameter_vector(sampled.policy.actor))
-    everything = make(curvature_samples=128).learn(512)
+    everything = make(curvature_samples=512).learn(512)
     assert torch.equal(parameter_vector(whole.policy.actor), parameter_vector(everything.policy.actor))
 
 
@@ -133,7 +160,8 @@ def test_the_ceiling_of_the_standard_deviation_falls_with_the_training() -> None
     """In a line from log_std_init to log_std_end."""
     seen, iterations = {}, 40
     for end in (-0.5, None):
-        agent = make(log_std_init=0.0, log_std_end=end, log_std_min=None, target_kl=0.002, target_kl_end=None)
+        settings = {"target_kl": 0.002, "target_kl_end": None, "reused_rollouts": 0}
+        agent = make(log_std_init=0.0, log_std_end=end, log_std_min=None, **settings)
         assert agent.policy.actor.log_std is not None
         bias, unit = agent.policy.actor.log_std.bias, agent.policy.actor.log_unit.item()
         seen[end] = np.array([bias.item() - unit for _ in agent.iterations(iterations * agent.steps_per_iteration)])
@@ -381,9 +409,11 @@ def test_what_does_not_fit_is_refused_at_construction_with_what_does(monkeypatch
         agent = npg(NormPolicy, fisher=fisher, cg_preconditioner="none").learn(16 * 3)
         assert agent.rejections.updates == 0
     monkeypatch.setattr("agents.natural.curvature.MATRIX_BYTES", 4 * 49**2)
-    with pytest.raises(ValueError, match=r"solver is 'cholesky'.*give auto or gram or cg"):
+    with pytest.raises(ValueError, match=r"solver is 'cholesky'.*n = 16 samples.*give auto or gram or cg"):
+        npg(fisher="compatible", solver="cholesky", reused_rollouts=0)
+    with pytest.raises(ValueError, match=r"solver is 'cholesky'.*n = 64 samples.*give auto or cg"):
         npg(fisher="compatible", solver="cholesky")
-    few = npg(fisher="compatible", solver="gram")  # 16 samples
+    few = npg(fisher="compatible", solver="gram", reused_rollouts=0)  # 16 samples
     with pytest.raises(ValueError, match=r"solver is 'gram'.*n = 64 samples"):
         few.set_env(make_vec("InvertedPendulum-v5", 8))
     monkeypatch.setattr("agents.natural.MATRIX_BYTES", 4 * 49**2)

@@ -53,7 +53,7 @@ CASES: dict[str, dict[str, Any]] = {
 PLACEMENTS = ("apart", "together")
 BUDGETS = {
     "npg": (1, 1),
-    "trpo": (4, 4),
+    "trpo": (6, 6),  # two for each step that it tries, here two
     "copos": (19, 19),
     "ppo": (1, 1),
     "pes": (1, 1),
