@@ -29,8 +29,15 @@ from agents.natural.step import (
     step_size,
 )
 from agents.policy.actor_critic import POLICIES, ActorCriticPolicy
-from agents.rollout.buffer import AdvantageConfig, Rollout, advantages, explained_variance, standardize
-from agents.rollout.reuse import RecentRollouts, ReuseConfig, ratios
+from agents.rollout.buffer import (
+    AdvantageConfig,
+    Rollout,
+    advantages,
+    explained_variance,
+    importance_weights,
+    standardize,
+)
+from agents.rollout.reuse import RecentRollouts, ReuseConfig
 from agents.saving import Stateful
 from envs.sb3 import SB3View
 
@@ -138,7 +145,7 @@ class NPG(Agent):
         s, a = policy.normalize(batch["observations"].flatten(0, 1)), batch["actions"].flatten(0, 1)
 
         Psi, old = scores(policy.actor, s, a)  # Ψ = ∇ log π(a|s), [n, p]
-        rho = ratios(Psi.values, batch) if c.reused_rollouts else None  # min(1, π / μ), [n]
+        rho = importance_weights(Psi.values, batch) if c.reused_rollouts else None  # min(1, π / μ), [n]
         V = policy.critic(s)
         A, returns = advantages(batch, V, policy, c.gamma, c.gae_lambda, rho)  # Schulman et al. 2016, (16)
         explained = explained_variance(returns, V)

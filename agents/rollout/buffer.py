@@ -323,6 +323,18 @@ def gae(
     return advantages.to(values.dtype), (gained + values64).to(values.dtype)
 
 
+def importance_weights(log_probs: Tensor, batch: Rollout) -> Tensor:
+    """Give min(1, π(a|s) / μ(a|s)) of a rollout's actions, [T * N].
+
+    Args:
+        log_probs: log π(a|s), [T * N].
+        batch: has log μ(a|s) in its field "log_probs".
+
+    Source: Espeholt et al. 2018, section 4.1 (V-trace, with both bounds 1), https://arxiv.org/abs/1802.01561.
+    """
+    return (log_probs - batch["log_probs"].flatten()).exp().clamp(max=1.0)
+
+
 def standardize(A: Tensor, weights: Tensor | None = None) -> Tensor:
     """Scale advantages [..., n] to mean 0 and standard deviation 1 along the last axis; zeros where they are equal.
 

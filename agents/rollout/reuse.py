@@ -37,6 +37,7 @@ class RecentRollouts:
 
     Attributes:
         trusted: whether an update from the last one came to its end. If not it may hold anything, and all begins anew.
+        is_full: whether there are as many as it keeps, so that they stay where they are.
 
     Source: Queeney et al. 2022, "Generalized policy improvement algorithms with theoretically supported sample reuse",
     section 4, https://arxiv.org/abs/2206.13714.
@@ -45,7 +46,7 @@ class RecentRollouts:
     def __init__(self, most: int) -> None:
         self.most, self.taken = most, 0
         self.rollout: Rollout | None = None
-        self.trusted = True
+        self.trusted, self.is_full = True, False
         self._finals: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def take_in(self, new: Rollout, log_probs: Tensor) -> Rollout:
@@ -76,16 +77,12 @@ class RecentRollouts:
             self._finals[place : place + 1] = [(steps, ids + place * N, observations)]
             kept.take_final(*(torch.cat(parts) for parts in zip(*self._finals, strict=True)))
         self.taken += 1
+        self.is_full = self.taken >= self.most
         return kept
 
     def forget(self) -> None:
         """Begin anew, without any."""
         self.rollout, self.taken, self.trusted, self._finals = None, 0, True, []
-
-    @property
-    def is_full(self) -> bool:
-        """Whether there are as many as it keeps, so that they stay where they are."""
-        return self.taken >= self.most
 
     def _fits(self, new: Rollout) -> bool:
         """Say whether a rollout is like those that are kept, of which there are as many as there should be."""
@@ -141,15 +138,3 @@ class RecentRollouts:
         of = finals[1] // (width // rollouts)
         self._finals = [(finals[0][of == k], finals[1][of == k], finals[2][of == k]) for k in range(rollouts)]
         kept.take_final(*finals)
-
-
-def ratios(log_probs: Tensor, rollout: Rollout) -> Tensor:
-    """Give the importance weights min(1, π(a|s) / μ(a|s)) of a rollout's actions, [T * N].
-
-    Args:
-        log_probs: log π(a|s), [T * N].
-        rollout: has log μ(a|s) in its field "log_probs".
-
-    Source: Espeholt et al. 2018, section 4.1 (V-trace, with both bounds 1), https://arxiv.org/abs/1802.01561.
-    """
-    return (log_probs - rollout["log_probs"].flatten()).exp().clamp(max=1.0)

@@ -36,6 +36,8 @@ DIRECTION = {
     "target_kl": 0.02,
     "target_kl_end": None,
     "log_std_min": None,
+    "gamma": 0.99,
+    "reused_rollouts": 0,
 }
 NPG = {**DIRECTION, "n_steps": 24, "net_arch": (16, 8), "log_std_init": -0.5}
 PPO = {"n_steps": 16, "net_arch": (16,), "batch_size": 32, "n_epochs": 2}
@@ -46,6 +48,7 @@ POINT = {"env": "families/Point-v0", "env_kwargs": {"horizon": 10}}
 CASES: dict[str, dict[str, Any]] = {
     "npg": {"algorithm": "npg", **NPG},
     "npg defaults": {"algorithm": "npg", "n_steps": 16},
+    "npg reuse": {"algorithm": "npg", **NPG, "reused_rollouts": 1},
     "npg many parameters": {"algorithm": "npg", **NPG, "net_arch": (64, 64), "curvature_samples": 100},
     "npg analytic": {"algorithm": "npg", **NPG, "fisher": "analytic", "curvature_samples": 100},
     "npg kfac": {"algorithm": "npg", **NPG, "fisher": "kfac", "curvature_samples": 100},

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from agents import NPG
-from agents.rollout.buffer import FieldSpec, Rollout, advantages
-from agents.rollout.reuse import RecentRollouts, ratios
+from agents.rollout.buffer import FieldSpec, Rollout, advantages, importance_weights
+from agents.rollout.reuse import RecentRollouts
 from envs import make_vec
 
 T, N = 3, 2
@@ -135,7 +135,7 @@ def test_only_what_the_policy_does_less_weighs_less() -> None:
     recent, (new, log_probs) = RecentRollouts(1), rollout(0)
     joined = take_in(recent, new, log_probs)
     change = torch.linspace(-1, 1, T * N)
-    torch.testing.assert_close(ratios(log_probs + change, joined), change.exp().clamp(max=1))
+    torch.testing.assert_close(importance_weights(log_probs + change, joined), change.exp().clamp(max=1))
 
 
 @torch.no_grad()
@@ -154,7 +154,7 @@ def test_side_by_side_the_last_rollout_has_the_advantages_it_has_alone() -> None
         found = advantages(batch, values, policy, 0.99, 0.95, rho)
         return found[0].view(batch.n_steps, -1), found[1].view(batch.n_steps, -1)
 
-    rho = ratios(policy.actor(policy.normalize(joined["observations"].flatten(0, 1))).log_prob(
+    rho = importance_weights(policy.actor(policy.normalize(joined["observations"].flatten(0, 1))).log_prob(
         joined["actions"].flatten(0, 1)), joined)  # fmt: skip
     (A, returns), (alone, returns_alone) = of(joined, rho), of(new, None)
     torch.testing.assert_close(A[:, 8:], alone, rtol=1e-4, atol=1e-4)
