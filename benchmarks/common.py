@@ -34,6 +34,7 @@ SILENT: dict[str, Any] = {
     "rbf_bandwidth": None,
     "advantages_after_fit": False,
     "log_std_end": None,
+    "reused_rollouts": 0,
 }
 """Hyperparameters that some kept runs name and others do not, since the code then or now has no such option -> the
 value at which training does what it does without them."""

@@ -9,7 +9,7 @@ In local time an optimizer's t begins anew with each rollout (Ellis et al. 2024)
 bounds too, which close within a rollout on a step size that is measured in each. Muon (torch.optim) moves matrices,
 Adam with the same rate the rest; SOAP is pytorch-optimizer's, without weight decay (pip install -c constraints.txt -e
 ".[peers]"; left out where it is not installed). K-FAC and E-KFAC are `NPG` with that Fisher matrix on rollouts of the
-same size, with NPG's own defaults for all else, the critic among it, and a KL that is tuned.
+same size, with PPO's discount and λ and NPG's own defaults for all else, the critic among it, and a KL that is tuned.
 
 A run's score is the mean return of 16 episodes of the final policy without noise. Intervals are 95 % (bootstrap over
 seeds, bias-corrected and accelerated); an optimizer is beside Adam where the interval of the difference of means holds
@@ -72,6 +72,8 @@ GRID: dict[str, list[dict[str, Any]]] = {
 """Of AdaBound in local time the hand-over is a share of a rollout's updates."""
 NATURAL = {"K-FAC": "kfac", "E-KFAC": "ekfac"}
 """Name -> NPG's fisher."""
+AS_PPO: dict[str, Any] = {"gamma": 0.99, "gae_lambda": 0.95, "reused_rollouts": 0}
+"""Settings of NPG that are not its defaults but PPO's, so that both learn from the same."""
 # What PPO does not make by name itself.
 OTHERS: dict[str, Callable[[list[nn.Parameter], float], Optimizer]] = {
     "SGD": lambda params, lr: SGD(params, lr=lr, momentum=0.9),
@@ -220,7 +222,7 @@ def made(env_id: str, optimizer: str, options: dict[str, Any], seed: int) -> Age
     """Make the agent that a row of the table trains."""
     if optimizer in NATURAL:
         options = {name: value for name, value in options.items() if name not in ("batch_size", "n_epochs")}
-        return NPG("MlpPolicy", env_id, seed=seed, device="cpu", fisher=NATURAL[optimizer], **options)
+        return NPG("MlpPolicy", env_id, seed=seed, device="cpu", fisher=NATURAL[optimizer], **AS_PPO | options)
     handover = options.pop("handover", 0.5)
     if "local time" in optimizer:
         # From a share of a rollout's updates to a number of them.

@@ -37,6 +37,7 @@ DIRECTION = {
     "target_kl_end": None,
     "log_std_min": None,
     "gamma": 0.99,
+    "gae_lambda": 0.95,
     "reused_rollouts": 0,
 }
 NPG = {**DIRECTION, "n_steps": 24, "net_arch": (16, 8), "log_std_init": -0.5}
