@@ -55,8 +55,6 @@ class NPGConfig(StepConfig, CriticFitConfig, ReuseConfig, AdvantageConfig):
     """Environment steps per environment and iteration."""
     gamma: Annotated[float, between(0, 1)] = 0.995
     """Discount per environment step. With 0.99 walkers may stay where they stand (docs/results/natural.md)."""
-    gae_lambda: Annotated[float, between(0, 1)] = 0.9
-    """Lambda of generalized advantage estimation (Schulman et al. 2016)."""
     log_std_init: float = -1.0
     """Initial log standard deviation of Gaussian actions, in units of their bounds' half width."""
 
