@@ -158,7 +158,9 @@ def test_results_of_a_search_outlive_a_line_that_was_cut_short() -> None:
 @pytest.mark.usefixtures("searched")
 def test_results_of_a_search_outlive_new_and_retired_options() -> None:
     key = search.key_of("512", "Ant-v5", 60, 9)
-    older = {name: value for name, value in key["settings"].items() if name != "curvature_renewal"}
+    older = {
+        name: value for name, value in key["settings"].items() if name not in ("curvature_renewal", "reused_rollouts")
+    }
     search.append({**key, "settings": {**older, "fisher_rows": 64}})
     assert search.read_lines() == [key]
 

@@ -36,7 +36,7 @@ import torch
 
 from agents import NPG
 from agents.run.evaluation import evaluate
-from benchmarks.common import RESULTS, ROOT, as_json, code_version, context, panels, save, without_silent
+from benchmarks.common import RESULTS, ROOT, SILENT, as_json, code_version, context, panels, save, without_silent
 from envs import make_vec
 
 NAME = "natural/search"
@@ -279,8 +279,11 @@ def append(line: Line) -> None:
 
 
 def read_lines() -> list[Line]:
-    """Read all results; lines that were cut short are left out, and options that are newer stand at their defaults."""
+    """Read all results; lines that were cut short are left out, and options that are newer stand where they do nothing,
+    or else at their defaults.
+    """
     found, defaults = [], as_json(dataclasses.asdict(NPG.Config()))
+    defaults |= {name: value for name, value in SILENT.items() if name in defaults}
     for text in LINES.read_text().splitlines() if LINES.is_file() else ():
         with contextlib.suppress(json.JSONDecodeError):
             line = json.loads(text)

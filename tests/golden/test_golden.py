@@ -18,4 +18,6 @@ def _digests() -> dict[str, str]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_training_has_the_bits_that_it_had(name: str, digests: dict[str, str]) -> None:
+    if name not in digests:
+        pytest.skip("no digest is kept of this case for this processor; `python tests/golden/cases.py` makes it")
     assert run(name) == digests[name]
