@@ -69,8 +69,9 @@ class NPG(Agent):
     Source: Kakade 2002, "A natural policy gradient", section 3; Rajeswaran et al. 2017, equation 5,
     https://arxiv.org/abs/1703.02660.
 
-    Differs from the papers: the step is corrected to the true KL; the critic is fitted after the policy by
-    Gauss-Newton on standardised returns; observations are normalised inside the policy.
+    Differs from the papers: the step is corrected to the true KL; samples of the last few policies count once more, by
+    importance; the critic is fitted by Gauss-Newton on standardised returns; observations are normalised inside the
+    policy.
 
     Raises:
         ValueError: the estimate or the solver does not fit the policy or its size; the message names those that do.
