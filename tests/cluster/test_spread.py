@@ -96,10 +96,16 @@ class Breaking(Serial):
 
 @pytest.mark.parametrize(
     ("name", "changed"),
-    [("npg", {"num_envs": 40}), ("npg any environment", {}), ("pes", {"num_envs": 68, "n_steps": 10}), ("fomaml", {})],
+    [
+        # A KL that falls goes by the training's length, which differs by 1e-8 between one of three and one of two and one.
+        ("npg", {"num_envs": 40, "target_kl_end": None}),
+        ("npg any environment", {"target_kl_end": None}),
+        ("pes", {"num_envs": 68, "n_steps": 10}),
+        ("fomaml", {}),
+    ],
 )
 def test_what_breaks_off_within_an_iteration_is_saved_as_the_iteration_began(
-    name: str, changed: dict[str, int], tmp_path: Path
+    name: str, changed: dict[str, Any], tmp_path: Path
 ) -> None:
     executor = Breaking()
     agent, undisturbed = train(made(name, executor, **changed), 2), train(made(name, Serial(), **changed), 3)

@@ -553,7 +553,8 @@ def test_odd_spaces_train_save_and_predict(algorithm: type[Agent], kind: str, tm
     np.testing.assert_array_equal(actions, agent.predict(observations, deterministic=True)[0])
     assert all(agent.action_space.contains(np.asarray(x, agent.action_space.dtype)) for x in actions)
     one, _ = loaded.predict(observations[0], deterministic=True)
-    np.testing.assert_array_equal(one, actions[0])
+    # One observation and several go different ways through a product of matrices, and may be rounded differently.
+    np.testing.assert_allclose(one, actions[0], rtol=1e-5, atol=1e-6)
     acted = agent.act(torch.as_tensor(observations), deterministic=True)
     np.testing.assert_array_equal(acted, actions)
 

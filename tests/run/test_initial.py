@@ -31,7 +31,7 @@ def test_a_run_begins_as_the_saved_agent_ended(file: Path, tmp_path: Path, capsy
     assert f"begins from {file} (npg on Hopper-v5, 256 steps)" in out
     settings = run.read_config()
     assert settings.config["net_arch"] == [7]
-    assert (settings.origins["net_arch"], settings.origins["n_steps"], settings.origins["gamma"]) == (
+    assert (settings.origins["net_arch"], settings.origins["n_steps"], settings.origins["gae_lambda"]) == (
         "file", "flag", "preset",
     )  # fmt: skip
     before, after = load(file), load(run.last)

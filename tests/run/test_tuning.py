@@ -31,11 +31,11 @@ def test_a_study_goes_on_and_its_best_trial_is_a_preset(tmp_path: Path, capsys: 
     assert cli.main([*SMALL, "--trials", "5", *where]) == 0
     trials = study_of(tmp_path / "study").trials
     assert [trial.number for trial in trials] == [0, 1, 2, 3, 4]
-    assert trials[0].params == {"target_kl": 0.01}  # the values of now come first
+    assert trials[0].params == {"target_kl": 0.005}  # the values of now come first
     best = max((trial for trial in trials if trial.value is not None), key=lambda trial: trial.value)
     preset = tmp_path / "study" / "preset.yaml"
     found = yaml.safe_load(preset.read_text())["InvertedPendulum-v5"]
-    assert found.get("target_kl", 0.01) == best.params["target_kl"]
+    assert found.get("target_kl", 0.005) == best.params["target_kl"]
     assert (tmp_path / "study" / "study.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert out.count("trial   0") == 1
