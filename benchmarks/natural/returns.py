@@ -129,7 +129,7 @@ def by_task(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         kind = REGISTRY[run["algorithm"]]
         known = {"defaults": kind.Config(), "preset": kind.preset(run["env"])}
         of_now = {name: without_silent(as_json(dataclasses.asdict(c))) for name, c in known.items()}
-        label = next((x for x, c in of_now.items() if c == without_silent(run["settings"])), "an earlier preset")
+        label = next((x for x, c in of_now.items() if c == without_silent(run["settings"])), "earlier settings")
         name = f"{run['algorithm']} on {run['env']}, {label}, {run['steps']:,} steps"
         tasks.setdefault(name, []).append(run)
     return tasks

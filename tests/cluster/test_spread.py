@@ -97,7 +97,7 @@ class Breaking(Serial):
 @pytest.mark.parametrize(
     ("name", "changed"),
     [
-        # A KL that falls goes by the training's length, which differs by 1e-8 between one of three and one of two and one.
+        # A KL that falls goes by the length of training, which differs by 1e-8 where three iterations are two and one.
         ("npg", {"num_envs": 40, "target_kl_end": None}),
         ("npg any environment", {"target_kl_end": None}),
         ("pes", {"num_envs": 68, "n_steps": 10}),
