@@ -37,7 +37,6 @@ class RecentRollouts:
 
     Attributes:
         trusted: whether an update from the last one came to its end. If not it may hold anything, and all begins anew.
-        is_full: whether there are as many as it keeps, so that they stay where they are.
 
     Source: Queeney et al. 2022, "Generalized policy improvement algorithms with theoretically supported sample reuse",
     section 4, https://arxiv.org/abs/2206.13714.
@@ -46,7 +45,7 @@ class RecentRollouts:
     def __init__(self, most: int) -> None:
         self.most, self.taken = most, 0
         self.rollout: Rollout | None = None
-        self.trusted, self.is_full = True, False
+        self.trusted = True
         self._finals: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def take_in(self, new: Rollout, log_probs: Tensor) -> Rollout:
@@ -77,8 +76,12 @@ class RecentRollouts:
             self._finals[place : place + 1] = [(steps, ids + place * N, observations)]
             kept.take_final(*(torch.cat(parts) for parts in zip(*self._finals, strict=True)))
         self.taken += 1
-        self.is_full = self.taken >= self.most
         return kept
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are as many as it keeps, so that they stay where they are."""
+        return self.taken >= self.most
 
     def forget(self) -> None:
         """Begin anew, without any."""
