@@ -36,14 +36,19 @@ TRPO_SETTINGS = {
     "n_critic_updates": 20,
     "learning_rate": 1e-3,
 }
-# https://github.com/DLR-RM/rl-baselines3-zoo hyperparams/trpo.yml: Hopper-v4 and HalfCheetah-v4 ("tuned"), with
-# "normalize: true", which is VecNormalize of observations and rewards.
+# https://github.com/DLR-RM/rl-baselines3-zoo hyperparams/trpo.yml: the tasks' -v4 ("tuned"), with "normalize: true",
+# which is VecNormalize of observations and rewards.
 ZOO_TRPO: dict[str, dict[str, Any]] = {
     "Hopper-v5": TRPO_SETTINGS,
     "HalfCheetah-v5": {**TRPO_SETTINGS, "target_kl": 0.04},
+    "Walker2d-v5": TRPO_SETTINGS,
+    "Ant-v5": TRPO_SETTINGS,
+    "Swimmer-v5": {**TRPO_SETTINGS, "gamma": 0.9999},
 }
 PPO_POLICY = {"log_std_init": -2, "ortho_init": False, "activation_fn": "relu", "net_arch": [256, 256]}
-# The same, hyperparams/ppo.yml: Hopper-v3 and HalfCheetah-v3 ("tuned").
+PPO_DEFAULTS: dict[str, Any] = {"n_envs": 1, "n_steps": 2048, "batch_size": 64, "gamma": 0.99, "learning_rate": 3e-4}
+"""Stable-Baselines3's."""
+# The same, hyperparams/ppo.yml: the tasks' -v4 ("tuned"; Ant's are the library's defaults).
 ZOO_PPO: dict[str, dict[str, Any]] = {
     "Hopper-v5": {
         "n_envs": 1,
@@ -71,6 +76,42 @@ ZOO_PPO: dict[str, dict[str, Any]] = {
         "gae_lambda": 0.92,
         "max_grad_norm": 0.8,
         "vf_coef": 0.58096,
+        "policy_kwargs": PPO_POLICY,
+    },
+    "Walker2d-v5": {
+        "n_envs": 1,
+        "n_steps": 512,
+        "batch_size": 32,
+        "gamma": 0.99,
+        "learning_rate": 5.05041e-05,
+        "ent_coef": 0.000585045,
+        "clip_range": 0.1,
+        "n_epochs": 20,
+        "gae_lambda": 0.95,
+        "max_grad_norm": 1,
+        "vf_coef": 0.871923,
+    },
+    "Ant-v5": PPO_DEFAULTS,
+    "Swimmer-v5": {
+        "n_envs": 4,
+        "n_steps": 1024,
+        "batch_size": 256,
+        "gamma": 0.9999,
+        "learning_rate": 6e-4,
+        "gae_lambda": 0.98,
+    },
+    "Humanoid-v5": {
+        "n_envs": 1,
+        "n_steps": 512,
+        "batch_size": 256,
+        "gamma": 0.95,
+        "learning_rate": 3.56987e-05,
+        "ent_coef": 0.00238306,
+        "clip_range": 0.3,
+        "n_epochs": 5,
+        "gae_lambda": 0.9,
+        "max_grad_norm": 2,
+        "vf_coef": 0.431892,
         "policy_kwargs": PPO_POLICY,
     },
 }

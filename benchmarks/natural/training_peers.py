@@ -51,7 +51,7 @@ from benchmarks.peers import (
 from envs import make_vec
 
 NAME = "natural/training_peers"
-TASKS = ("Hopper-v5", "HalfCheetah-v5")
+TASKS = ("Hopper-v5", "HalfCheetah-v5", "Walker2d-v5", "Ant-v5", "Swimmer-v5")
 PRESET, LAYER = "ours, preset", "environment layer alone"
 
 TIANSHOU_SETTINGS = {

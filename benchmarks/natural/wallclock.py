@@ -3,9 +3,9 @@
 Every side trains on the same cores for --minutes of its own training time; evaluations (8 deterministic episodes, raw
 reward, Gymnasium's own environments) take no part in it. The time to a threshold is that of the first evaluation that
 reaches it. Ours has the configuration that train.py has, with schedules over minutes as `train.py --minutes` has them;
-the peers are as rl-baselines3-zoo trains them, PPO as Stable-Baselines3 does by default on tasks that are not in
-ZOO_PPO. Finished runs are kept in results/natural/wallclock.json by side, task, seed, minutes, settings and versions,
-and are not repeated. A quiet machine is needed; the load when a run begins is kept with it.
+the peers are as rl-baselines3-zoo trains them. Finished runs are kept in results/natural/wallclock.json by side, task,
+seed, minutes, settings and versions, and are not repeated. A quiet machine is needed; the load when a run begins is
+kept with it.
 """
 
 from __future__ import annotations
@@ -40,13 +40,12 @@ THRESHOLDS = {
 EPISODES, EVALUATION_SEED = 8, 1000
 FIRST_SECONDS, GROWTH = 2.0, 1.15
 """Training time before the first evaluation, and how much later each next one is."""
-PPO_DEFAULTS: dict[str, Any] = {"n_envs": 1, "n_steps": 2048, "batch_size": 64, "gamma": 0.99, "learning_rate": 3e-4}
 
 
 SIDES: dict[str, tuple[Callable[[str, int, int, dict[str, Any]], Learner], Callable[[str], dict[str, Any]], str]] = {
     "ours": (partial(Ours, NPG), lambda env_id: dataclasses.asdict(NPG.preset(env_id)), "#1f5fa8"),
     "ours, defaults": (partial(Ours, NPG), lambda env_id: dataclasses.asdict(NPG.Config()), "#6f9fd0"),
-    "SB3 PPO": (sb3_ppo, lambda env_id: ZOO_PPO.get(env_id, PPO_DEFAULTS), "#c0445e"),
+    "SB3 PPO": (sb3_ppo, ZOO_PPO.__getitem__, "#c0445e"),
     "SB3 SAC": (sb3_sac, lambda env_id: ZOO_SAC.get(env_id, MUJOCO_SAC), "#8e5bb5"),
 }
 
