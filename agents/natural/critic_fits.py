@@ -220,7 +220,8 @@ class Ridge(CriticFit):
 
 
 class Descent(CriticFit):
-    """Steps of an optimizer on |y - z|² over minibatches in a new order each epoch.
+    """Steps of an optimizer on |y - z|² over minibatches in a new order each epoch. A device, which learns too late that
+    targets are not finite, takes them back.
 
     Args:
         name: one of `OPTIMIZERS`.
@@ -233,12 +234,13 @@ class Descent(CriticFit):
 
     def __init__(self, name: str, critic: Critic, lr: float, epochs: int, batch_size: int, seed: int = 0) -> None:
         self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
-        self.optimizer = make_optimizer(name, critic.network.parameters(), lr=lr, eps=1e-5)
+        self.parameters = list(critic.network.parameters())
+        self.optimizer = make_optimizer(name, self.parameters, lr=lr, eps=1e-5)
         self.state = OptimizerState(name, self.optimizer)
         self.updates = 0
 
     def fit(self, critic: Critic, s: Tensor, z: Tensor, rows: Tensor | None = None) -> FitStatistics:
-        steps = 0
+        steps, before = 0, {} if s.device.type == "cpu" else {x: x.clone() for x in self._learned()}
         for some in self._minibatches(len(s)):
             some = sent(some, s.device)
             self.optimizer.zero_grad()
@@ -248,7 +250,16 @@ class Descent(CriticFit):
             self.optimizer.step()
             steps += 1
         self.updates += 1
+        if s.device.type != "cpu":
+            fine = torch.stack([x.isfinite().all() for x in self.parameters]).all()
+            for x in self._learned():
+                x.copy_(torch.where(fine, x, before.get(x, torch.zeros_like(x))))
         return FitStatistics(steps=steps)
+
+    def _learned(self) -> list[Tensor]:
+        """List what a step changes on the critic's device."""
+        kept = [x for state in self.optimizer.state.values() for x in state.values() if isinstance(x, Tensor)]
+        return [x for x in (*self.parameters, *kept) if x.device == self.parameters[0].device]
 
     def _minibatches(self, n: int) -> Iterator[Tensor]:
         for epoch in range(self.epochs):

@@ -70,7 +70,7 @@ def test_samples_of_earlier_policies_count_by_how_likely_the_policy_still_takes_
 def test_the_update_is_the_damped_natural_gradient_of_the_definition(env_id: str, after_fit: bool) -> None:
     """θ' - θ is parallel to (F + λ I)⁻¹ g, with F and g from per-sample scores by torch.func in float64."""
     options = {"cg_max_steps": 200, "cg_tolerance": 1e-6, "target_kl_end": None, "advantages_after_fit": after_fit}
-    agent = make(env_id, fisher="compatible", **options)
+    agent = make(env_id, fisher="compatible", critic="gauss_newton", **options)
     collect(agent)
     policy, batch, c = agent.policy, agent.collector.rollout, agent.config
     policy.update_normalizer = lambda observations: None  # type: ignore[method-assign]
@@ -277,7 +277,7 @@ CHOICES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("changed", CHOICES, ids=lambda changed: "-".join(map(str, changed.values())))
 def test_every_choice_learns_and_resumes_exactly(changed: dict[str, Any], tmp_path: Path) -> None:
-    settings = {"net_arch": (8,), "gamma": 0.9, "target_kl": 0.05, "rbf_features": 32} | changed
+    settings = {"net_arch": (8,), "gamma": 0.9, "target_kl": 0.05, "rbf_features": 32, "reused_rollouts": 3} | changed
     agent = make("probes/ContinuousAction-v0", **settings).learn(128 * 40)
     assert agent.act(torch.zeros(1, 1), deterministic=True).item() == pytest.approx(0.5, abs=0.15)
     assert agent.rejections.updates == 0
@@ -411,7 +411,7 @@ def test_what_does_not_fit_is_refused_at_construction_with_what_does(monkeypatch
     monkeypatch.setattr("agents.natural.curvature.MATRIX_BYTES", 4 * 49**2)
     with pytest.raises(ValueError, match=r"solver is 'cholesky'.*n = 16 samples.*give auto or gram or cg"):
         npg(fisher="compatible", solver="cholesky", reused_rollouts=0)
-    with pytest.raises(ValueError, match=r"solver is 'cholesky'.*n = 64 samples.*give auto or cg"):
+    with pytest.raises(ValueError, match=r"solver is 'cholesky'.*n = 192 samples.*give auto or cg"):
         npg(fisher="compatible", solver="cholesky")
     few = npg(fisher="compatible", solver="gram", reused_rollouts=0)  # 16 samples
     with pytest.raises(ValueError, match=r"solver is 'gram'.*n = 64 samples"):
