@@ -75,8 +75,7 @@ class NPG(Agent):
     https://arxiv.org/abs/1703.02660.
 
     Differs from the papers: the step is corrected to the true KL; samples of the last few policies count once more, by
-    importance; the critic is fitted by Adam on standardised returns; observations are normalised inside the
-    policy.
+    importance; the critic is fitted to standardised returns by Adam; observations are normalised inside the policy.
 
     Raises:
         ValueError: the estimate or the solver does not fit the policy or its size; the message names those that do.

@@ -220,8 +220,9 @@ class Ridge(CriticFit):
 
 
 class Descent(CriticFit):
-    """Steps of an optimizer on |y - z|² over minibatches in a new order each epoch. A device, which learns too late that
-    targets are not finite, takes them back.
+    """Steps of an optimizer on |y - z|² over minibatches in a new order each epoch.
+
+    Where targets were not finite a device, which learns that too late, takes them back.
 
     Args:
         name: one of `OPTIMIZERS`.
