@@ -45,6 +45,9 @@ AT_ONCE = "cpu"
 """The type of device where eigenvectors are those of an update's own factors. For another the host finds those of the
 update before, while the device is at work on the next rollout."""
 
+CERTAIN = 1e-6
+"""Entropy in nats below which discrete actions are as good as certain: there is no step that changes what is done."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NPGConfig(StepConfig, CriticFitConfig, ReuseConfig, AdvantageConfig):
@@ -113,7 +116,8 @@ class NPG(Agent):
             metrics, beta, searched = self.recorded(rows, *limits, joined.last_observations)
         asked = {"beta": beta} | ({} if on_host else self.curvature.asks())
         self.told = told = self.record(metrics, asked, final=True)
-        self.stop_reason = self.rejections.count(told["beta"], told["gradient_norm"] == 0, searched)
+        is_certain = self.policy.actor.log_std is None and told["entropy"] < CERTAIN
+        self.stop_reason = self.rejections.count(told["beta"], is_certain or told["gradient_norm"] == 0, searched)
         self.record({"rejected_updates": self.rejections.updates, "rejected_steps": self.rejections.steps})
         self.recent.trusted = True
 

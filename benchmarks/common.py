@@ -165,8 +165,8 @@ def without_silent(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     idle = OF_DESCENT if value.get("critic") in ("gauss_newton", "ridge") else ()
-    silent = (name for name, entry in value.items() if name in idle or (name in SILENT and entry == SILENT[name]))
-    return {name: entry for name, entry in value.items() if name not in set(silent)}
+    silent = {name for name, entry in value.items() if name in idle or (name in SILENT and entry == SILENT[name])}
+    return {name: entry for name, entry in value.items() if name not in silent}
 
 
 def _command() -> str:

@@ -86,7 +86,7 @@ def test_what_is_installed_trains_evaluates_and_advises(fresh: Path, tmp_path: P
         fresh, tmp_path, "geodesic-rl", "train", "npg", "--env", "Hopper-v5", *sizes, "--run-dir", "a", "--seed", "3"
     )
     assert "evaluate    geodesic-rl evaluate a --episodes 100" in trained
-    assert re.search(r"gamma +0\.995 +preset", trained)  # the presets are in the wheel
+    assert re.search(r"gae_lambda +0\.97 +preset", trained)  # the presets are in the wheel
     assert "is finished with 64 steps" in in_fresh(fresh, tmp_path, "geodesic-rl", "resume", "a")
     assert "mean return" in in_fresh(fresh, tmp_path, "geodesic-rl", "evaluate", "a", "--episodes", "2")
     several = in_fresh(
