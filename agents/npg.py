@@ -14,7 +14,7 @@ from agents.base import Agent
 from agents.config import at_least, between
 from agents.devices import Recorded, memory, sent
 from agents.natural import check_size, is_steady, make_natural
-from agents.natural.critic_fits import CriticFitConfig, CriticName
+from agents.natural.critic_fits import CriticFitConfig
 from agents.natural.scores import scores
 from agents.natural.step import (
     CURVES,
@@ -51,18 +51,13 @@ CERTAIN = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class NPGConfig(StepConfig, CriticFitConfig, ReuseConfig, AdvantageConfig):
-    """Hyperparameters of NPG, each declared beside what it is for. The defaults are small batches, each learned from
-    many times, with a curvature that is remembered, and were chosen together (docs/results/natural.md)."""
+    """Hyperparameters of NPG, each declared beside what it is for. The defaults are small batches, each learned from a
+    few times, with a curvature that is remembered, and were chosen together (docs/results/natural.md)."""
 
     n_steps: Annotated[int, at_least(1)] = 32
     """Environment steps per environment and iteration."""
     gamma: Annotated[float, between(0, 1)] = 0.995
     """Discount per environment step. With 0.99 walkers may stay where they stand (docs/results/natural.md)."""
-    gae_lambda: Annotated[float, between(0, 1)] = 0.9
-    """λ of generalized advantage estimation (Schulman et al. 2016)."""
-    critic: CriticName = "adam"
-    """How the critic is fitted: adam, adabound, gauss_newton, or ridge (closed form; needs a value_network linear in
-    features)."""
     log_std_init: float = -1.0
     """Initial log standard deviation of Gaussian actions, in units of their bounds' half width."""
 
@@ -78,7 +73,8 @@ class NPG(Agent):
     https://arxiv.org/abs/1703.02660.
 
     Differs from the papers: the step is corrected to the true KL; samples of the last few policies count once more, by
-    importance; the critic is fitted to standardised returns by Adam; observations are normalised inside the policy.
+    importance; the critic is fitted by Gauss-Newton on standardised returns; observations are normalised inside the
+    policy.
 
     Raises:
         ValueError: the estimate or the solver does not fit the policy or its size; the message names those that do.
@@ -156,11 +152,11 @@ class NPG(Agent):
         Psi, old = scores(policy.actor, s, a)  # Ψ = ∇ log π(a|s), [n, p]
         rho = importance_weights(Psi.values, batch) if c.reused_rollouts else None  # min(1, π / μ), [n]
         V = policy.critic(s)
-        A, returns = advantages(batch, V, policy, c.gamma, c.gae_lambda)  # Schulman et al. 2016, (16)
+        A, returns = advantages(batch, V, policy, c.gamma, c.gae_lambda, rho)  # Schulman et al. 2016, (16)
         explained = explained_variance(returns, V)
         self.critic_fit.fit(policy.critic, s, policy.critic.update_scale(returns), rows)  # |V - z|² / n
         if c.advantages_after_fit:
-            A, _ = advantages(batch, policy.critic(s), policy, c.gamma, c.gae_lambda)
+            A, _ = advantages(batch, policy.critic(s), policy, c.gamma, c.gae_lambda, rho)
         A = standardize(A, rho) if c.normalize_advantage else A
         A = A if rho is None else rho * A
 

@@ -38,8 +38,6 @@ SILENT: dict[str, Any] = {
 }
 """Hyperparameters that some kept runs name and others do not, since the code then or now has no such option -> the
 value at which training does what it does without them."""
-OF_DESCENT = ("critic_learning_rate", "critic_epochs", "critic_batch_size")
-"""Hyperparameters of critics that an optimizer fits."""
 
 
 def context() -> dict[str, Any]:
@@ -161,12 +159,10 @@ def save(figure: Figure, name: str) -> Path:
 
 
 def without_silent(value: Any) -> Any:
-    """Leave out hyperparameters that do nothing: at the values in SILENT, or OF_DESCENT where no optimizer fits."""
+    """Leave out hyperparameters that stand at the value at which they do nothing; see SILENT."""
     if not isinstance(value, dict):
         return value
-    idle = OF_DESCENT if value.get("critic") in ("gauss_newton", "ridge") else ()
-    silent = {name for name, entry in value.items() if name in idle or (name in SILENT and entry == SILENT[name])}
-    return {name: entry for name, entry in value.items() if name not in silent}
+    return {name: entry for name, entry in value.items() if name not in SILENT or entry != SILENT[name]}
 
 
 def _command() -> str:

@@ -24,20 +24,18 @@ HALVINGS = 4
 HALVINGS_UNASKED = 1
 """The same on a device, which tries all; of 788 steps on HalfCheetah-v5 and Hopper-v5 none was halved at all."""
 
-CriticName = Literal["gauss_newton", "ridge", "adam", "adabound"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class CriticFitConfig(CurvatureConfig, AgentConfig):
     """How the critic is fitted; of its curvature, cg_preconditioner and curvature_samples say how it is estimated."""
 
-    critic: CriticName = "gauss_newton"
+    critic: Literal["gauss_newton", "ridge", "adam", "adabound"] = "gauss_newton"
     """How the critic is fitted: gauss_newton, ridge (closed form; needs a value_network linear in features), adam or
     adabound."""
     critic_learning_rate: Annotated[float, above(0)] = 1e-3
     """Step size of adam and adabound."""
-    critic_epochs: Annotated[int, at_least(1)] = 2
-    """Passes of adam and adabound over the samples per iteration."""
+    critic_epochs: Annotated[int, at_least(1)] = 10
+    """Passes of adam and adabound over the rollout per iteration."""
     critic_batch_size: Annotated[int, at_least(1)] = 256
     """Samples of one of their steps, at most."""
     critic_steps: Annotated[int, at_least(1)] = 4

@@ -231,7 +231,7 @@ class Rejections:
 
         Args:
             beta: β.
-            trivial: whether the gradient was 0: without advantages there is nothing to learn from.
+            trivial: whether no step was to be found: without advantages, or where discrete actions are certain.
             searched: whether a line search looked for the step; else it is the solve that failed.
         """
         rejected = beta == 0 and not trivial

@@ -229,7 +229,9 @@ class Rollout:
 
 
 @torch.no_grad()
-def advantages(batch: Rollout, values: Tensor, policy: Any, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
+def advantages(
+    batch: Rollout, values: Tensor, policy: Any, gamma: float, gae_lambda: float, ratios: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Estimate each step's advantage and value target: [T * N] each, steps outermost.
 
     Args:
@@ -238,6 +240,7 @@ def advantages(batch: Rollout, values: Tensor, policy: Any, gamma: float, gae_la
         policy: has `critic` (normalized observations to values) and `normalize`, for what the episodes came to.
         gamma: discount γ per environment step.
         gae_lambda: λ of `gae`.
+        ratios: of `gae`, [T * N].
     """
     assert batch.last_observations is not None
     values = values.view(batch.n_steps, batch.num_envs)
@@ -245,7 +248,8 @@ def advantages(batch: Rollout, values: Tensor, policy: Any, gamma: float, gae_la
     steps, ids, final = batch.final_observations()
     following = next_values(values, last, (steps, ids, policy.critic(policy.normalize(final))))
     ended = batch["terminated"], batch["truncated"]
-    A, returns = gae(batch["rewards"], values, following, *ended, gamma, gae_lambda)
+    of_steps = None if ratios is None else ratios.view_as(values)
+    A, returns = gae(batch["rewards"], values, following, *ended, gamma, gae_lambda, of_steps)
     return A.flatten(), returns.flatten()
 
 
@@ -276,11 +280,13 @@ def gae(
     truncated: Tensor,
     gamma: float,
     gae_lambda: float,
+    ratios: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Estimate advantages and the value targets that belong to them.
 
-    δ_t = r_t + γ V(s'_t) (1 - terminated_t) - V(s_t) and A_t = δ_t + γ λ A_{t+1}, where the recursion stops at the
-    end of an episode, terminated or truncated. The sums are float64.
+    δ_t = r_t + γ V(s'_t) (1 - terminated_t) - V(s_t) and A_t = δ_t + γ λ ρ_{t+1} A_{t+1}, where the recursion stops at
+    the end of an episode, terminated or truncated, and ρ = 1 unless actions were another policy's. The sums are
+    float64.
 
     Args:
         rewards: [T, N].
@@ -290,16 +296,20 @@ def gae(
         truncated: bool [T, N]; bootstraps.
         gamma: discount γ per environment step.
         gae_lambda: λ.
+        ratios: truncated importance weights ρ_t of the actions, [T, N], with which the returns are V-trace's; None: 1.
 
     Returns:
-        advantages [T, N] and returns = advantages + values [T, N], in the values' dtype.
+        advantages [T, N] and returns = ρ * advantages + values [T, N], in the values' dtype.
 
-    Source: Schulman et al. 2016, equation 16, https://arxiv.org/abs/1506.02438.
+    Source: Schulman et al. 2016, equation 16, https://arxiv.org/abs/1506.02438; Espeholt et al. 2018, equation 1 and
+    remark 2 (V-trace with λ), https://arxiv.org/abs/1802.01561.
     """
     values64 = values.double()
     bootstrap = (gamma * next_values.double()).masked_fill_(terminated, 0.0)
     advantages = rewards.double() + bootstrap - values64
     decay = (~(terminated | truncated)).double() * (gamma * gae_lambda)
+    if ratios is not None:
+        decay[:-1] *= ratios[1:]
     # A linear recurrence by doubling: after each pass an entry sums over twice as many steps. log2(T) passes over the
     # whole array take a tenth of the time of T passes over its rows.
     span = 1
@@ -309,7 +319,8 @@ def gae(
         advantages[:-span].add_(later)
         decay[:-span] = decay[:-span] * decay[span:]
         span *= 2
-    return advantages.to(values.dtype), (advantages + values64).to(values.dtype)
+    gained = advantages if ratios is None else ratios * advantages
+    return advantages.to(values.dtype), (gained + values64).to(values.dtype)
 
 
 def importance_weights(log_probs: Tensor, batch: Rollout) -> Tensor:
@@ -319,7 +330,7 @@ def importance_weights(log_probs: Tensor, batch: Rollout) -> Tensor:
         log_probs: log π(a|s), [T * N].
         batch: has log μ(a|s) in its field "log_probs".
 
-    Source: Espeholt et al. 2018, section 4.2 (the policy gradient, with the bound 1), https://arxiv.org/abs/1802.01561.
+    Source: Espeholt et al. 2018, section 4.1 (V-trace, with both bounds 1), https://arxiv.org/abs/1802.01561.
     """
     return (log_probs - batch["log_probs"].flatten()).exp().clamp(max=1.0)
 

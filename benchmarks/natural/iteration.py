@@ -21,7 +21,7 @@ import agents.noise
 import agents.npg
 import agents.policy.actor_critic
 from agents import NPG
-from agents.natural.critic_fits import Descent, GaussNewton
+from agents.natural.critic_fits import GaussNewton
 from agents.natural.curvature import Curvature
 from agents.rollout.buffer import Rollout
 from agents.rollout.collector import Collector
@@ -89,7 +89,7 @@ WRAPPED: dict[str, tuple[tuple[Any, tuple[str, ...]], ...]] = {
     "capture": ((agents.npg, ("scores",)),),
     "conjugate gradients": ((Curvature, ("direction",)),),
     "KL correction": ((agents.npg, ("match_kl", "report_step")),),
-    "critic": ((GaussNewton, ("fit",)), (Descent, ("fit",))),
+    "critic": ((GaussNewton, ("fit",)),),
     "rest": ((NPG, ("train",)),),
     "normalizer": ((POLICY, ("update_normalizer",)),),
 }

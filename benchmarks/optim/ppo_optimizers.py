@@ -72,8 +72,8 @@ GRID: dict[str, list[dict[str, Any]]] = {
 """Of AdaBound in local time the hand-over is a share of a rollout's updates."""
 NATURAL = {"K-FAC": "kfac", "E-KFAC": "ekfac"}
 """Name -> NPG's fisher."""
-AS_PPO: dict[str, Any] = {"gamma": 0.99, "gae_lambda": 0.95, "reused_rollouts": 0, "critic": "gauss_newton"}
-"""Settings of NPG that are not its defaults: PPO's, so that both learn from the same, and the critic's fit of then."""
+AS_PPO: dict[str, Any] = {"gamma": 0.99, "gae_lambda": 0.95, "reused_rollouts": 0}
+"""Settings of NPG that are not its defaults but PPO's, so that both learn from the same."""
 # What PPO does not make by name itself.
 OTHERS: dict[str, Callable[[list[nn.Parameter], float], Optimizer]] = {
     "SGD": lambda params, lr: SGD(params, lr=lr, momentum=0.9),

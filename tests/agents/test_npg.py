@@ -18,7 +18,7 @@ from agents import NPG, TRPO
 from agents.natural import CURVATURES
 from agents.natural.scores import dense_scores
 from agents.natural.step import KL_TOLERANCE
-from agents.npg import NPGConfig
+from agents.npg import CERTAIN, NPGConfig
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.networks import parameter_vector
 from agents.rollout.buffer import advantages as rollout_advantages
@@ -42,7 +42,7 @@ def collect(agent: NPG) -> None:
 
 @torch.no_grad()
 def test_samples_of_earlier_policies_count_by_how_likely_the_policy_still_takes_them() -> None:
-    """The third update's advantages are ρ A, with ρ = min(1, π / μ) of the policies that acted."""
+    """The third update's advantages are ρ A, with ρ = min(1, π / μ) of the policies that acted and V-trace's A."""
     agent, acted, given = make(target_kl=0.3, reused_rollouts=2), [], []
     direction = agent.curvature.direction
     agent.curvature.direction = lambda Psi, A, rows: given.append(A) or direction(Psi, A, rows)  # type: ignore
@@ -60,7 +60,7 @@ def test_samples_of_earlier_policies_count_by_how_likely_the_policy_still_takes_
     assert (rho[:, :8] < 0.9).any()
     assert (rho[:, 8:] == 1).all()
     values = pi.critic(pi.normalize(batch["observations"].flatten(0, 1)))
-    A, _ = rollout_advantages(batch, values, pi, agent.config.gamma, agent.config.gae_lambda)
+    A, _ = rollout_advantages(batch, values, pi, agent.config.gamma, agent.config.gae_lambda, rho.flatten())
     torch.testing.assert_close(given[2], rho.flatten() * standardize(A, rho.flatten()), rtol=1e-3, atol=1e-3)
     assert (given[2] - standardize(A)).abs().max() > 0.1
 
@@ -70,7 +70,7 @@ def test_samples_of_earlier_policies_count_by_how_likely_the_policy_still_takes_
 def test_the_update_is_the_damped_natural_gradient_of_the_definition(env_id: str, after_fit: bool) -> None:
     """θ' - θ is parallel to (F + λ I)⁻¹ g, with F and g from per-sample scores by torch.func in float64."""
     options = {"cg_max_steps": 200, "cg_tolerance": 1e-6, "target_kl_end": None, "advantages_after_fit": after_fit}
-    agent = make(env_id, fisher="compatible", critic="gauss_newton", **options)
+    agent = make(env_id, fisher="compatible", **options)
     collect(agent)
     policy, batch, c = agent.policy, agent.collector.rollout, agent.config
     policy.update_normalizer = lambda observations: None  # type: ignore[method-assign]
@@ -277,7 +277,7 @@ CHOICES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("changed", CHOICES, ids=lambda changed: "-".join(map(str, changed.values())))
 def test_every_choice_learns_and_resumes_exactly(changed: dict[str, Any], tmp_path: Path) -> None:
-    settings = {"net_arch": (8,), "gamma": 0.9, "target_kl": 0.05, "rbf_features": 32, "reused_rollouts": 3} | changed
+    settings = {"net_arch": (8,), "gamma": 0.9, "target_kl": 0.05, "rbf_features": 32} | changed
     agent = make("probes/ContinuousAction-v0", **settings).learn(128 * 40)
     assert agent.act(torch.zeros(1, 1), deterministic=True).item() == pytest.approx(0.5, abs=0.15)
     assert agent.rejections.updates == 0
@@ -296,6 +296,16 @@ def test_every_critic_bootstraps_at_truncation(changed: dict[str, Any]) -> None:
     agent = make("probes/Endless-v0", gamma=0.9, **(optimizer | changed)).learn(128 * 60)
     value = agent.policy.critic(agent.policy.normalize(torch.zeros(1, 1))).item()
     assert value == pytest.approx(10, abs=0.1)
+
+
+def test_a_policy_that_is_certain_of_its_actions_goes_on() -> None:
+    """Samples of before it was still give a gradient, along which no step has a KL that can be measured."""
+    settings = {"target_kl": 0.05, "gamma": 0.9, "reused_rollouts": 11}
+    agent = make("probes/MultiBinaryBandit-v0", **settings).learn(128 * 20)
+    assert agent.last_metrics["train/entropy"] < CERTAIN
+    assert agent.last_metrics["train/gradient_norm"] > 0
+    assert agent.rejections.updates == 0
+    assert agent.num_timesteps == 128 * 20
 
 
 def test_trpo_steps_within_the_trust_region_and_gains() -> None:
@@ -411,7 +421,7 @@ def test_what_does_not_fit_is_refused_at_construction_with_what_does(monkeypatch
     monkeypatch.setattr("agents.natural.curvature.MATRIX_BYTES", 4 * 49**2)
     with pytest.raises(ValueError, match=r"solver is 'cholesky'.*n = 16 samples.*give auto or gram or cg"):
         npg(fisher="compatible", solver="cholesky", reused_rollouts=0)
-    with pytest.raises(ValueError, match=r"solver is 'cholesky'.*n = 192 samples.*give auto or cg"):
+    with pytest.raises(ValueError, match=r"solver is 'cholesky'.*n = 64 samples.*give auto or cg"):
         npg(fisher="compatible", solver="cholesky")
     few = npg(fisher="compatible", solver="gram", reused_rollouts=0)  # 16 samples
     with pytest.raises(ValueError, match=r"solver is 'gram'.*n = 64 samples"):

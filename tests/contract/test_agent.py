@@ -32,19 +32,10 @@ from agents.policy.actor_critic import ActorPolicy
 from envs import GymVectorEnv, SnapshotError, VectorEnv, make_vec
 from envs.sb3 import SB3View
 
-NATURAL = {
-    "n_steps": 16,
-    "num_envs": 8,
-    "net_arch": (16,),
-    "target_kl": 0.05,
-    "gamma": 0.9,
-    "critic_learning_rate": 1e-2,
-    "critic_batch_size": 32,
-}
 SETTINGS: dict[str, dict[str, Any]] = {
     "pes": {"n_steps": 16, "num_envs": 8, "net_arch": (16,), "sigma": 0.1, "learning_rate": 0.01},
-    "npg": NATURAL,
-    "trpo": NATURAL,
+    "npg": {"n_steps": 16, "num_envs": 8, "net_arch": (16,), "target_kl": 0.05, "gamma": 0.9},
+    "trpo": {"n_steps": 16, "num_envs": 8, "net_arch": (16,), "target_kl": 0.05, "gamma": 0.9},
     "copos": {
         "n_steps": 16,
         "num_envs": 8,

@@ -125,8 +125,7 @@ def test_an_update_that_is_done_again_by_rote_is_what_it_would_be(
 ) -> None:
     learned, metrics, here = [], [], device == sim.NAME
     for rote in (False, True):
-        small = {"n_steps": 4, "net_arch": (4,), "critic": "gauss_newton", "reused_rollouts": 1}
-        small |= {"critic_steps": 1, "critic_cg_max_steps": 1}
+        small = {"n_steps": 4, "net_arch": (4,), "critic_steps": 1, "critic_cg_max_steps": 1}
         agent = NPG("MlpPolicy", Walk(4, device), seed=0, device=device, **small, **settings)
         recorded, tapes = agent.recorded, []
 

@@ -44,6 +44,7 @@ CASES: dict[str, dict[str, Any]] = {
     "trpo reuse": {},
     "npg gram": SOLVED | {"cg_preconditioner": "gram", "curvature_samples": 24, "solver": "cg"},
     "npg adaptive": {"fisher": "adaptive", "net_arch": (8,), "critic": "adam"},
+    "npg adam": {"critic": "adam", "critic_epochs": 2},
     "pes truncated_es": SEARCH | {"estimator": "truncated_es", "num_envs": 6},
     "pes whitened": SEARCH | {"whitening_memory": 20, "optimizer": "adam"},
     "pes ranks": WHOLE | {"reward_scaling": "ranks"},
@@ -64,6 +65,7 @@ BUDGETS = {
     "trpo reuse": (6, 6),  # a step more is tried than by trpo, at two waits each
     "npg gram": (1, 1),
     "npg adaptive": (7, 7),
+    "npg adam": (1, 1),
     "pes truncated_es": (1, 1),
     "pes whitened": (1, 3),
     "pes ranks": (1, 1),
@@ -233,7 +235,7 @@ def test_a_rollout_waits_for_its_copies_before_it_is_overwritten(device: str) ->
         sim.synchronize()
 
 
-@pytest.mark.parametrize("name", ["npg", "ppo", "pes"])
+@pytest.mark.parametrize("name", ["npg", "npg adam", "ppo", "pes"])
 def test_a_rollout_to_learn_nothing_from_is_refused_and_leaves_the_policy_as_it_was(name: str, device: str) -> None:
     # Its numbers come to the host after the update.
     vector = environments(name, device)

@@ -77,6 +77,39 @@ def test_every_length_against_the_reference(steps):
     torch.testing.assert_close(advantages, expected, rtol=1e-12, atol=1e-12)
 
 
+def vtrace(rewards, values, following, terminated, truncated, gamma, lam, rho):
+    """Σ_k γ^k (Π_{i<k} λ ρ_{t+i}) ρ_{t+k} δ_{t+k}, summed term by term: V-trace's target less V, where c = λ ρ."""
+    steps, columns = rewards.shape
+    gained = torch.zeros(steps, columns, dtype=torch.float64)
+    for n, first in itertools.product(range(columns), range(steps)):
+        factor = 1.0
+        for t in range(first, steps):
+            bootstrap = 0.0 if terminated[t, n] else gamma * following[t, n].item()
+            gained[first, n] += factor * rho[t, n].item() * (rewards[t, n].item() + bootstrap - values[t, n].item())
+            factor *= gamma * lam * rho[t, n].item()
+            if terminated[t, n] or truncated[t, n]:
+                break
+    return gained
+
+
+def test_with_importance_weights_the_returns_are_v_traces():
+    steps = 40
+    generator = torch.Generator().manual_seed(5)
+    rewards, values, following = torch.randn(3, steps, 6, generator=generator, dtype=torch.float64)
+    terminated, truncated = torch.rand(2, steps, 6, generator=generator) < 0.05
+    rho = torch.rand(steps, 6, generator=generator, dtype=torch.float64)
+    rho[rho > 0.8], rho[rho < 0.1] = 1.0, 0.0
+    given = rewards, values, following, terminated, truncated, 0.99, 0.95
+    expected = vtrace(*given, rho)
+    advantages, returns = gae(*given, rho)
+    torch.testing.assert_close(returns, values + expected, rtol=1e-12, atol=1e-12)
+    # What an action gained does not depend on how likely it was; what those after it gained does on theirs.
+    torch.testing.assert_close((rho * advantages), expected, rtol=1e-12, atol=1e-12)
+    assert (advantages[rho == 0] != 0).all()
+    for ours, plain in zip(gae(*given, torch.ones_like(rho)), gae(*given), strict=True):
+        assert torch.equal(ours, plain)
+
+
 def test_standardized_advantages_have_weighted_moments():
     generator = torch.Generator().manual_seed(6)
     A, weights = torch.randn(500, generator=generator) * 3 + 2, torch.rand(500, generator=generator)

@@ -1,7 +1,5 @@
 """Recent rollouts side by side: what lies where, and what of them counts how much."""
 
-import copy
-
 import pytest
 import torch
 from torch import Tensor
@@ -141,22 +139,25 @@ def test_only_what_the_policy_does_less_weighs_less() -> None:
 
 
 @torch.no_grad()
-def test_side_by_side_a_rollout_has_the_advantages_it_has_alone() -> None:
+def test_side_by_side_the_last_rollout_has_the_advantages_it_has_alone() -> None:
     agent = NPG("MlpPolicy", make_vec("Swimmer-v5", 4, max_episode_steps=20), seed=0, n_steps=32, device="cpu")
-    rollouts: list[tuple[Rollout, Tensor]] = []
-    agent.train = lambda batch: rollouts.append((copy.deepcopy(batch), batch["rewards"].flatten()))  # type: ignore
-    iterations = agent.iterations(1000)
-    recent, policy = RecentRollouts(3), agent.policy
-    for _ in range(3):
-        next(iterations)
-        joined = take_in(recent, *rollouts[-1])
+    agent.train = lambda batch: None  # type: ignore[method-assign]
+    next(agent.iterations(1))
+    policy, new = agent.policy, agent.collector.rollout
+    log_probs = policy.actor(policy.normalize(new["observations"].flatten(0, 1))).log_prob(new["actions"].flatten(0, 1))
+    recent = RecentRollouts(3)
+    for moved in (0.5, -0.3, 0.0):  # as if other policies had taken the same actions before
+        joined = take_in(recent, new, log_probs + moved)
 
-    def of(batch: Rollout) -> tuple[Tensor, Tensor]:
+    def of(batch: Rollout, rho: Tensor | None) -> tuple[Tensor, Tensor]:
         values = policy.critic(policy.normalize(batch["observations"].flatten(0, 1)))
-        found = advantages(batch, values, policy, 0.99, 0.95)
+        found = advantages(batch, values, policy, 0.99, 0.95, rho)
         return found[0].view(batch.n_steps, -1), found[1].view(batch.n_steps, -1)
 
-    together = of(joined)
-    for place, (batch, _) in enumerate(rollouts):
-        for ours, alone in zip(together, of(batch), strict=True):
-            torch.testing.assert_close(ours[:, 4 * place : 4 * place + 4], alone, rtol=1e-4, atol=1e-4)
+    rho = importance_weights(policy.actor(policy.normalize(joined["observations"].flatten(0, 1))).log_prob(
+        joined["actions"].flatten(0, 1)), joined)  # fmt: skip
+    (A, returns), (alone, returns_alone) = of(joined, rho), of(new, None)
+    torch.testing.assert_close(A[:, 8:], alone, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(returns[:, 8:], returns_alone, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(A[:, 4:8], alone, rtol=1e-4, atol=1e-4)  # weights above 1 count as 1
+    assert (A[:, :4] - alone).abs().max() > 0.1 * alone.abs().max()
