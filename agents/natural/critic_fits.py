@@ -239,7 +239,8 @@ class Descent(CriticFit):
         self.updates = 0
 
     def fit(self, critic: Critic, s: Tensor, z: Tensor, rows: Tensor | None = None) -> FitStatistics:
-        steps, before = 0, {} if s.device.type == "cpu" else {x: x.clone() for x in self._learned()}
+        on_host, steps = s.device.type == "cpu", 0
+        before = {} if on_host else {x: x.clone() for x in self._learned()}
         for some in self._minibatches(len(s)):
             some = sent(some, s.device)
             self.optimizer.zero_grad()
@@ -249,7 +250,7 @@ class Descent(CriticFit):
             self.optimizer.step()
             steps += 1
         self.updates += 1
-        if s.device.type != "cpu":
+        if not on_host:
             fine = torch.stack([x.isfinite().all() for x in self.parameters]).all()
             for x in self._learned():
                 x.copy_(torch.where(fine, x, before.get(x, torch.zeros_like(x))))

@@ -109,8 +109,8 @@ CANDIDATES: dict[str, dict[str, Any] | None] = {
     "damping 10": {"cg_damping": 10.0},
     "no rollout reused, KL 0.01": {"reused_rollouts": 0, "target_kl": 0.01},
     "7 rollouts reused, KL 0.003": {"reused_rollouts": 7, "target_kl": 0.003},
-    "γ 0.99, λ 0.95": {"gamma": 0.99, "gae_lambda": 0.95},
-    "λ 0.95": {"gae_lambda": 0.95},
+    "γ 0.99": {"gamma": 0.99},
+    "λ 0.9": {"gae_lambda": 0.9},
 }
 """Name -> what differs from the defaults, on every task; None is each task's preset."""
 
