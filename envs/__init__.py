@@ -88,6 +88,10 @@ def _make_vector(
                     raise _not_made(env_id, kwargs, error) from error
     if backend == "mujoco":
         raise ValueError(f"backend 'mujoco' does not have {env_id!r}; use backend='auto' or 'gymnasium'.")
+    if "num_threads" in kwargs:
+        from envs.mujoco import of_one
+
+        kwargs = of_one(env_id, kwargs)
     singles = [_make_env(env_id, kwargs) for _ in range(num_envs)]
     if "mujoco" in sys.modules:
         from envs.mujoco.model import say_warnings_once

@@ -22,7 +22,7 @@ from agents.run.errors import RunError
 from agents.run.evaluation import Acts
 from agents.run.outputs import complete
 from agents.run.process import NO_RENDERER, RENDERERS
-from envs.mujoco import FAMILIES, TASKS
+from envs.mujoco import of_one
 
 FRAMES_PER_SECOND = 30
 """Of an environment that says none."""
@@ -182,9 +182,7 @@ def _writer(file: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
 
 def following(env_id: str, env_kwargs: dict[str, Any]) -> gymnasium.Env:
     """Make the environment for drawing, with the camera that follows the body, where its model has one."""
-    batched = env_id in TASKS or env_id in FAMILIES  # whose threads are no argument of Gymnasium's own environment
-    asked = {name: value for name, value in env_kwargs.items() if not (batched and name == "num_threads")}
-    asked["render_mode"] = "rgb_array"
+    asked = of_one(env_id, env_kwargs) | {"render_mode": "rgb_array"}
     env = gymnasium.make(env_id, **asked)
     model = getattr(env.unwrapped, "model", None)
     chosen = asked.keys() & {"camera_id", "camera_name", "default_camera_config"}

@@ -42,6 +42,14 @@ def test_arguments_reach_the_environments() -> None:
     assert make_vec("Hopper-v5", 2, max_episode_steps=7).max_episode_steps == 7
 
 
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "families/HalfCheetahVel-v0"])
+def test_threads_of_batched_physics_are_no_matter_to_one_environment_after_the_other(env_id: str) -> None:
+    env = make_vec(env_id, 2, backend="gymnasium", num_threads=1)
+    assert isinstance(env, GymVectorEnv)
+    with pytest.raises(ValueError, match=r"was not made with the arguments \['num_threads'\]"):
+        make_vec("CartPole-v1", 2, num_threads=1)
+
+
 def test_a_callable_may_flatten_observations() -> None:
     assert make_vec(lambda: FlattenObservation(gymnasium.make("FrozenLake-v1")), 2).reset()[0].shape == (2, 16)
     with pytest.raises(ValueError, match="FlattenObservation"):
