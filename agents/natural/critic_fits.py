@@ -35,7 +35,7 @@ class CriticFitConfig(CurvatureConfig, AgentConfig):
     critic_learning_rate: Annotated[float, above(0)] = 1e-3
     """Step size of adam and adabound."""
     critic_epochs: Annotated[int, at_least(1)] = 10
-    """Passes of adam and adabound over the rollout per iteration."""
+    """Passes of adam and adabound over the samples per iteration."""
     critic_batch_size: Annotated[int, at_least(1)] = 256
     """Samples of one of their steps, at most."""
     critic_steps: Annotated[int, at_least(1)] = 4

@@ -38,11 +38,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200_000, help="of a schedule of a million")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=20)
-    parser.add_argument("--plot", action="store_true", help="only the figure of what is kept")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     kept = read(NAME) or {"runs": []}
-    for env in [] if arguments.plot else arguments.env:
+    for env in arguments.env:
         for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
             key = {"env": env, "steps": arguments.steps, "seed": seed}
             run = {**key, **context(), "shares": measure(**key)}
@@ -92,8 +91,7 @@ def measure(env: str, steps: int, seed: int) -> list[dict[str, float]]:
 
 def plot(runs: list[dict[str, Any]]) -> str:
     figure, (axes,) = panels(1, 1, 6.4, 4.0)
-    tasks = [env for env in TASKS if any(run["env"] == env for run in runs)]
-    for color, env in enumerate(tasks):
+    for color, env in enumerate(dict.fromkeys(run["env"] for run in runs)):
         for k, run in enumerate([run for run in runs if run["env"] == env]):
             steps, shares, errors = ([x[name] for x in run["shares"]] for name in ("steps", "share", "error"))
             label = env if k == 0 else None
