@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from agents import noise
 from agents.base import Agent
-from agents.config import at_least, between
+from agents.config import at_least
 from agents.devices import Recorded, memory, sent
 from agents.natural import check_size, is_steady, make_natural
 from agents.natural.critic_fits import CriticFitConfig
@@ -51,13 +51,23 @@ CERTAIN = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class NPGConfig(StepConfig, CriticFitConfig, ReuseConfig, AdvantageConfig):
-    """Hyperparameters of NPG, each declared beside what it is for. The defaults are small batches, each learned from a
-    few times, with a curvature that is remembered, and were chosen together (docs/results/natural.md)."""
+    """Hyperparameters of NPG, each declared beside what it is for. The defaults are batches of 2048 samples, each of
+    which moves the policy once and the critic often, and were chosen together (docs/results/natural.md)."""
 
+    num_envs: Annotated[int, at_least(1)] = 64
+    """Environments stepped together, where the agent makes them itself."""
     n_steps: Annotated[int, at_least(1)] = 32
     """Environment steps per environment and iteration."""
-    gamma: Annotated[float, between(0, 1)] = 0.995
-    """Discount per environment step. With 0.99 walkers may stay where they stand (docs/results/natural.md)."""
+    cg_damping: Annotated[float, at_least(0)] = 0.03
+    """Damping of the Fisher matrix, in units of its mean eigenvalue tr(F) / p."""
+    curvature_memory: Annotated[float, at_least(0)] | None = 0.0
+    """Samples over which kfac and ekfac average their factors from update to update: one that is so many samples old
+    weighs 1/e; 0 takes this update's alone, None 25,600 where there are factors."""
+    critic: Literal["gauss_newton", "ridge", "adam", "adabound"] = "adam"
+    """How the critic is fitted: gauss_newton, ridge (closed form; needs a value_network linear in features), adam or
+    adabound."""
+    critic_epochs: Annotated[int, at_least(1)] = 5
+    """Passes of adam and adabound over the samples per iteration."""
     log_std_init: float = -1.0
     """Initial log standard deviation of Gaussian actions, in units of their bounds' half width."""
 

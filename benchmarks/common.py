@@ -38,6 +38,8 @@ SILENT: dict[str, Any] = {
 }
 """Hyperparameters that some kept runs name and others do not, since the code then or now has no such option -> the
 value at which training does what it does without them."""
+OF_DESCENT = ("critic_learning_rate", "critic_epochs", "critic_batch_size")
+"""What only a critic that an optimizer fits has a use for."""
 
 
 def context() -> dict[str, Any]:
@@ -159,9 +161,11 @@ def save(figure: Figure, name: str) -> Path:
 
 
 def without_silent(value: Any) -> Any:
-    """Leave out hyperparameters that stand at the value at which they do nothing; see SILENT."""
+    """Leave out hyperparameters that do nothing: at the values of SILENT, or OF_DESCENT for another critic."""
     if not isinstance(value, dict):
         return value
+    unused = OF_DESCENT if value.get("critic") in ("gauss_newton", "ridge") else ()
+    value = {name: entry for name, entry in value.items() if name not in unused}
     return {name: entry for name, entry in value.items() if name not in SILENT or entry != SILENT[name]}
 
 

@@ -39,7 +39,7 @@ DETAILS_EVERY = 10
 class StepConfig(CommonConfig):
     """How far an update goes."""
 
-    target_kl: Annotated[float, above(0)] = 0.005
+    target_kl: Annotated[float, above(0)] = 0.04
     """Step size: mean KL(old || new) of an update, in nats."""
     target_kl_end: Annotated[float, above(0)] | None = 0.001
     """Step size at the end of training, in nats, reached in equal steps; None keeps target_kl throughout."""

@@ -20,7 +20,7 @@ FINAL = "final_observations"
 class ReuseConfig(CommonConfig):
     """How long samples are learned from."""
 
-    reused_rollouts: Annotated[int, at_least(0)] = 3
+    reused_rollouts: Annotated[int, at_least(0)] = 0
     """Rollouts before the last one that an update learns from once more, each sample weighed by how likely the policy
     still takes its action (V-trace); 0: none."""
 

@@ -68,11 +68,19 @@ PUBLISHED: dict[str, tuple[float, float, str]] = {
 """Task -> the return of uniformly random actions (128 episodes, measured here), the best return known of an on-policy
 method after 1M steps over several seeds, and whose it is. Observations and physics differ between a task's versions."""
 
-ONCE = {"gamma": 0.99, "gae_lambda": 0.95, "reused_rollouts": 0}
-"""Each sample is learned from once, and γ and λ are as they were then."""
-SMALL = ONCE | {
+REUSED = {
     "num_envs": 16,
-    "n_steps": 32,
+    "reused_rollouts": 3,
+    "gamma": 0.995,
+    "target_kl": 0.005,
+    "cg_damping": 1.0,
+    "curvature_memory": None,
+    "critic": "gauss_newton",
+}
+"""The defaults of November 2026: small batches, each learned from four times."""
+ONCE = {"num_envs": 16, "gae_lambda": 0.95, "critic": "gauss_newton"}
+"""Each sample is learned from once, and the rest is as it was then."""
+SMALL = ONCE | {
     "target_kl": 0.005,
     "cg_damping": 0.1,
     "curvature_memory": 25_600.0,
@@ -92,7 +100,7 @@ LARGE = ONCE | {
     "critic_steps": 1,
     "critic_cg_max_steps": 8,
 }
-"""The defaults until November 2026."""
+"""The defaults before those."""
 CANDIDATES: dict[str, dict[str, Any] | None] = {
     "default": {},
     "preset": None,
@@ -106,11 +114,16 @@ CANDIDATES: dict[str, dict[str, Any] | None] = {
     "512, short critic steps": SMALL | {"critic_cg_max_steps": 2},
     "512, short critic steps, KL 0.01": SMALL | {"critic_cg_max_steps": 2, "target_kl": 0.01},
     "512, short critic steps, KL 0.02": SMALL | {"critic_cg_max_steps": 2, "target_kl": 0.02},
-    "damping 10": {"cg_damping": 10.0},
-    "no rollout reused, KL 0.01": {"reused_rollouts": 0, "target_kl": 0.01},
-    "7 rollouts reused, KL 0.003": {"reused_rollouts": 7, "target_kl": 0.003},
-    "γ 0.99": {"gamma": 0.99},
+    "512, each four times": REUSED,
+    "512, each four times, damping 10": REUSED | {"cg_damping": 10.0},
+    "512, each four times, λ 0.9": REUSED | {"gae_lambda": 0.9},
+    "512, each eight times, KL 0.003": REUSED | {"reused_rollouts": 7, "target_kl": 0.003},
+    "damping 0.03": {"cg_damping": 0.03},
+    "damping 1": {"cg_damping": 1.0},
     "λ 0.9": {"gae_lambda": 0.9},
+    "1024": {"num_envs": 32},
+    "8192, KL 0.08": {"num_envs": 128, "n_steps": 64, "target_kl": 0.08},
+    "critic by Gauss-Newton": {"critic": "gauss_newton", "critic_cg_max_steps": 8},
 }
 """Name -> what differs from the defaults, on every task; None is each task's preset."""
 
