@@ -70,7 +70,7 @@ def test_samples_of_earlier_policies_count_by_how_likely_the_policy_still_takes_
 def test_the_update_is_the_damped_natural_gradient_of_the_definition(env_id: str, after_fit: bool) -> None:
     """θ' - θ is parallel to (F + λ I)⁻¹ g, with F and g from per-sample scores by torch.func in float64."""
     options = {"cg_max_steps": 200, "cg_tolerance": 1e-6, "target_kl_end": None, "advantages_after_fit": after_fit}
-    agent = make(env_id, fisher="compatible", **options)
+    agent = make(env_id, fisher="compatible", critic="gauss_newton", cg_damping=0.1, **options)
     collect(agent)
     policy, batch, c = agent.policy, agent.collector.rollout, agent.config
     policy.update_normalizer = lambda observations: None  # type: ignore[method-assign]
@@ -248,7 +248,7 @@ def test_impossible_hyperparameters_are_refused_by_name(name: str, value: Any) -
 
 
 def test_only_factors_are_remembered() -> None:
-    for changed in ({"curvature_memory": 512.0}, {"curvature_renewal": 2}):
+    for changed in ({"curvature_memory": 512.0}, {"curvature_renewal": 2, "curvature_memory": None}):
         with pytest.raises(ValueError, match=rf"{next(iter(changed))} is .*fisher='kfac' or 'ekfac'"):
             NPGConfig.of(changed | {"fisher": "compatible"})
         NPGConfig.of(changed)
@@ -277,7 +277,7 @@ CHOICES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("changed", CHOICES, ids=lambda changed: "-".join(map(str, changed.values())))
 def test_every_choice_learns_and_resumes_exactly(changed: dict[str, Any], tmp_path: Path) -> None:
-    settings = {"net_arch": (8,), "gamma": 0.9, "target_kl": 0.05, "rbf_features": 32} | changed
+    settings = {"net_arch": (8,), "gamma": 0.9, "target_kl": 0.05, "rbf_features": 32, "critic_epochs": 10} | changed
     agent = make("probes/ContinuousAction-v0", **settings).learn(128 * 40)
     assert agent.act(torch.zeros(1, 1), deterministic=True).item() == pytest.approx(0.5, abs=0.15)
     assert agent.rejections.updates == 0
@@ -292,7 +292,7 @@ def test_every_choice_learns_and_resumes_exactly(changed: dict[str, Any], tmp_pa
 @pytest.mark.parametrize("changed", [c for c in CHOICES if "critic" in c], ids=lambda c: "-".join(map(str, c.values())))
 def test_every_critic_bootstraps_at_truncation(changed: dict[str, Any]) -> None:
     """A reward of 1 for ever, cut off after 10 steps: V is 1 / (1 - gamma) = 10, and not what 10 steps give."""
-    optimizer = {"critic_learning_rate": 1e-2, "critic_batch_size": 32}
+    optimizer = {"critic_learning_rate": 1e-2, "critic_batch_size": 32, "critic_epochs": 10}
     agent = make("probes/Endless-v0", gamma=0.9, **(optimizer | changed)).learn(128 * 60)
     value = agent.policy.critic(agent.policy.normalize(torch.zeros(1, 1))).item()
     assert value == pytest.approx(10, abs=0.1)
@@ -420,10 +420,10 @@ def test_what_does_not_fit_is_refused_at_construction_with_what_does(monkeypatch
         assert agent.rejections.updates == 0
     monkeypatch.setattr("agents.natural.curvature.MATRIX_BYTES", 4 * 49**2)
     with pytest.raises(ValueError, match=r"solver is 'cholesky'.*n = 16 samples.*give auto or gram or cg"):
-        npg(fisher="compatible", solver="cholesky", reused_rollouts=0)
-    with pytest.raises(ValueError, match=r"solver is 'cholesky'.*n = 64 samples.*give auto or cg"):
         npg(fisher="compatible", solver="cholesky")
-    few = npg(fisher="compatible", solver="gram", reused_rollouts=0)  # 16 samples
+    with pytest.raises(ValueError, match=r"solver is 'cholesky'.*n = 64 samples.*give auto or cg"):
+        npg(fisher="compatible", solver="cholesky", reused_rollouts=3)
+    few = npg(fisher="compatible", solver="gram")  # 16 samples
     with pytest.raises(ValueError, match=r"solver is 'gram'.*n = 64 samples"):
         few.set_env(make_vec("InvertedPendulum-v5", 8))
     monkeypatch.setattr("agents.natural.MATRIX_BYTES", 4 * 49**2)
