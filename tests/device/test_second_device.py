@@ -31,20 +31,23 @@ from envs import VectorEnv, make_vec
 FAMILY = {"env": "families/HalfCheetahVel-v0", "env_kwargs": {"horizon": 8}, "n_steps": 8, "meta_batch_size": 2}
 SEARCH = {"policy": "LinearPolicy", "n_steps": 8, "env_kwargs": {"max_episode_steps": 24}}
 WHOLE = {"policy": "LinearPolicy", "n_steps": 12, "estimator": "es"}
-SOLVED = {"fisher": "compatible", "net_arch": (8,)}
+SOLVED = {"fisher": "compatible", "net_arch": (8,), "critic": "gauss_newton"}
+REMEMBERED = {"curvature_memory": None, "critic": "gauss_newton"}
+"""What a device can do without asking."""
 CASES: dict[str, dict[str, Any]] = {
-    "npg": {},
-    "trpo": {"reused_rollouts": 0},
+    "npg": REMEMBERED | {"reused_rollouts": 3},
+    "npg defaults": {},
+    "trpo": REMEMBERED,
     "copos": SOLVED,
     "ppo": {"batch_size": 16, "n_epochs": 2},
     "pes": SEARCH,
     "reptile": FAMILY,
     "fomaml": FAMILY,
     "maml": FAMILY,
-    "trpo reuse": {},
+    "trpo reuse": REMEMBERED | {"reused_rollouts": 3},
     "npg gram": SOLVED | {"cg_preconditioner": "gram", "curvature_samples": 24, "solver": "cg"},
     "npg adaptive": {"fisher": "adaptive", "net_arch": (8,), "critic": "adam"},
-    "npg adam": {"critic": "adam", "critic_epochs": 2},
+    "npg adam": REMEMBERED | {"critic": "adam", "critic_epochs": 2, "reused_rollouts": 3},
     "pes truncated_es": SEARCH | {"estimator": "truncated_es", "num_envs": 6},
     "pes whitened": SEARCH | {"whitening_memory": 20, "optimizer": "adam"},
     "pes ranks": WHOLE | {"reward_scaling": "ranks"},
@@ -55,6 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
 PLACEMENTS = ("apart", "together")
 BUDGETS = {
     "npg": (1, 1),
+    "npg defaults": (2, 2),  # eigenvectors of the factors of now
     "trpo": (4, 4),
     "copos": (19, 19),
     "ppo": (1, 1),

@@ -518,14 +518,14 @@ def test_an_environment_may_be_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "whose observation_space is" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("width", [80, 200])
+@pytest.mark.parametrize("width", [70, 200])
 def test_the_table_of_hyperparameters_is_whole(width: int) -> None:
     config = dataclasses.asdict(NPG.Config())
     console = Console(width=width, file=io.StringIO())
     console.print(hyperparameter_table(config, dict.fromkeys(config, "default"), width))
     lines = console.file.getvalue().splitlines()
     assert all(any(name in line for line in lines) for name in config)
-    assert (len(lines) > len(config)) == (width == 80)
+    assert (len(lines) > len(config)) == (width == 70)
 
 
 def test_an_iteration_longer_than_the_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

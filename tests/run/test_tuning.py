@@ -12,13 +12,14 @@ import pytest
 import yaml
 
 from agents.cluster.executor import Serial
+from agents import NPG
 from agents.run import cli, tuning
 from agents.run.tuning import Sweep, Tune
 
 optuna = pytest.importorskip("optuna", reason="the extra tune is not installed")
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["tune", "npg", "--env", "InvertedPendulum-v5", "--steps", "600", "--search", "target_kl=0.001..0.1"]
+SMALL = ["tune", "npg", "--env", "InvertedPendulum-v5", "--steps", "2500", "--search", "target_kl=0.001..0.1"]
 
 
 def study_of(folder: Path) -> Any:
@@ -31,17 +32,17 @@ def test_a_study_goes_on_and_its_best_trial_is_a_preset(tmp_path: Path, capsys: 
     assert cli.main([*SMALL, "--trials", "5", *where]) == 0
     trials = study_of(tmp_path / "study").trials
     assert [trial.number for trial in trials] == [0, 1, 2, 3, 4]
-    assert trials[0].params == {"target_kl": 0.005}  # the values of now come first
+    assert trials[0].params == {"target_kl": NPG.Config().target_kl}  # the values of now come first
     best = max((trial for trial in trials if trial.value is not None), key=lambda trial: trial.value)
     preset = tmp_path / "study" / "preset.yaml"
     found = yaml.safe_load(preset.read_text())["InvertedPendulum-v5"]
-    assert found.get("target_kl", 0.005) == best.params["target_kl"]
+    assert found.get("target_kl", NPG.Config().target_kl) == best.params["target_kl"]
     assert (tmp_path / "study" / "study.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert out.count("trial   0") == 1
     assert f"--preset {preset}" in out
-    assert cli.main([*SMALL[:4], "--steps", "700", "--trials", "5", *where]) == 2
-    assert "has steps 600, and 700 is asked for" in capsys.readouterr().err
+    assert cli.main([*SMALL[:4], "--steps", "2600", "--trials", "5", *where]) == 2
+    assert "has steps 2500, and 2600 is asked for" in capsys.readouterr().err
 
 
 def test_trials_may_be_spread_over_an_executor_to_the_same_values(
@@ -93,7 +94,7 @@ def test_a_trial_that_is_stopped_comes_again(
 
     words = [*SMALL, "--trials", "2", "--study", str(tmp_path)]
     with monkeypatch.context() as amid:
-        amid.setattr(tuning, "evaluate", stopping)  # of the first trial, after 512 of its 600 steps
+        amid.setattr(tuning, "evaluate", stopping)  # of the first trial, after 2048 of its 2500 steps
         assert cli.main(words) == code
     out, err = capsys.readouterr()
     how = f"Stopped by {number.name}; the" if times == 1 else "train.py tune: stopped at once.\nThe"
@@ -135,12 +136,12 @@ def test_two_processes_share_a_study(tmp_path: Path) -> None:
 
 
 def test_trials_that_lag_are_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    sweep = Sweep(Tune("npg", "InvertedPendulum-v5", steps=600, search=("target_kl=0.001..0.1",)))
+    sweep = Sweep(Tune("npg", "InvertedPendulum-v5", steps=2500, search=("target_kl=0.001..0.1",)))
     study = optuna.create_study(direction="maximize", pruner=optuna.pruners.ThresholdPruner(lower=1e9))
     trial = study.ask()
     with pytest.raises(optuna.TrialPruned):
         sweep.objective(trial)
-    assert list(study.trials[0].intermediate_values) == [8]  # after 512 steps of 600
+    assert list(study.trials[0].intermediate_values) == [8]  # after 2048 steps of 2500
 
 
 def test_ranges_are_read_and_wrong_ones_refused(capsys: pytest.CaptureFixture[str]) -> None:
