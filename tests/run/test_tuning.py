@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from agents.cluster.executor import Serial
 from agents import NPG
+from agents.cluster.executor import Serial
 from agents.run import cli, tuning
 from agents.run.tuning import Sweep, Tune
 
