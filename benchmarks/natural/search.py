@@ -118,7 +118,7 @@ CANDIDATES: dict[str, dict[str, Any] | None] = {
     "512, each four times, damping 10": REUSED | {"cg_damping": 10.0},
     "512, each four times, λ 0.9": REUSED | {"gae_lambda": 0.9},
     "512, each eight times, KL 0.003": REUSED | {"reused_rollouts": 7, "target_kl": 0.003},
-    "damping 0.03": {"cg_damping": 0.03},
+    "damping 0.1": {"cg_damping": 0.1},
     "damping 1": {"cg_damping": 1.0},
     "λ 0.9": {"gae_lambda": 0.9},
     "1024": {"num_envs": 32},

@@ -24,7 +24,7 @@ import torch
 
 from agents import NPG
 from agents.run.evaluation import evaluate
-from benchmarks.common import as_json, context, keep, missing, panels, read, save, without_silent
+from benchmarks.common import as_json, context, is_same, keep, missing, panels, read, save
 from benchmarks.peers import ENDLESS, MUJOCO_SAC, ZOO_PPO, ZOO_SAC, Learner, Ours, sb3_ppo, sb3_sac
 from envs import make_vec
 
@@ -130,8 +130,8 @@ def describe(run: dict[str, Any]) -> str:
 def by_task(runs: list[dict[str, Any]]) -> dict[tuple[str, float], dict[str, list[dict[str, Any]]]]:
     """Group the runs that have their side's present settings."""
     found: dict[tuple[str, float], dict[str, list[dict[str, Any]]]] = {}
-    now = {(run["side"], run["env_id"]): as_json(SIDES[run["side"]][1](run["env_id"])) for run in runs}
-    runs = [x for x in runs if without_silent(now[x["side"], x["env_id"]]) == without_silent(x["settings"])]
+    settings = [as_json(SIDES[run["side"]][1](run["env_id"])) for run in runs]
+    runs = [run for run, now in zip(runs, settings, strict=True) if is_same(run, {"settings": now}, versions=False)]
     for run in sorted(runs, key=lambda run: (list(THRESHOLDS).index(run["env_id"]), list(SIDES).index(run["side"]))):
         found.setdefault((run["env_id"], run["minutes"]), {}).setdefault(run["side"], []).append(run)
     return found

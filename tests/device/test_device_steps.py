@@ -105,8 +105,6 @@ def test_work_on_a_gpu_is_recorded_once_and_anew_where_memory_moves(monkeypatch:
     assert done == ["record", "replay", "replay"]
 
 
-RECORDABLE: dict[str, Any] = {"critic": "gauss_newton", "curvature_memory": None}
-"""What makes every update the same work."""
 UPDATES: dict[str, dict[str, Any]] = {
     "ordinary": {},
     "kfac, renewed now and then, and a ceiling": {
@@ -127,11 +125,8 @@ def test_an_update_that_is_done_again_by_rote_is_what_it_would_be(
 ) -> None:
     learned, metrics, here = [], [], device == sim.NAME
     for rote in (False, True):
-        small = (
-            {"n_steps": 4, "net_arch": (4,), "critic_steps": 1, "critic_cg_max_steps": 1}
-            | RECORDABLE
-            | {"reused_rollouts": 3}
-        )
+        small = {"n_steps": 4, "net_arch": (4,), "critic_steps": 1, "critic_cg_max_steps": 1, "reused_rollouts": 3}
+        small |= {"critic": "gauss_newton", "curvature_memory": None}  # every update is the same work
         agent = NPG("MlpPolicy", Walk(4, device), seed=0, device=device, **small, **settings)
         recorded, tapes = agent.recorded, []
 
