@@ -67,7 +67,9 @@ class _Events(EventFileWriter):
     """A new file of TensorBoard's events, which go to it when they are flushed: the whole ones, or none."""
 
     def __init__(self, folder: str, writing: Writing) -> None:
-        name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
+        # TensorBoard reads files in the order of their names, so that nothing but the time may decide it.
+        seconds, rest = divmod(time.time_ns(), 10**9)
+        name = f"events.out.tfevents.{seconds:010}.{rest:09}.{socket.gethostname()}.{os.getpid()}"
         self.folder, self.writing, self.buffer = folder, writing, io.BytesIO()
         self.file, self.records = Path(folder) / name, RecordWriter(self.buffer)
         self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
