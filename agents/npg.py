@@ -51,13 +51,11 @@ CERTAIN = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class NPGConfig(StepConfig, CriticFitConfig, ReuseConfig, AdvantageConfig):
-    """Hyperparameters of NPG, each declared beside what it is for. The defaults are batches of 2048 samples, each of
-    which moves the policy once and the critic often, and were chosen together (docs/results/natural.md)."""
+    """Hyperparameters of NPG, each declared beside what it is for. The defaults are updates from 2048 samples, of which
+    at first an eighth is new and later all, and were chosen together (docs/results/natural.md)."""
 
-    num_envs: Annotated[int, at_least(1)] = 64
-    """Environments stepped together, where the agent makes them itself."""
-    n_steps: Annotated[int, at_least(1)] = 32
-    """Environment steps per environment and iteration."""
+    n_steps: Annotated[int, at_least(1)] = 16
+    """Environment steps per environment and iteration, at first; as reuse fades there are more."""
     cg_damping: Annotated[float, at_least(0)] = 0.03
     """Damping of the Fisher matrix, in units of its mean eigenvalue tr(F) / p."""
     curvature_memory: Annotated[float, at_least(0)] | None = 0.0
@@ -103,6 +101,16 @@ class NPG(Agent):
 
     # Learning --------------------------------------------------------------------------------------------------------
 
+    def collect(self) -> Rollout | None:
+        """Collect as long a rollout as is due, see `ReuseConfig.stage`."""
+        self.stage = self.config.stage(min(self.num_timesteps / self._total_timesteps, 1.0))
+        self.recent.most, n_steps = self.stage.kept, self.config.n_steps * self.stage.longer
+        if self.recent.most == 1:
+            self.recent.forget()
+        if self.collector.rollout.n_steps != n_steps:
+            self.collector.lengthen(n_steps)
+        return self.collector.fill(self.counter)
+
     @torch.no_grad()
     def train(self, batch: Rollout) -> None:
         """Make an `update`. A device is asked for nothing before it is over, and a GPU is told its work only once."""
@@ -113,8 +121,9 @@ class NPG(Agent):
         told, self.told = self.told, {}
         if self.curvature.late:
             self.curvature.prepare(told)
-        target, log_std_max = self.target_kl, self._now(c.log_std_init, c.log_std_end)
-        moves = not is_steady(c) or (c.reused_rollouts > 0 and not self.recent.is_full)
+        self.curvature.damping = c.cg_damping / self.stage.caution
+        target, log_std_max = self.stage.caution * self.target_kl, self._now(c.log_std_init, c.log_std_end)
+        moves = not is_steady(c) or (joined is not batch and not self.recent.is_full)
         if on_host or c.line_search or details or moves or batch is not self.collector.rollout:
             metrics, beta, searched = self.update(batch, joined, rows, target, log_std_max, details)
         else:
@@ -129,7 +138,7 @@ class NPG(Agent):
 
     def joined(self, batch: Rollout) -> Rollout:
         """Give a rollout beside those before it that are learned from once more; alone where there are none."""
-        if not self.config.reused_rollouts:
+        if self.stage.kept == 1:
             return batch
         s = self.policy.normalize(batch["observations"].flatten(0, 1))
         return self.recent.take_in(batch, self.policy.actor(s).log_prob(batch["actions"].flatten(0, 1)))
@@ -160,7 +169,7 @@ class NPG(Agent):
         s, a = policy.normalize(batch["observations"].flatten(0, 1)), batch["actions"].flatten(0, 1)
 
         Psi, old = scores(policy.actor, s, a)  # Ψ = ∇ log π(a|s), [n, p]
-        rho = importance_weights(Psi.values, batch) if c.reused_rollouts else None  # min(1, π / μ), [n]
+        rho = None if batch is new else importance_weights(Psi.values, batch)  # min(1, π / μ), [n]
         V = policy.critic(s)
         A, returns = advantages(batch, V, policy, c.gamma, c.gae_lambda, rho)  # Schulman et al. 2016, (16)
         explained = explained_variance(returns, V)
@@ -188,7 +197,7 @@ class NPG(Agent):
                 beta, _ = match_kl(line.kl, first, target)  # mean KL(old || new) = target_kl
         if not unread and beta == 0:
             line.back()
-        metrics = report_step(line, beta, step, Psi, a, A, explained, c.cg_damping if details else None)
+        metrics = report_step(line, beta, step, Psi, a, A, explained, self.curvature.damping if details else None)
         policy.update_normalizer(new["observations"].flatten(0, 1))
         return metrics, beta, c.line_search and 0 < quadratic < math.inf
 
@@ -208,7 +217,8 @@ class NPG(Agent):
         self.rejections = Rejections(self.config.max_rejected_updates)
         self.curvature, self.critic_fit = make_natural(self.config, self.policy, self.stream_seed)
         self.curvature.late, self.told = self.device.type != AT_ONCE, {}
-        self.recent = RecentRollouts(1 + self.config.reused_rollouts)
+        self.stage = self.config.stage(0.0)
+        self.recent = RecentRollouts(self.stage.kept)
         self.recorded = Recorded(self._update_again, self._memory)
 
     def _connect(self, env: SB3View) -> None:

@@ -35,6 +35,7 @@ SILENT: dict[str, Any] = {
     "advantages_after_fit": False,
     "log_std_end": None,
     "reused_rollouts": 0,
+    "reuse_until": None,
 }
 """Hyperparameters that some kept runs name and others do not, since the code then or now has no such option -> the
 value at which training does what it does without them."""
@@ -161,10 +162,12 @@ def save(figure: Figure, name: str) -> Path:
 
 
 def without_silent(value: Any) -> Any:
-    """Leave out hyperparameters that do nothing: at the values of SILENT, or OF_DESCENT for another critic."""
+    """Leave out hyperparameters that do nothing: at the values of SILENT, OF_DESCENT for another critic, or of a reuse
+    that there is not."""
     if not isinstance(value, dict):
         return value
     unused = OF_DESCENT if value.get("critic") in ("gauss_newton", "ridge") else ()
+    unused += () if value.get("reused_rollouts") else ("reuse_until",)
     value = {name: entry for name, entry in value.items() if name not in unused}
     return {name: entry for name, entry in value.items() if name not in SILENT or entry != SILENT[name]}
 

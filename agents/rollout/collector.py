@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,15 +78,19 @@ class Collector:
         pin = self.device.type == "cuda" and not shared
         if vector.masked and vector.autoreset.name == "SAME_STEP" and "observations" in fields:
             fields = fields | {"final_observations": fields["observations"]}
-        self.rollout = Rollout(n_steps, vector.num_envs, fields, vector.device, pin_memory=pin)
-        on_device = "final_observations" in fields
-        self.steps = DeviceSteps.of(vector, self.policy, self.rollout) if on_device else None
+        self._allocate = partial(Rollout, num_envs=vector.num_envs, fields=fields, device=vector.device, pin_memory=pin)
+        self.lengthen(n_steps)
         self.observations: Tensor | None = None
         self.episodes = RunningEpisodes(vector.num_envs, vector.device)
         self.listener: BaseCallback | None = None
         self.brought: dict[str, Tensor] = {}
         self._owed: dict[str, Tensor] = {}  # of the last rollout, still on the device
         self._told: list[dict[str, Any]] = []  # by infos, of episodes that ended and are not counted yet
+
+    def lengthen(self, n_steps: int) -> None:
+        """Collect rollouts of n_steps from now on."""
+        made = self.rollout = self._allocate(n_steps)
+        self.steps = DeviceSteps.of(self.vector, self.policy, made) if "final_observations" in made.specs else None
 
     def begin(self, observations: Any) -> None:
         """Forget the episodes that ran: all environments have just been reset, to observations [N, *O]."""
@@ -126,8 +131,7 @@ class Collector:
         # Callbacks, where there are any, see ordinary tensors.
         with single_thread(), torch.inference_mode(self.listener is None), torch.no_grad():
             block = noise.action_noise(self.policy, seed, counter, T, N, self.first, self.vector.device)
-            if self.vector.device.type != "cpu":
-                block = sent(block, self.vector.device)
+            block = sent(block, self.vector.device)
             choose = self.policy.sampler() if sample is None else sample
 
             def act(t: int, observations: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,14 +139,13 @@ class Collector:
                 return actions, self.policy.to_environment(actions)
 
             if self.steps is not None and sample is None and self.listener is None:
-                complete = self._take(self.steps.fill(self.observations, block), True)
-                return self.rollout if self.device == self.rollout.device else self.rollout.to(self.device)
-            on_step = None if self.listener is None else self._on_step
-            on_end = self._on_end if self.vector.tells_of_episodes else None
-            complete = self._take(*collect(self.vector, act, self.rollout, self.observations, on_step, on_end))
-        if not complete:
-            return None
-        return self.rollout if self.device == self.rollout.device else self.rollout.to(self.device)
+                taken = self.steps.fill(self.observations, block), True
+            else:
+                on_step = None if self.listener is None else self._on_step
+                on_end = self._on_end if self.vector.tells_of_episodes else None
+                taken = collect(self.vector, act, self.rollout, self.observations, on_step, on_end)
+            complete = self._take(*taken)
+        return self.rollout.to(self.device) if complete else None
 
     def fill_some(self, act: ActSome, ids: Tensor) -> bool:
         """Collect at most T steps of the environments ids [k], each of which stands still once it has ended.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
-from agents.config import CommonConfig, at_least
+from agents.config import CommonConfig, at_least, between
 from agents.rollout.buffer import FieldSpec, Rollout
 
 FINAL = "final_observations"
@@ -20,9 +20,39 @@ FINAL = "final_observations"
 class ReuseConfig(CommonConfig):
     """How long samples are learned from."""
 
-    reused_rollouts: Annotated[int, at_least(0)] = 0
+    reused_rollouts: Annotated[int, at_least(0)] = 7
     """Rollouts before the last one that an update learns from once more, each sample weighed by how likely the policy
     still takes its action (V-trace); 0: none."""
+    reuse_until: Annotated[float, between(0, 1)] | None = 0.36
+    """Share of training over which reuse fades: in equal times rollouts become twice as long and half as many, until
+    one is as long as all were, and samples are learned from once. Before that, updates are smaller: see
+    `ReuseConfig.stage`. None: reuse stays as it is."""
+
+    def stage(self, progress: float) -> Stage:
+        """Say how samples are used when a share of training is over.
+
+        The fewer samples of an update are new, the more of its errors are those of the update before, along which steps
+        add up: with a share f of new samples the KL asked for is f^(4/3) target_kl, and damping as much larger. If
+        errors were independent, f would make as much of them per sample; if they were the same, f².
+        """
+        kept = 1 + self.reused_rollouts
+        if self.reuse_until is None:
+            return Stage(kept, 1, 1.0)
+        halvings = kept.bit_length() - 1
+        done = halvings if progress >= self.reuse_until else int(progress / self.reuse_until * halvings)
+        longer = kept // (kept >> done)
+        return Stage(kept >> done, longer, (longer / kept) ** (4 / 3))
+
+
+class Stage(NamedTuple):
+    """How samples are used for a while."""
+
+    kept: int
+    """Rollouts that an update learns from."""
+    longer: int
+    """How many times n_steps each is long."""
+    caution: float
+    """What target_kl is multiplied by, and damping divided."""
 
 
 class RecentRollouts:
@@ -36,6 +66,7 @@ class RecentRollouts:
         most: rollouts that it keeps, at least 1.
 
     Attributes:
+        most: may change; what is kept is forgotten when rollouts of another length come.
         trusted: whether an update from the last one came to its end. If not it may hold anything, and all begins anew.
 
     Source: Queeney et al. 2022, "Generalized policy improvement algorithms with theoretically supported sample reuse",
@@ -122,7 +153,8 @@ class RecentRollouts:
             order = order[kept["truncated"].flatten()]
         final = {name: x[order] for name, x in final.items()}
         fields = {f"field.{name}": kept[name] for name in kept.specs if name != FINAL}
-        return {"taken": torch.tensor(self.taken), "last": kept.last_observations, **fields, **final}
+        counts = {"taken": torch.tensor(self.taken), "most": torch.tensor(self.most)}
+        return {**counts, "last": kept.last_observations, **fields, **final}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `tensors` gave."""
@@ -136,6 +168,7 @@ class RecentRollouts:
         for name, x in fields.items():
             kept[name].copy_(x)
         kept.last_observations, self.taken = tensors["last"].clone(), int(tensors["taken"])
+        self.most = int(tensors.get("most", self.most))
         rollouts = min(self.taken, self.most)
         finals = tensors["final.steps"], tensors["final.ids"], tensors["final.observations"]
         of = finals[1] // (width // rollouts)

@@ -312,7 +312,7 @@ class SpreadCollector(Collector):
             raise ValueError("workers sample by the policy; leave sample out.")
         rollout = self.rollout
         rollout.clear()
-        reports, parts, finals = zip(*self.each(_fill, self.acting(), counter), strict=True)
+        reports, parts, finals = zip(*self.each(_fill, self.acting(), counter, rollout.n_steps), strict=True)
         for shard, part in zip(self.shards, parts, strict=True):
             for name, values in part.items():
                 rollout[name][:, shard] = values
@@ -321,7 +321,7 @@ class SpreadCollector(Collector):
         rollout.take_final(steps[order], ids[order], observations[order])
         self.take(reports)
         rollout.last_observations = self.observations
-        return rollout if self.device == rollout.device else rollout.to(self.device)
+        return rollout.to(self.device)
 
     def take(self, reports: Sequence[Report]) -> None:
         """Count what the shards counted, in the order in which it would have happened here."""
@@ -353,9 +353,13 @@ class SpreadCollector(Collector):
             )
 
 
-def _fill(shard: Shard, acting: Acting, counter: int) -> tuple[Report, dict[str, Tensor], tuple[Tensor, ...]]:
+def _fill(
+    shard: Shard, acting: Acting, counter: int, n_steps: int
+) -> tuple[Report, dict[str, Tensor], tuple[Tensor, ...]]:
     """Fill a shard's rollout; gives what was counted, the fields, and the last observations of truncated episodes."""
     shard.act_as(acting)
+    if shard.collector.rollout.n_steps != n_steps:
+        shard.collector.lengthen(n_steps)
     rollout = shard.collector.fill(counter)
     assert rollout is not None
     steps, ids, final = rollout.final_observations()

@@ -68,9 +68,14 @@ PUBLISHED: dict[str, tuple[float, float, str]] = {
 """Task -> the return of uniformly random actions (128 episodes, measured here), the best return known of an on-policy
 method after 1M steps over several seeds, and whose it is. Observations and physics differ between a task's versions."""
 
+SINGLE = {"num_envs": 64, "n_steps": 32, "reused_rollouts": 0, "log_std_min": -1.6}
+"""The defaults of December 1st, 2026, before reuse that fades: 2048 samples, each learned from once."""
 REUSED = {
     "num_envs": 16,
+    "n_steps": 32,
     "reused_rollouts": 3,
+    "reuse_until": None,
+    "log_std_min": -1.6,
     "gamma": 0.995,
     "target_kl": 0.005,
     "cg_damping": 1.0,
@@ -78,7 +83,7 @@ REUSED = {
     "critic": "gauss_newton",
 }
 """The defaults of November 2026: small batches, each learned from four times."""
-ONCE = {"num_envs": 16, "gae_lambda": 0.95, "critic": "gauss_newton"}
+ONCE = SINGLE | {"num_envs": 16, "gae_lambda": 0.95, "critic": "gauss_newton"}
 """Each sample is learned from once, and the rest is as it was then."""
 SMALL = ONCE | {
     "target_kl": 0.005,
@@ -118,12 +123,15 @@ CANDIDATES: dict[str, dict[str, Any] | None] = {
     "512, each four times, damping 10": REUSED | {"cg_damping": 10.0},
     "512, each four times, λ 0.9": REUSED | {"gae_lambda": 0.9},
     "512, each eight times, KL 0.003": REUSED | {"reused_rollouts": 7, "target_kl": 0.003},
-    "damping 0.1": {"cg_damping": 0.1},
-    "damping 1": {"cg_damping": 1.0},
-    "λ 0.9": {"gae_lambda": 0.9},
-    "1024": {"num_envs": 32},
-    "8192, KL 0.08": {"num_envs": 128, "n_steps": 64, "target_kl": 0.08},
-    "critic by Gauss-Newton": {"critic": "gauss_newton", "critic_cg_max_steps": 8},
+    "2048": SINGLE,
+    "2048, damping 0.1": SINGLE | {"cg_damping": 0.1},
+    "2048, damping 1": SINGLE | {"cg_damping": 1.0},
+    "2048, λ 0.9": SINGLE | {"gae_lambda": 0.9},
+    "1024": SINGLE | {"num_envs": 32},
+    "8192, KL 0.08": SINGLE | {"num_envs": 128, "n_steps": 64, "target_kl": 0.08},
+    "2048, critic by Gauss-Newton": SINGLE | {"critic": "gauss_newton", "critic_cg_max_steps": 8},
+    "512, reuse that fades from four times": {"n_steps": 32, "reused_rollouts": 3, "reuse_until": 0.3},
+    "a floor of e^-1.6": {"log_std_min": -1.6},
 }
 """Name -> what differs from the defaults, on every task; None is each task's preset."""
 

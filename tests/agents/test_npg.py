@@ -28,8 +28,8 @@ from envs.probes import ContinuousAction
 
 
 def make(env: Any = "InvertedPendulum-v5", **changed: Any) -> NPG:
-    """An agent of four environments."""
-    settings = {"n_steps": 32, "num_envs": 4, "net_arch": (8,)} | changed
+    """An agent of four environments that learns from each sample once."""
+    settings = {"n_steps": 32, "num_envs": 4, "net_arch": (8,), "reused_rollouts": 0} | changed
     return NPG("MlpPolicy", env, seed=0, device="cpu", **settings)
 
 
@@ -43,7 +43,7 @@ def collect(agent: NPG) -> None:
 @torch.no_grad()
 def test_samples_of_earlier_policies_count_by_how_likely_the_policy_still_takes_them() -> None:
     """The third update's advantages are ρ A, with ρ = min(1, π / μ) of the policies that acted and V-trace's A."""
-    agent, acted, given = make(target_kl=0.3, reused_rollouts=2), [], []
+    agent, acted, given = make(target_kl=0.3, reused_rollouts=2, reuse_until=None), [], []
     direction = agent.curvature.direction
     agent.curvature.direction = lambda Psi, A, rows: given.append(A) or direction(Psi, A, rows)  # type: ignore
     agent.train = lambda batch: acted.append(copy.deepcopy(agent.policy)) or NPG.train(agent, batch)  # type: ignore
@@ -160,8 +160,7 @@ def test_the_ceiling_of_the_standard_deviation_falls_with_the_training() -> None
     """In a line from log_std_init to log_std_end."""
     seen, iterations = {}, 40
     for end in (-0.5, None):
-        settings = {"target_kl": 0.002, "target_kl_end": None, "reused_rollouts": 0}
-        agent = make(log_std_init=0.0, log_std_end=end, log_std_min=None, **settings)
+        agent = make(log_std_init=0.0, log_std_end=end, log_std_min=None, target_kl=0.002, target_kl_end=None)
         assert agent.policy.actor.log_std is not None
         bias, unit = agent.policy.actor.log_std.bias, agent.policy.actor.log_unit.item()
         seen[end] = np.array([bias.item() - unit for _ in agent.iterations(iterations * agent.steps_per_iteration)])
@@ -300,7 +299,7 @@ def test_every_critic_bootstraps_at_truncation(changed: dict[str, Any]) -> None:
 
 def test_a_policy_that_is_certain_of_its_actions_goes_on() -> None:
     """Samples of before it was still give a gradient, along which no step has a KL that can be measured."""
-    settings = {"target_kl": 0.05, "gamma": 0.9, "reused_rollouts": 11}
+    settings = {"target_kl": 0.05, "gamma": 0.9, "reused_rollouts": 11, "reuse_until": None}
     agent = make("probes/MultiBinaryBandit-v0", **settings).learn(128 * 20)
     assert agent.last_metrics["train/entropy"] < CERTAIN
     assert agent.last_metrics["train/gradient_norm"] > 0
@@ -396,7 +395,8 @@ class NormPolicy(ActorCriticPolicy):
 
 def test_what_does_not_fit_is_refused_at_construction_with_what_does(monkeypatch: pytest.MonkeyPatch) -> None:
     def npg(policy: Any = "MlpPolicy", **settings: Any) -> NPG:
-        return NPG(policy, make_vec("InvertedPendulum-v5", 2), device="cpu", n_steps=8, net_arch=(8,), **settings)
+        few = {"n_steps": 8, "net_arch": (8,), "reused_rollouts": 0}
+        return NPG(policy, make_vec("InvertedPendulum-v5", 2), device="cpu", **(few | settings))
 
     with pytest.raises(ValueError, match="has an inverse of its own; give solver='auto'"):
         npg(fisher="kfac", solver="cg")

@@ -51,7 +51,7 @@ POINT = {"env": "families/Point-v0", "env_kwargs": {"horizon": 10}}
 CASES: dict[str, dict[str, Any]] = {
     "npg": {"algorithm": "npg", **NPG},
     "npg defaults": {"algorithm": "npg", "n_steps": 16},
-    "npg reuse": {"algorithm": "npg", **NPG, "reused_rollouts": 1},
+    "npg reuse": {"algorithm": "npg", **NPG, "reused_rollouts": 1, "reuse_until": None},
     "npg many parameters": {"algorithm": "npg", **NPG, "net_arch": (64, 64), "curvature_samples": 100},
     "npg analytic": {"algorithm": "npg", **NPG, "fisher": "analytic", "curvature_samples": 100},
     "npg kfac": {"algorithm": "npg", **NPG, "fisher": "kfac", "curvature_samples": 100},

@@ -91,6 +91,7 @@ def test_rollouts_of_another_size_begin_anew() -> None:
         take_in(fewer, *rollout(number))
     changed = RecentRollouts(2)
     changed.load(fewer.tensors())
+    changed.most = 2
     assert take_in(changed, *rollout(4)).num_envs == N
     assert changed.tensors()["taken"] == 1
 
