@@ -56,11 +56,8 @@ class NPGConfig(StepConfig, CriticFitConfig, ReuseConfig, AdvantageConfig):
 
     n_steps: Annotated[int, at_least(1)] = 16
     """Environment steps per environment and iteration, at first; as reuse fades there are more."""
-    cg_damping: Annotated[float, at_least(0)] = 0.03
-    """Damping of the Fisher matrix, in units of its mean eigenvalue tr(F) / p."""
-    curvature_memory: Annotated[float, at_least(0)] | None = 0.0
-    """Samples over which kfac and ekfac average their factors from update to update: one that is so many samples old
-    weighs 1/e; 0 takes this update's alone, None 25,600 where there are factors."""
+    cg_damping: Annotated[float, at_least(0)] = 0.06
+    """Damping of the Fisher matrix, in units of its mean eigenvalue tr(F) / p, once reuse has faded."""
     critic: Literal["gauss_newton", "ridge", "adam", "adabound"] = "adam"
     """How the critic is fitted: gauss_newton, ridge (closed form; needs a value_network linear in features), adam or
     adabound."""

@@ -68,7 +68,14 @@ PUBLISHED: dict[str, tuple[float, float, str]] = {
 """Task -> the return of uniformly random actions (128 episodes, measured here), the best return known of an on-policy
 method after 1M steps over several seeds, and whose it is. Observations and physics differ between a task's versions."""
 
-SINGLE = {"num_envs": 64, "n_steps": 32, "reused_rollouts": 0, "log_std_min": -1.6}
+SINGLE = {
+    "num_envs": 64,
+    "n_steps": 32,
+    "reused_rollouts": 0,
+    "log_std_min": -1.6,
+    "cg_damping": 0.03,
+    "curvature_memory": 0.0,
+}
 """The defaults of December 1st, 2026, before reuse that fades: 2048 samples, each learned from once."""
 REUSED = {
     "num_envs": 16,

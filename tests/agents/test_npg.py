@@ -65,6 +65,40 @@ def test_samples_of_earlier_policies_count_by_how_likely_the_policy_still_takes_
     assert (given[2] - standardize(A)).abs().max() > 0.1
 
 
+def test_reuse_fades_in_equal_times_until_samples_are_learned_from_once() -> None:
+    """Rollouts of 4, 8, 16 and then 32 steps, of which the last 8, 4, 2, 1 make 128 samples."""
+    agent, before, seen = make(n_steps=4, reused_rollouts=7, reuse_until=0.6, target_kl_end=None), 0, {}
+    for _ in agent.iterations(2000):
+        longer = 2 ** min(int(before / 400), 3)
+        f = longer / 8
+        assert agent.collector.rollout.n_steps == 4 * longer
+        assert agent.last_metrics["train/kl"] == pytest.approx(0.04 * f ** (4 / 3), rel=KL_TOLERANCE)
+        assert agent.curvature.damping == pytest.approx(0.03 / f ** (4 / 3))
+        learned = agent.recent.rollout or agent.collector.rollout
+        seen[longer] = learned.n_steps * learned.num_envs
+        before = agent.num_timesteps
+    assert seen == dict.fromkeys((1, 2, 4, 8), 128)
+    assert agent.recent.rollout is None
+
+
+def test_once_reuse_has_faded_updates_are_those_without_it() -> None:
+    faded = make(n_steps=4, reused_rollouts=7, reuse_until=0.0).learn(128 * 4)
+    without = make(n_steps=32).learn(128 * 4)
+    assert torch.equal(parameter_vector(faded.policy), parameter_vector(without.policy))
+
+
+@pytest.mark.parametrize("kept", range(1, 14))
+def test_stages_of_reuse_come_to_as_many_samples(kept: int) -> None:
+    """Whatever number of rollouts is halved, an update never learns from more than at first, and at the end from all."""
+    c = NPGConfig(reused_rollouts=kept - 1, reuse_until=0.5)
+    stages = [c.stage(progress) for progress in np.linspace(0, 1, 101)]
+    assert stages[0].kept == kept
+    assert (stages[0].longer, stages[50].kept, stages[50].longer, stages[50].caution) == (1, 1, kept, 1.0)
+    assert stages[50:] == stages[50:51] * 51
+    assert all(kept / 2 < stage.kept * stage.longer <= kept for stage in stages)
+    assert NPGConfig(reused_rollouts=kept - 1, reuse_until=None).stage(0.9) == (kept, 1, 1.0)
+
+
 @pytest.mark.parametrize("after_fit", [True, False])
 @pytest.mark.parametrize("env_id", ["InvertedPendulum-v5", "CartPole-v1"])
 def test_the_update_is_the_damped_natural_gradient_of_the_definition(env_id: str, after_fit: bool) -> None:

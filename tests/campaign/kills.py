@@ -34,9 +34,10 @@ COMMON = (
 )
 POINT = "--env families/Point-v0 --env-kwargs horizon=10 --n-steps 10 --num-envs 8 --meta-batch-size 2 --steps 480"
 CASES: dict[str, str] = {
-    "npg, Hopper": "npg --env Hopper-v5 --num-envs 4 --n-steps 16 --steps 320",
-    "npg, CartPole": "npg --env CartPole-v1 --num-envs 4 --n-steps 16 --steps 320",
-    "trpo, Hopper": "trpo --env Hopper-v5 --num-envs 4 --n-steps 16 --steps 320 --critic adam",
+    "npg, Hopper": "npg --env Hopper-v5 --num-envs 4 --n-steps 6 --reused-rollouts 3 --steps 360 --preset {nothing}",
+    "npg, CartPole": "npg --env CartPole-v1 --num-envs 4 --n-steps 16 --reused-rollouts 0 --steps 320",
+    "trpo, Hopper": "trpo --env Hopper-v5 --num-envs 4 --n-steps 16 --reused-rollouts 3 --reuse-until null --steps 320 "
+    "--critic gauss_newton",
     "copos, Hopper": "copos --env Hopper-v5 --num-envs 4 --n-steps 16 --steps 320",
     "ppo, Hopper": "ppo --env Hopper-v5 --num-envs 4 --n-steps 16 --batch-size 32 --steps 320",
     "ppo, CartPole": "ppo --env CartPole-v1 --num-envs 4 --n-steps 16 --batch-size 32 --steps 320 --handover 100",
