@@ -191,7 +191,16 @@ def settings_of(name: str, task: str) -> dict[str, Any]:
     """Return a candidate's whole configuration for a task, as it is read from a file."""
     changed = CANDIDATES[name]
     config = NPG.preset(task) if changed is None else NPG.Config.of(changed)
-    return as_json(dataclasses.asdict(config))
+    return completed(as_json(dataclasses.asdict(config)))
+
+
+def completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Put options that are newer than settings, or do nothing in them, where they do nothing, or else at their
+    defaults.
+    """
+    defaults = as_json(dataclasses.asdict(NPG.Config()))
+    defaults |= {name: value for name, value in SILENT.items() if name in defaults}
+    return defaults | without_silent(settings)
 
 
 def key_of(name: str, task: str, seed: int, horizon: int) -> Line:
@@ -307,15 +316,12 @@ def append(line: Line) -> None:
 
 
 def read_lines() -> list[Line]:
-    """Read all results; lines that were cut short are left out, and options that are newer stand where they do nothing,
-    or else at their defaults.
-    """
-    found, defaults = [], as_json(dataclasses.asdict(NPG.Config()))
-    defaults |= {name: value for name, value in SILENT.items() if name in defaults}
+    """Read all results, their settings `completed`; lines that were cut short are left out."""
+    found = []
     for text in LINES.read_text().splitlines() if LINES.is_file() else ():
         with contextlib.suppress(json.JSONDecodeError):
             line = json.loads(text)
-            found.append(line | {"settings": defaults | without_silent(line["settings"])})
+            found.append(line | {"settings": completed(line["settings"])})
     return found
 
 

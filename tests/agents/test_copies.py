@@ -127,7 +127,7 @@ def test_an_actor_that_was_converted_and_back_goes_on(make: Callable[..., Agent]
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
 def test_an_agent_that_logs_is_copied_without_its_files(copied: Callable[[Any], Any], tmp_path: Any) -> None:
     agent = REGISTRY["npg"](
-        "MlpPolicy", "CartPole-v1", verbose=1, tensorboard_log=str(tmp_path), n_steps=16, num_envs=2
+        "MlpPolicy", "CartPole-v1", verbose=1, tensorboard_log=str(tmp_path), n_steps=16, num_envs=2, reused_rollouts=0
     )
     agent.learn(32)
     twin = copied(agent)

@@ -89,7 +89,7 @@ def test_once_reuse_has_faded_updates_are_those_without_it() -> None:
 
 @pytest.mark.parametrize("kept", range(1, 14))
 def test_stages_of_reuse_come_to_as_many_samples(kept: int) -> None:
-    """Whatever number of rollouts is halved, an update never learns from more than at first, and at the end from all."""
+    """Whatever number is halved, an update never learns from more than at first, and at the end from as many."""
     c = NPGConfig(reused_rollouts=kept - 1, reuse_until=0.5)
     stages = [c.stage(progress) for progress in np.linspace(0, 1, 101)]
     assert stages[0].kept == kept

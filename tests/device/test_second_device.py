@@ -37,7 +37,7 @@ REMEMBERED = {"curvature_memory": None, "critic": "gauss_newton"}
 CASES: dict[str, dict[str, Any]] = {
     "npg": REMEMBERED | {"reused_rollouts": 3},
     "npg defaults": {},
-    "trpo": REMEMBERED,
+    "trpo": REMEMBERED | {"reused_rollouts": 0},
     "copos": SOLVED,
     "ppo": {"batch_size": 16, "n_epochs": 2},
     "pes": SEARCH,
@@ -46,7 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
     "maml": FAMILY,
     "trpo reuse": REMEMBERED | {"reused_rollouts": 3},
     "npg gram": SOLVED | {"cg_preconditioner": "gram", "curvature_samples": 24, "solver": "cg"},
-    "npg adaptive": {"fisher": "adaptive", "net_arch": (8,), "critic": "adam"},
+    "npg adaptive": {"fisher": "adaptive", "net_arch": (8,), "critic": "adam", "reused_rollouts": 0},
     "npg adam": REMEMBERED | {"critic": "adam", "critic_epochs": 2, "reused_rollouts": 3},
     "pes truncated_es": SEARCH | {"estimator": "truncated_es", "num_envs": 6},
     "pes whitened": SEARCH | {"whitening_memory": 20, "optimizer": "adam"},
@@ -58,7 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
 PLACEMENTS = ("apart", "together")
 BUDGETS = {
     "npg": (1, 1),
-    "npg defaults": (2, 2),  # eigenvectors of the factors of now
+    "npg defaults": (1, 1),
     "trpo": (4, 4),
     "copos": (19, 19),
     "ppo": (1, 1),

@@ -15,7 +15,8 @@ SIZES = ["--num-envs", "2", "--n-steps", "32", "--eval-episodes", "1", "--target
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    agent = NPG("MlpPolicy", "Hopper-v5", seed=0, num_envs=2, n_steps=32, net_arch=(7,), value_network="linear")
+    small = {"num_envs": 2, "n_steps": 32, "reused_rollouts": 0, "net_arch": (7,), "value_network": "linear"}
+    agent = NPG("MlpPolicy", "Hopper-v5", seed=0, **small)
     agent.learn(256).save(tmp_path_factory.mktemp("saved") / "hopper.zip")
     return tmp_path_factory.getbasetemp() / "saved0" / "hopper.zip"
 
