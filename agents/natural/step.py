@@ -48,9 +48,10 @@ class StepConfig(CommonConfig):
     are corrected to have the KL target_kl."""
     log_std_min: float | None = -1.2
     """Floor of the log standard deviation of Gaussian actions, in units of their bounds' half width, or None."""
-    log_std_end: float | None = None
+    log_std_end: float | None = -1.6
     """Where a ceiling of the log standard deviation, which falls in equal steps from log_std_init, ends with the
-    training; None has no ceiling. What acts without noise should have been seen with little of it."""
+    training; None has no ceiling. What acts without noise should have been seen with little of it. Below the floor the
+    ceiling prevails."""
     max_rejected_updates: Annotated[int, at_least(1)] = 5
     """Updates in a row without a usable direction or step after which training stops."""
 

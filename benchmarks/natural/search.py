@@ -73,6 +73,7 @@ SINGLE = {
     "n_steps": 32,
     "reused_rollouts": 0,
     "log_std_min": -1.6,
+    "log_std_end": None,
     "cg_damping": 0.03,
     "curvature_memory": 0.0,
 }
@@ -83,6 +84,7 @@ REUSED = {
     "reused_rollouts": 3,
     "reuse_until": None,
     "log_std_min": -1.6,
+    "log_std_end": None,
     "gamma": 0.995,
     "target_kl": 0.005,
     "cg_damping": 1.0,
@@ -139,6 +141,7 @@ CANDIDATES: dict[str, dict[str, Any] | None] = {
     "2048, critic by Gauss-Newton": SINGLE | {"critic": "gauss_newton", "critic_cg_max_steps": 8},
     "512, reuse that fades from four times": {"n_steps": 32, "reused_rollouts": 3, "reuse_until": 0.3},
     "a floor of e^-1.6": {"log_std_min": -1.6},
+    "no ceiling": {"log_std_end": None},
 }
 """Name -> what differs from the defaults, on every task; None is each task's preset."""
 

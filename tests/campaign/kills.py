@@ -36,7 +36,7 @@ POINT = "--env families/Point-v0 --env-kwargs horizon=10 --n-steps 10 --num-envs
 CASES: dict[str, str] = {
     "npg, Hopper": "npg --env Hopper-v5 --num-envs 4 --n-steps 6 --reused-rollouts 3 --steps 360 --preset {nothing}",
     "npg, CartPole": "npg --env CartPole-v1 --num-envs 4 --n-steps 16 --reused-rollouts 0 --steps 320",
-    "trpo, Hopper": "trpo --env Hopper-v5 --num-envs 4 --n-steps 16 --reused-rollouts 3 --reuse-until null --steps 320 "
+    "trpo, Hopper": "trpo --env Hopper-v5 --num-envs 4 --n-steps 16 --reused-rollouts 3 --reuse-until None --steps 320 "
     "--critic gauss_newton",
     "copos, Hopper": "copos --env Hopper-v5 --num-envs 4 --n-steps 16 --steps 320",
     "ppo, Hopper": "ppo --env Hopper-v5 --num-envs 4 --n-steps 16 --batch-size 32 --steps 320",
