@@ -120,11 +120,9 @@ def agent_of(name: str, device: str, vector: VectorEnv) -> Agent:
     return REGISTRY[name.split()[0]](policy, vector, seed=0, device=device, **settings)
 
 
-def advance(agent: Agent, iterations: int) -> None:
-    """Train for some more iterations."""
-    steps = agent.iterations(10**6, reset_num_timesteps=False)
-    for _ in range(iterations):
-        next(steps)
+def advance(agent: Agent) -> None:
+    """Train for one more iteration."""
+    next(agent.iterations(10**6, reset_num_timesteps=False))
 
 
 def learned(agent: Agent) -> dict[str, Tensor]:
@@ -176,12 +174,13 @@ def test_training_has_the_bits_of_the_cpu_and_keeps_to_its_budget(
 ) -> None:
     if name not in on_the_cpu:
         agent = agent_of(name, "cpu", environments(name, None))
-        advance(agent, 2)
+        for _ in range(2):  # as below: each call makes the training a little longer, by which its schedules go
+            advance(agent)
         on_the_cpu[name] = learned(agent)
     agent = agent_of(name, device, environments(name, device if placement == "together" else None))
-    advance(agent, 1)
+    advance(agent)
     with counted(device, BUDGETS[name][PLACEMENTS.index(placement)]):
-        advance(agent, 1)
+        advance(agent)
     check_equal(learned(agent), on_the_cpu[name], device)
 
 
@@ -210,15 +209,15 @@ def test_with_callbacks_or_a_policy_on_the_cpu_the_same_is_learned(name: str, de
 def test_a_run_goes_on_on_another_device(name: str, placement: str, device: str, tmp_path: Path) -> None:
     straight = agent_of(name, "cpu", environments(name, None))
     for _ in range(4):  # schedules count from the beginning of each
-        advance(straight, 1)
+        advance(straight)
 
     agent = agent_of(name, "cpu", environments(name, None))
     for step, where in enumerate((device, device, "cpu")):
-        advance(agent, 1)
+        advance(agent)
         agent.save(tmp_path / f"{step}.zip")
         together = where != "cpu" and placement == "together"
         agent = load(tmp_path / f"{step}.zip", environments(name, where if together else None), device=where)
-    advance(agent, 1)
+    advance(agent)
     check_equal(learned(agent), learned(straight), device)
 
 
@@ -244,7 +243,7 @@ def test_a_rollout_to_learn_nothing_from_is_refused_and_leaves_the_policy_as_it_
     # Its numbers come to the host after the update.
     vector = environments(name, device)
     agent = agent_of(name, device, vector)
-    advance(agent, 1)
+    advance(agent)
     before, own = learned(agent), vector.advance
 
     def spoilt(actions: Tensor) -> Any:
@@ -253,19 +252,19 @@ def test_a_rollout_to_learn_nothing_from_is_refused_and_leaves_the_policy_as_it_
 
     vector.advance = spoilt
     with pytest.raises(ValueError, match="environment 0 gave the reward nan at step 1 of this rollout"):
-        advance(agent, 1)
+        advance(agent)
     after = {key: value for key, value in learned(agent).items() if key.startswith("policy.")}
     assert after
     assert all(torch.equal(value, before[key]) for key, value in after.items())
     vector.advance = own
-    advance(agent, 1)
+    advance(agent)
     assert not all(torch.equal(value, before[key]) for key, value in learned(agent).items() if key in after)
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_what_acts_elsewhere_is_what_was_learned(fails: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = agent_of("ppo", device, environments("ppo", None))
-    advance(agent, 1)
+    advance(agent)
     train = agent.train
 
     def failing(batch: Any) -> None:
@@ -274,7 +273,7 @@ def test_what_acts_elsewhere_is_what_was_learned(fails: bool, device: str, monke
 
     if fails:
         monkeypatch.setattr(agent, "train", failing)
-    advance(agent, 1)
+    advance(agent)
     acting = agent.collector.policy.state_dict()
     for name, value in agent.policy.state_dict().items():
         assert torch.equal(sim.to_host(value).cpu(), acting[name]), name
