@@ -37,7 +37,7 @@ from agents.rollout.buffer import (
     importance_weights,
     standardize,
 )
-from agents.rollout.reuse import RecentRollouts, ReuseConfig
+from agents.rollout.reuse import RecentRollouts, ReuseConfig, side_by_side
 from agents.saving import Stateful
 from envs.sb3 import SB3View
 
@@ -52,10 +52,10 @@ CERTAIN = 1e-6
 @dataclass(frozen=True, kw_only=True)
 class NPGConfig(StepConfig, CriticFitConfig, ReuseConfig, AdvantageConfig):
     """Hyperparameters of NPG, each declared beside what it is for. The defaults are updates from 2048 samples, of which
-    at first an eighth is new and later all, and were chosen together (docs/results/natural.md)."""
+    at first a fourth is new and later all, and were chosen together (docs/results/natural.md)."""
 
-    n_steps: Annotated[int, at_least(1)] = 16
-    """Environment steps per environment and iteration, at first; as reuse fades there are more."""
+    n_steps: Annotated[int, at_least(1)] = 32
+    """Environment steps per environment of a rollout, of which an iteration makes one, and more as reuse fades."""
     cg_damping: Annotated[float, at_least(0)] = 0.06
     """Damping of the Fisher matrix, in units of its mean eigenvalue tr(F) / p, once reuse has faded."""
     critic: Literal["gauss_newton", "ridge", "adam", "adabound"] = "adam"
@@ -78,8 +78,8 @@ class NPG(Agent):
     https://arxiv.org/abs/1703.02660.
 
     Differs from the papers: the step is corrected to the true KL; samples of the last few policies count once more, by
-    importance; the critic is fitted by Gauss-Newton on standardised returns; observations are normalised inside the
-    policy.
+    importance, until that fades; the critic is fitted to standardised returns by Adam; observations are normalised
+    inside the policy.
 
     Raises:
         ValueError: the estimate or the solver does not fit the policy or its size; the message names those that do.
@@ -92,6 +92,7 @@ class NPG(Agent):
     Config = NPGConfig
     config: NPGConfig
     policy: ActorCriticPolicy
+    recent: RecentRollouts
     recorded: Recorded
     told: dict[str, Any]
     """What has come to the host of the last update."""
@@ -99,14 +100,15 @@ class NPG(Agent):
     # Learning --------------------------------------------------------------------------------------------------------
 
     def collect(self) -> Rollout | None:
-        """Collect as long a rollout as is due, see `ReuseConfig.stage`."""
+        """Collect as many rollouts as are due, see `ReuseConfig.stage`, and give them side by side."""
         self.stage = self.config.stage(min(self.num_timesteps / self._total_timesteps, 1.0))
-        self.recent.most, n_steps = self.stage.kept, self.config.n_steps * self.stage.longer
-        if self.recent.most == 1:
-            self.recent.forget()
+        if self.recent.most != self.stage.kept:
+            self.recent = RecentRollouts(self.stage.kept)
+        n_steps = self.config.n_steps * self.stage.new
         if self.collector.rollout.n_steps != n_steps:
             self.collector.lengthen(n_steps)
-        return self.collector.fill(self.counter)
+        long = self.collector.fill(self.counter)
+        return None if long is None else side_by_side(long, self.config.n_steps)
 
     @torch.no_grad()
     def train(self, batch: Rollout) -> None:

@@ -46,9 +46,9 @@ class StepConfig(CommonConfig):
     line_search: bool = False
     """Whether steps are cut back until the KL is at most target_kl and the surrogate gains, as in TRPO; otherwise they
     are corrected to have the KL target_kl."""
-    log_std_min: float | None = -1.2
+    log_std_min: float | None = -1.6
     """Floor of the log standard deviation of Gaussian actions, in units of their bounds' half width, or None."""
-    log_std_end: float | None = -1.6
+    log_std_end: float | None = None
     """Where a ceiling of the log standard deviation, which falls in equal steps from log_std_init, ends with the
     training; None has no ceiling. What acts without noise should have been seen with little of it. Below the floor the
     ceiling prevails."""

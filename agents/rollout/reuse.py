@@ -20,39 +20,59 @@ FINAL = "final_observations"
 class ReuseConfig(CommonConfig):
     """How long samples are learned from."""
 
-    reused_rollouts: Annotated[int, at_least(0)] = 7
+    reused_rollouts: Annotated[int, at_least(0)] = 3
     """Rollouts before the last one that an update learns from once more, each sample weighed by how likely the policy
     still takes its action (V-trace); 0: none."""
-    reuse_until: Annotated[float, between(0, 1)] | None = 0.36
-    """Share of training over which reuse fades: in equal times rollouts become twice as long and half as many, until
-    one is as long as all were, and samples are learned from once. Before that, updates are smaller: see
-    `ReuseConfig.stage`. None: reuse stays as it is."""
+    reuse_until: Annotated[float, between(0, 1)] | None = 0.3
+    """Share of training over which reuse fades: in equal times twice as many rollouts are made for an update, until all
+    that it learns from are new. Before that updates are smaller, see `ReuseConfig.stage`. None: reuse stays."""
 
     def stage(self, progress: float) -> Stage:
         """Say how samples are used when a share of training is over.
 
         The fewer samples of an update are new, the more of its errors are those of the update before, along which steps
-        add up: with a share f of new samples the KL asked for is f^(4/3) target_kl, and damping as much larger. If
+        add up: with a share f of new samples the KL asked for is f^1.5 target_kl, and damping as much larger. If
         errors were independent, f would make as much of them per sample; if they were the same, f².
         """
-        kept = 1 + self.reused_rollouts
+        rollouts = 1 + self.reused_rollouts
         if self.reuse_until is None:
-            return Stage(kept, 1, 1.0)
-        halvings = kept.bit_length() - 1
+            return Stage(rollouts, 1, 1.0)
+        halvings = rollouts.bit_length() - 1
         done = halvings if progress >= self.reuse_until else int(progress / self.reuse_until * halvings)
-        longer = kept // (kept >> done)
-        return Stage(kept >> done, longer, (longer / kept) ** (4 / 3))
+        kept = rollouts >> done
+        return Stage(kept, rollouts // kept, (rollouts // kept / rollouts) ** 1.5)
 
 
 class Stage(NamedTuple):
     """How samples are used for a while."""
 
     kept: int
-    """Rollouts that an update learns from."""
-    longer: int
-    """How many times n_steps each is long."""
+    """Iterations whose rollouts an update learns from."""
+    new: int
+    """Rollouts of an iteration."""
     caution: float
     """What target_kl is multiplied by, and damping divided."""
+
+
+def side_by_side(long: Rollout, n_steps: int) -> Rollout:
+    """Give a rollout's parts of n_steps each as those of so many more environments; itself if it is one. What a part's
+    steps are worth beyond it, the critic says.
+
+    Args:
+        n_steps: divides T.
+    """
+    T, N, parts = n_steps, long.num_envs, long.n_steps // n_steps
+    if parts == 1:
+        return long
+    assert long.last_observations is not None
+    made = Rollout(T, parts * N, long.specs, long.device)
+    for name in long.specs:
+        made[name].unflatten(1, (parts, N)).copy_(long[name].unflatten(0, (parts, T)).transpose(0, 1))
+    if FINAL not in long.specs:
+        steps, ids, observations = long.final_observations()
+        made.take_final(steps % T, steps // T * N + ids, observations)
+    made.last_observations = torch.cat([long["observations"][T::T].flatten(0, 1), long.last_observations])
+    return made
 
 
 class RecentRollouts:
@@ -66,7 +86,6 @@ class RecentRollouts:
         most: rollouts that it keeps, at least 1.
 
     Attributes:
-        most: may change; what is kept is forgotten when rollouts of another length come.
         trusted: whether an update from the last one came to its end. If not it may hold anything, and all begins anew.
 
     Source: Queeney et al. 2022, "Generalized policy improvement algorithms with theoretically supported sample reuse",

@@ -58,8 +58,8 @@ def measure(env: str, steps: int, seed: int) -> list[dict[str, float]]:
 
     def watched(Psi: Scores, A: Tensor, rows: Tensor | None) -> NaturalGradient:
         """Weigh Δθ by the newest samples. Of those the importance weight, which is in A already, is 1."""
-        T, N = agent.collector.rollout.n_steps, agent.num_envs
-        first = (agent.recent.taken - 1) % agent.recent.most * N if agent.config.reused_rollouts else 0
+        T, N = agent.config.n_steps, agent.num_envs * agent.stage.new
+        first = (agent.recent.taken - 1) % agent.recent.most * N
         newest = torch.arange(len(A)).view(T, -1)[:, first : first + N].flatten()
         newer = A[newest] - A[newest].mean()
         gains.append((newer * Psi.of(newest).matvec(moved)).mean().item())

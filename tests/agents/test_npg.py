@@ -21,8 +21,8 @@ from agents.natural.step import KL_TOLERANCE
 from agents.npg import CERTAIN, NPGConfig
 from agents.policy.actor_critic import ActorCriticPolicy
 from agents.policy.networks import parameter_vector
+from agents.rollout.buffer import Rollout, standardize
 from agents.rollout.buffer import advantages as rollout_advantages
-from agents.rollout.buffer import standardize
 from envs import make_vec
 from envs.probes import ContinuousAction
 
@@ -66,37 +66,55 @@ def test_samples_of_earlier_policies_count_by_how_likely_the_policy_still_takes_
 
 
 def test_reuse_fades_in_equal_times_until_samples_are_learned_from_once() -> None:
-    """Rollouts of 4, 8, 16 and then 32 steps, of which the last 8, 4, 2, 1 make 128 samples."""
+    """Iterations of 1, 2, 4 and then 8 rollouts of 4 steps, of which the last 8, 4, 2, 1 make 128 samples."""
     agent, before, seen = make(n_steps=4, reused_rollouts=7, reuse_until=0.6, target_kl_end=None), 0, {}
     for _ in agent.iterations(2000):
-        longer = 2 ** min(int(before / 400), 3)
-        f = longer / 8
-        assert agent.collector.rollout.n_steps == 4 * longer
-        assert agent.last_metrics["train/kl"] == pytest.approx(0.04 * f ** (4 / 3), rel=KL_TOLERANCE)
-        assert agent.curvature.damping == pytest.approx(0.03 / f ** (4 / 3))
-        learned = agent.recent.rollout or agent.collector.rollout
-        seen[longer] = learned.n_steps * learned.num_envs
+        new = 2 ** min(int(before / 400), 3)
+        caution = (new / 8) ** 1.5
+        assert agent.num_timesteps - before == 16 * new
+        assert agent.last_metrics["train/kl"] == pytest.approx(0.04 * caution, rel=KL_TOLERANCE)
+        assert agent.curvature.damping == pytest.approx(agent.config.cg_damping / caution)
+        learned = agent.recent.rollout
+        seen[new] = None if learned is None else (learned.n_steps, learned.num_envs)
         before = agent.num_timesteps
-    assert seen == dict.fromkeys((1, 2, 4, 8), 128)
-    assert agent.recent.rollout is None
+    assert seen == {1: (4, 32), 2: (4, 32), 4: (4, 32), 8: None}
 
 
-def test_once_reuse_has_faded_updates_are_those_without_it() -> None:
-    faded = make(n_steps=4, reused_rollouts=7, reuse_until=0.0).learn(128 * 4)
-    without = make(n_steps=32).learn(128 * 4)
-    assert torch.equal(parameter_vector(faded.policy), parameter_vector(without.policy))
+@torch.no_grad()
+def test_an_iterations_rollouts_have_the_advantages_that_they_have_alone() -> None:
+    """Of each part the critic says what is worth beyond it, where an episode goes on there."""
+    agent = make(make_vec("Swimmer-v5", 4, max_episode_steps=7), n_steps=4, reused_rollouts=2, reuse_until=0.0)
+    given: list[Any] = []
+    agent.train = given.append  # type: ignore[method-assign]
+    next(agent.iterations(1))
+    policy, long, side_by_side = agent.policy, agent.collector.rollout, given[0]
+    assert (long.n_steps, side_by_side.n_steps, side_by_side.num_envs) == (12, 4, 12)
+
+    def of(batch: Any) -> Tensor:
+        values = policy.critic(policy.normalize(batch["observations"].flatten(0, 1)))
+        return rollout_advantages(batch, values, policy, 0.99, 0.95)[0].view(batch.n_steps, -1)
+
+    found, (steps, ids, final) = of(side_by_side), long.final_observations()
+    assert steps.tolist() == [6] * 4
+    for part, rows in enumerate((slice(0, 4), slice(4, 8), slice(8, 12))):
+        alone = Rollout(4, 4, long.specs)
+        for name in long.specs:
+            alone[name].copy_(long[name][rows])
+        alone.last_observations = long.last_observations if part == 2 else long["observations"][rows.stop]
+        if part == 1:
+            alone.take_final(steps - 4, ids, final)
+        torch.testing.assert_close(found[:, 4 * part : 4 * part + 4], of(alone), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kept", range(1, 14))
-def test_stages_of_reuse_come_to_as_many_samples(kept: int) -> None:
+@pytest.mark.parametrize("rollouts", range(1, 14))
+def test_stages_of_reuse_come_to_as_many_samples(rollouts: int) -> None:
     """Whatever number is halved, an update never learns from more than at first, and at the end from as many."""
-    c = NPGConfig(reused_rollouts=kept - 1, reuse_until=0.5)
+    c = NPGConfig(reused_rollouts=rollouts - 1, reuse_until=0.5)
     stages = [c.stage(progress) for progress in np.linspace(0, 1, 101)]
-    assert stages[0].kept == kept
-    assert (stages[0].longer, stages[50].kept, stages[50].longer, stages[50].caution) == (1, 1, kept, 1.0)
-    assert stages[50:] == stages[50:51] * 51
-    assert all(kept / 2 < stage.kept * stage.longer <= kept for stage in stages)
-    assert NPGConfig(reused_rollouts=kept - 1, reuse_until=None).stage(0.9) == (kept, 1, 1.0)
+    assert stages[0][:2] == (rollouts, 1)
+    assert stages[50:] == [(1, rollouts, 1.0)] * 51
+    assert all(rollouts / 2 < stage.kept * stage.new <= rollouts for stage in stages)
+    assert NPGConfig(reused_rollouts=rollouts - 1, reuse_until=None).stage(0.9) == (rollouts, 1, 1.0)
 
 
 @pytest.mark.parametrize("after_fit", [True, False])

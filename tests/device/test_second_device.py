@@ -46,6 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
     "maml": FAMILY,
     "trpo reuse": REMEMBERED | {"reused_rollouts": 3},
     "npg gram": SOLVED | {"cg_preconditioner": "gram", "curvature_samples": 24, "solver": "cg"},
+    "npg own factors": {"curvature_memory": 0.0, "reused_rollouts": 0},
     "npg adaptive": {"fisher": "adaptive", "net_arch": (8,), "critic": "adam", "reused_rollouts": 0},
     "npg adam": REMEMBERED | {"critic": "adam", "critic_epochs": 2, "reused_rollouts": 3},
     "pes truncated_es": SEARCH | {"estimator": "truncated_es", "num_envs": 6},
@@ -68,6 +69,7 @@ BUDGETS = {
     "maml": (12, 10),
     "trpo reuse": (6, 6),  # a step more is tried than by trpo, at two waits each
     "npg gram": (1, 1),
+    "npg own factors": (2, 2),
     "npg adaptive": (7, 7),
     "npg adam": (1, 1),
     "pes truncated_es": (1, 1),
