@@ -94,10 +94,10 @@ class CommonConfig:
                 f"log_std_init is {first}, below log_std_min, {floor}; give at least that, or a lower floor."
             )
         last = getattr(self, "log_std_end", None)
-        if first is not None and last is not None and last > first:
+        if first is not None and last is not None and not (-math.inf if floor is None else floor) <= last <= first:
             raise ValueError(
                 f"log_std_end is {last}; it is where a ceiling ends that falls from log_std_init, {first}, so give at "
-                "most that, or None."
+                f"most that" + ("." if floor is None else f", and at least log_std_min, {floor}.")
             )
 
     def keys(self) -> list[str]:

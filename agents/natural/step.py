@@ -50,8 +50,7 @@ class StepConfig(CommonConfig):
     """Floor of the log standard deviation of Gaussian actions, in units of their bounds' half width, or None."""
     log_std_end: float | None = None
     """Where a ceiling of the log standard deviation, which falls in equal steps from log_std_init, ends with the
-    training; None has no ceiling. What acts without noise should have been seen with little of it. Below the floor the
-    ceiling prevails."""
+    training; None has no ceiling. What acts without noise should have been seen with little of it."""
     max_rejected_updates: Annotated[int, at_least(1)] = 5
     """Updates in a row without a usable direction or step after which training stops."""
 

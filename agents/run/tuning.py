@@ -45,7 +45,7 @@ SPACE: dict[str, Any] = {
     "inner_lr": (0.01, 1.0),
     "gamma": [0.98, 0.99, 0.995, 0.999],
     "gae_lambda": [0.9, 0.95, 0.98],
-    "n_steps": [16, 32, 64, 128],
+    "n_steps": [32, 64, 128],
 }
 """What is looked for among an algorithm's hyperparameters: (low, high), or a list of values."""
 NOT_OF = {"pes": ("n_steps", "gamma")}

@@ -253,8 +253,9 @@ def test_a_standard_deviation_below_its_floor_is_refused(algorithm: type[Agent])
         with pytest.raises(ValueError, match=r"log_std_init is -2.0, below log_std_min, -1.0"):
             make(algorithm, "Pendulum-v1", log_std_min=-1.0, **given)
     if "log_std_end" in algorithm.Config.names():
-        with pytest.raises(ValueError, match=r"log_std_end is 0\.5.*at most that, or None"):
-            make(algorithm, "Pendulum-v1", log_std_init=0.0, log_std_min=-1.0, log_std_end=0.5)
+        for end in (-1.5, 0.5):
+            with pytest.raises(ValueError, match=rf"log_std_end is {end}.*at most that, and at least log_std_min, -1"):
+                make(algorithm, "Pendulum-v1", log_std_init=0.0, log_std_min=-1.0, log_std_end=end)
 
 
 def test_keywords_of_sb3_that_change_nothing_are_taken() -> None:

@@ -38,7 +38,6 @@ DIRECTION = {
     "target_kl": 0.02,
     "target_kl_end": None,
     "log_std_min": None,
-    "log_std_end": None,
     "gamma": 0.99,
     "gae_lambda": 0.95,
     "reused_rollouts": 0,
