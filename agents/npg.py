@@ -56,8 +56,11 @@ class NPGConfig(StepConfig, CriticFitConfig, ReuseConfig, AdvantageConfig):
 
     n_steps: Annotated[int, at_least(1)] = 32
     """Environment steps per environment of a rollout, of which an iteration makes one, and more as reuse fades."""
-    cg_damping: Annotated[float, at_least(0)] = 0.06
+    cg_damping: Annotated[float, at_least(0)] = 0.03
     """Damping of the Fisher matrix, in units of its mean eigenvalue tr(F) / p, once reuse has faded."""
+    curvature_memory: Annotated[float, at_least(0)] | None = None
+    """Samples over which kfac and ekfac average their factors from update to update: one that is so many samples old
+    weighs 1/e; 0 takes this update's alone. None: 25,600 while rollouts are reused, and 0 where none are."""
     critic: Literal["gauss_newton", "ridge", "adam", "adabound"] = "adam"
     """How the critic is fitted: gauss_newton, ridge (closed form; needs a value_network linear in features), adam or
     adabound."""
@@ -104,6 +107,8 @@ class NPG(Agent):
         self.stage = self.config.stage(min(self.num_timesteps / self._total_timesteps, 1.0))
         if self.recent.most != self.stage.kept:
             self.recent = RecentRollouts(self.stage.kept)
+        if self.stage.kept == 1 and self.config.curvature_memory is None:
+            self.curvature.forget()
         n_steps = self.config.n_steps * self.stage.new
         if self.collector.rollout.n_steps != n_steps:
             self.collector.lengthen(n_steps)
@@ -122,7 +127,7 @@ class NPG(Agent):
             self.curvature.prepare(told)
         self.curvature.damping = c.cg_damping / self.stage.caution
         target, log_std_max = self.stage.caution * self.target_kl, self._now(c.log_std_init, c.log_std_end)
-        moves = not is_steady(c) or (joined is not batch and not self.recent.is_full)
+        moves = not is_steady(c, self.stage.kept > 1) or (joined is not batch and not self.recent.is_full)
         if on_host or c.line_search or details or moves or batch is not self.collector.rollout:
             metrics, beta, searched = self.update(batch, joined, rows, target, log_std_max, details)
         else:

@@ -68,9 +68,13 @@ def make_natural(c: CriticFitConfig, policy: Any, seed: int) -> tuple[Curvature,
     return curvature, CRITIC_FITS[c.critic](c, policy.critic, curvature.precondition, seed)
 
 
-def is_steady(c: CriticFitConfig) -> bool:
-    """Say whether updates do the same work on the same memory each time, so that a device can be told it only once."""
-    own_factors = c.fisher in ("kfac", "ekfac") and c.curvature_memory == 0
+def is_steady(c: CriticFitConfig, remembers: bool = True) -> bool:
+    """Say whether updates do the same work on the same memory each time, so that a device can be told it only once;
+    remembers: whether factors of K-FAC, if any, are remembered unless curvature_memory says otherwise.
+    """
+    own_factors = c.fisher in ("kfac", "ekfac") and not (
+        remembers if c.curvature_memory is None else c.curvature_memory
+    )
     asks = c.fisher == "adaptive" or own_factors or c.cg_preconditioner in ("kfac", "ekfac") or c.cg_warm_start
     return c.critic == "gauss_newton" and not asks
 

@@ -169,6 +169,9 @@ class Curvature(ABC):
     def prepare(self, heard: Mapping[str, Tensor]) -> None:  # noqa: B027, most need nothing
         """Find what an update needs of the host, from what the last one's `asks` has brought; else that is fetched."""
 
+    def forget(self) -> None:  # noqa: B027
+        """Estimate from an update's own samples alone from now on."""
+
     def tensors(self) -> dict[str, Tensor]:
         """Give what it keeps between updates."""
         return {}

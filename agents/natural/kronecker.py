@@ -178,6 +178,9 @@ class KroneckerCurvature(ClosedForm):
         if self.running is not None and self.running.factors:
             self.running.renew(heard)
 
+    def forget(self) -> None:
+        self.running = None
+
     def tensors(self) -> dict[str, Tensor]:
         return {} if self.running is None else self.running.tensors()
 

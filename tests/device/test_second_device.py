@@ -32,7 +32,7 @@ FAMILY = {"env": "families/HalfCheetahVel-v0", "env_kwargs": {"horizon": 8}, "n_
 SEARCH = {"policy": "LinearPolicy", "n_steps": 8, "env_kwargs": {"max_episode_steps": 24}}
 WHOLE = {"policy": "LinearPolicy", "n_steps": 12, "estimator": "es"}
 SOLVED = {"fisher": "compatible", "net_arch": (8,), "critic": "gauss_newton"}
-REMEMBERED = {"curvature_memory": None, "critic": "gauss_newton"}
+REMEMBERED = {"curvature_memory": 25_600.0, "critic": "gauss_newton"}
 """What a device can do without asking."""
 CASES: dict[str, dict[str, Any]] = {
     "npg": REMEMBERED | {"reused_rollouts": 3},
