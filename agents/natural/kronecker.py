@@ -185,7 +185,9 @@ class KroneckerCurvature(ClosedForm):
         return {} if self.running is None else self.running.tensors()
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        if self.running is not None:
+        if not tensors:
+            self.forget()
+        elif self.running is not None:
             self.running.load(tensors)
 
 

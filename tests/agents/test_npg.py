@@ -351,7 +351,7 @@ def test_every_critic_bootstraps_at_truncation(changed: dict[str, Any]) -> None:
 
 def test_a_policy_that_is_certain_of_its_actions_goes_on() -> None:
     """Samples of before it was still give a gradient, along which no step has a KL that can be measured."""
-    settings = {"target_kl": 0.05, "gamma": 0.9, "reused_rollouts": 11, "reuse_until": None}
+    settings = {"target_kl": 0.05, "gamma": 0.9, "reused_rollouts": 11, "reuse_until": None, "curvature_memory": 0.0}
     agent = make("probes/MultiBinaryBandit-v0", **settings).learn(128 * 20)
     assert agent.last_metrics["train/entropy"] < CERTAIN
     assert agent.last_metrics["train/gradient_norm"] > 0

@@ -126,7 +126,8 @@ def test_an_update_that_is_done_again_by_rote_is_what_it_would_be(
     learned, metrics, here = [], [], device == sim.NAME
     for rote in (False, True):
         small = {"n_steps": 4, "net_arch": (4,), "critic_steps": 1, "critic_cg_max_steps": 1, "reused_rollouts": 3}
-        small |= {"critic": "gauss_newton", "curvature_memory": None}  # every update is the same work
+        # Every update is the same work.
+        small |= {"critic": "gauss_newton", "curvature_memory": 25_600.0, "reuse_until": None}
         agent = NPG("MlpPolicy", Walk(4, device), seed=0, device=device, **small, **settings)
         recorded, tapes = agent.recorded, []
 

@@ -141,7 +141,7 @@ def test_trials_that_lag_are_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
     trial = study.ask()
     with pytest.raises(optuna.TrialPruned):
         sweep.objective(trial)
-    assert list(study.trials[0].intermediate_values) == [1]  # after 256 steps of 2500
+    assert list(study.trials[0].intermediate_values) == [2]  # after 512 steps of 2500
 
 
 def test_ranges_are_read_and_wrong_ones_refused(capsys: pytest.CaptureFixture[str]) -> None:
