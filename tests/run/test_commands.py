@@ -307,7 +307,9 @@ def test_an_environment_that_breaks_leaves_the_last_checkpoint(tmp_path: Path, m
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     run = tmp_path / "run"
     sizes = [f"--{name}={size}" for name, size in SIZES.items()]
-    result = execute("train.py", "npg", "--env", "nanenv:Nan-v0", *sizes, "--steps", 2000, "--run-dir", run)
+    result = execute(
+        "train.py", "npg", "--env", "nanenv:Nan-v0", *sizes, "--reused-rollouts", 0, "--steps", 2000, "--run-dir", run
+    )
     assert result.returncode == 1
     sentence, note = result.stderr.splitlines()
     assert re.match(r"train\.py: error: .*NaN", sentence)
