@@ -88,6 +88,8 @@ def test_an_iterations_rollouts_have_the_advantages_that_they_have_alone() -> No
     agent.train = given.append  # type: ignore[method-assign]
     next(agent.iterations(1))
     policy, long, side_by_side = agent.policy, agent.collector.rollout, given[0]
+    for x in policy.critic.parameters():  # at first it says the same of all states
+        x.add_(torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
     assert (long.n_steps, side_by_side.n_steps, side_by_side.num_envs) == (12, 4, 12)
 
     def of(batch: Any) -> Tensor:
