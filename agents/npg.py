@@ -112,7 +112,7 @@ class NPG(Agent):
         n_steps = self.config.n_steps * self.stage.new
         if self.collector.rollout.n_steps != n_steps:
             self.collector.lengthen(n_steps)
-        long = self.collector.fill(self.counter)
+        long = super().collect()
         return None if long is None else side_by_side(long, self.config.n_steps)
 
     @torch.no_grad()
