@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agents import noise
 from agents.base import Agent
-from agents.config import at_least
+from agents.config import at_least, between
 from agents.devices import Recorded, memory, sent
 from agents.natural import check_size, is_steady, make_natural
 from agents.natural.critic_fits import CriticFitConfig
@@ -56,6 +56,11 @@ class NPGConfig(StepConfig, CriticFitConfig, ReuseConfig, AdvantageConfig):
 
     n_steps: Annotated[int, at_least(1)] = 32
     """Environment steps per environment of a rollout, of which an iteration makes one, and more as reuse fades."""
+    gamma: Annotated[float, between(0, 1)] = 0.99
+    """Discount per environment step, at first; see gamma_end."""
+    gamma_end: Annotated[float, between(0, 1)] | None = 0.996
+    """Discount at the end of training, to which gamma rises in equal steps: what is near is learned first, what looks
+    far ahead last. None, or less than gamma, keeps gamma throughout."""
     cg_damping: Annotated[float, at_least(0)] = 0.03
     """Damping of the Fisher matrix, in units of its mean eigenvalue tr(F) / p, once reuse has faded."""
     curvature_memory: Annotated[float, at_least(0)] | None = None
@@ -129,10 +134,10 @@ class NPG(Agent):
         target, log_std_max = self.stage.caution * self.target_kl, self._now(c.log_std_init, c.log_std_end)
         moves = not is_steady(c, self.stage.kept > 1) or (joined is not batch and not self.recent.is_full)
         if on_host or c.line_search or details or moves or batch is not self.collector.rollout:
-            metrics, beta, searched = self.update(batch, joined, rows, target, log_std_max, details)
+            metrics, beta, searched = self.update(batch, joined, rows, self.gamma, target, log_std_max, details)
         else:
-            limits = sent(torch.tensor([target, log_std_max], dtype=torch.float64), self.device)
-            metrics, beta, searched = self.recorded(rows, *limits, joined.last_observations)
+            numbers = sent(torch.tensor([self.gamma, target, log_std_max], dtype=torch.float64), self.device)
+            metrics, beta, searched = self.recorded(rows, *numbers, joined.last_observations)
         asked = {"beta": beta} | ({} if on_host else self.curvature.asks())
         self.told = told = self.record(metrics, asked, final=True)
         is_certain = self.policy.actor.log_std is None and told["entropy"] < CERTAIN
@@ -152,6 +157,7 @@ class NPG(Agent):
         new: Rollout,
         batch: Rollout,
         rows: Tensor | None,
+        gamma: Any,
         target: Any,
         log_std_max: Any,
         details: bool = False,
@@ -162,7 +168,8 @@ class NPG(Agent):
             new: what the policy has just collected, where it trains.
             batch: what is learned from: `joined` of it.
             rows: the samples that curvature is estimated from; None takes all.
-            target: nats, a number, or a tensor on the device.
+            gamma: discount per environment step, a number, or a tensor on the device.
+            target: nats, likewise.
             log_std_max: ceiling of the log standard deviation, likewise; without log_std_end it has no part in it.
             details: whether to measure what costs time of its own.
 
@@ -175,11 +182,11 @@ class NPG(Agent):
         Psi, old = scores(policy.actor, s, a)  # Ψ = ∇ log π(a|s), [n, p]
         rho = None if batch is new else importance_weights(Psi.values, batch)  # min(1, π / μ), [n]
         V = policy.critic(s)
-        A, returns = advantages(batch, V, policy, c.gamma, c.gae_lambda, rho)  # Schulman et al. 2016, (16)
+        A, returns = advantages(batch, V, policy, gamma, c.gae_lambda, rho)  # Schulman et al. 2016, (16)
         explained = explained_variance(returns, V)
         self.critic_fit.fit(policy.critic, s, policy.critic.update_scale(returns), rows)  # |V - z|² / n
         if c.advantages_after_fit:
-            A, _ = advantages(batch, policy.critic(s), policy, c.gamma, c.gae_lambda, rho)
+            A, _ = advantages(batch, policy.critic(s), policy, gamma, c.gae_lambda, rho)
         A = standardize(A, rho) if c.normalize_advantage else A
         A = A if rho is None else rho * A
 
@@ -206,6 +213,12 @@ class NPG(Agent):
         return metrics, beta, c.line_search and 0 < quadratic < math.inf
 
     @property
+    def gamma(self) -> float:
+        """The discount now, per environment step."""
+        first, last = self.config.gamma, self.config.gamma_end
+        return self._now(first, None if last is None else max(first, last))
+
+    @property
     def target_kl(self) -> float:
         """The step size now, in nats."""
         return self._now(self.config.target_kl, self.config.target_kl_end)
@@ -229,12 +242,14 @@ class NPG(Agent):
         check_size(self.config, self.policy.actor, env.num_envs * (1 + self.config.reused_rollouts))
         super()._connect(env)
 
-    def _update_again(self, rows: Tensor | None, target: Tensor, log_std_max: Tensor, last_observations: Tensor) -> Any:
+    def _update_again(
+        self, rows: Tensor | None, gamma: Tensor, target: Tensor, log_std_max: Tensor, last_observations: Tensor
+    ) -> Any:
         """Update from what lies where it did in the last update."""
         new = self.collector.rollout
         batch = self.recent.rollout or new
         batch.last_observations = last_observations
-        return self.update(new, batch, rows, target, log_std_max)
+        return self.update(new, batch, rows, gamma, target, log_std_max)
 
     def _memory(self) -> list[Tensor]:
         """List the tensors on the device that an update reads."""

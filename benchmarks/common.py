@@ -34,6 +34,7 @@ SILENT: dict[str, Any] = {
     "rbf_bandwidth": None,
     "advantages_after_fit": False,
     "log_std_end": None,
+    "gamma_end": None,
     "reused_rollouts": 0,
     "reuse_until": None,
 }

@@ -33,7 +33,7 @@ GROUP_OF_OPTION = {
     **dict.fromkeys(("env", "env_kwargs", "backend", "num_envs", "n_steps", "step_timeout"), "environment"),
     **dict.fromkeys(("executor", "workers", "ray_address"), "environment"),
     **dict.fromkeys(("policy", "log_std_min", "log_std_end"), "policy"),
-    **dict.fromkeys(("gamma", "gae_lambda", "value_network", "rbf_features"), "critic"),
+    **dict.fromkeys(("gamma", "gamma_end", "gae_lambda", "value_network", "rbf_features"), "critic"),
     **dict.fromkeys(
         ("eval_every", "eval_episodes", "checkpoint_every", "disk_full", "runs", "name", "run_dir", "quiet", "debug"),
         "logging",

@@ -68,9 +68,11 @@ PUBLISHED: dict[str, tuple[float, float, str]] = {
 """Task -> the return of uniformly random actions (128 episodes, measured here), the best return known of an on-policy
 method after 1M steps over several seeds, and whose it is. Observations and physics differ between a task's versions."""
 
-SINGLE = {"num_envs": 64, "reused_rollouts": 0, "cg_damping": 0.03, "curvature_memory": 0.0}
+FLAT = {"gamma_end": None}
+"""The defaults before the discount rose."""
+SINGLE = FLAT | {"num_envs": 64, "reused_rollouts": 0, "cg_damping": 0.03, "curvature_memory": 0.0}
 """The defaults of December 1st, 2026, before reuse that fades: 2048 samples, each learned from once."""
-REUSED = {"reuse_until": None, "gamma": 0.995, "target_kl": 0.005, "cg_damping": 1.0, "critic": "gauss_newton"}
+REUSED = FLAT | {"reuse_until": None, "gamma": 0.995, "target_kl": 0.005, "cg_damping": 1.0, "critic": "gauss_newton"}
 """The defaults of November 2026: small batches, each learned from four times."""
 ONCE = SINGLE | {"num_envs": 16, "gae_lambda": 0.95, "critic": "gauss_newton"}
 """Each sample is learned from once, and the rest is as it was then."""

@@ -28,8 +28,8 @@ from envs.probes import ContinuousAction
 
 
 def make(env: Any = "InvertedPendulum-v5", **changed: Any) -> NPG:
-    """An agent of four environments that learns from each sample once."""
-    settings = {"n_steps": 32, "num_envs": 4, "net_arch": (8,), "reused_rollouts": 0} | changed
+    """An agent of four environments that learns from each sample once, with one discount."""
+    settings = {"n_steps": 32, "num_envs": 4, "net_arch": (8,), "reused_rollouts": 0, "gamma_end": None} | changed
     return NPG("MlpPolicy", env, seed=0, device="cpu", **settings)
 
 
@@ -174,6 +174,24 @@ def test_the_kl_falls_to_its_end_in_equal_steps() -> None:
     agent = make(target_kl=0.05, target_kl_end=0.01)
     kls = [agent.last_metrics["train/kl"] for _ in agent.iterations(128 * 4)]
     assert kls == pytest.approx([0.04, 0.03, 0.02, 0.01], rel=1.5 * KL_TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "seen"), [(0.9, 0.98, [0.92, 0.94, 0.96, 0.98]), (0.9, None, [0.9] * 4), (0.999, 0.99, [0.999] * 4)]
+)
+def test_the_discount_rises_to_its_end_in_equal_steps(
+    first: float, last: float | None, seen: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Advantages are of the discount that is due; one above the end stays."""
+    agent, used = make(gamma=first, gamma_end=last), []
+
+    def noted(batch: Any, V: Any, policy: Any, gamma: float, *others: Any) -> Any:
+        used.append(gamma)
+        return rollout_advantages(batch, V, policy, gamma, *others)
+
+    monkeypatch.setattr("agents.npg.advantages", noted)
+    agent.learn(128 * 4)
+    assert used == pytest.approx(seen)
 
 
 @pytest.mark.parametrize("factor", [1 / 1024, 64.0])
