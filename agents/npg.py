@@ -58,7 +58,7 @@ class NPGConfig(StepConfig, CriticFitConfig, ReuseConfig, AdvantageConfig):
     """Environment steps per environment of a rollout, of which an iteration makes one, and more as reuse fades."""
     gamma: Annotated[float, between(0, 1)] = 0.99
     """Discount per environment step, at first; see gamma_end."""
-    gamma_end: Annotated[float, between(0, 1)] | None = 0.996
+    gamma_end: Annotated[float, between(0, 1)] | None = 0.995
     """Discount at the end of training, to which gamma rises in equal steps: what is near is learned first, what looks
     far ahead last. None, or less than gamma, keeps gamma throughout."""
     cg_damping: Annotated[float, at_least(0)] = 0.03

@@ -177,7 +177,8 @@ def test_the_kl_falls_to_its_end_in_equal_steps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "last", "seen"), [(0.9, 0.98, [0.92, 0.94, 0.96, 0.98]), (0.9, None, [0.9] * 4), (0.999, 0.99, [0.999] * 4)]
+    ("first", "last", "seen"),
+    [(0.9, 0.98, [0.92, 0.94, 0.96, 0.98]), (0.9, None, [0.9] * 4), (0.999, 0.99, [0.999] * 4)],
 )
 def test_the_discount_rises_to_its_end_in_equal_steps(
     first: float, last: float | None, seen: list[float], monkeypatch: pytest.MonkeyPatch
