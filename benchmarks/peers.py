@@ -118,6 +118,14 @@ ZOO_PPO: dict[str, dict[str, Any]] = {
 # The same, hyperparams/sac.yml: its MuJoCo defaults, which are those of Stable-Baselines3, and Swimmer-v3.
 MUJOCO_SAC = {"n_envs": 1, "learning_starts": 10_000, "gamma": 0.99, "normalize": False}
 ZOO_SAC: dict[str, dict[str, Any]] = {"Swimmer-v5": {**MUJOCO_SAC, "gamma": 0.9999}}
+# The same, hyperparams/crossq.yml, which has no MuJoCo task but Swimmer: the library's defaults, as the paper's.
+CROSSQ = {"n_envs": 1, "learning_starts": 5_000, "gamma": 0.99, "normalize": False}
+# The same, hyperparams/ars.yml: the tasks' -v3, from Mania et al. 2018.
+ZOO_ARS: dict[str, dict[str, Any]] = {
+    "HalfCheetah-v5": {"n_delta": 32, "n_top": 4, "learning_rate": 0.02, "delta_std": 0.03},
+    "Hopper-v5": {"n_delta": 8, "n_top": 4, "learning_rate": 0.01, "delta_std": 0.025, "alive_bonus_offset": -1},
+    "Walker2d-v5": {"n_delta": 40, "n_top": 30, "learning_rate": 0.03, "delta_std": 0.025, "alive_bonus_offset": -1},
+}
 
 
 def parse(
@@ -185,12 +193,13 @@ class StableBaselines:
         policy_kwargs = dict(values.pop("policy_kwargs", {}))
         if "activation_fn" in policy_kwargs:
             policy_kwargs["activation_fn"] = self.ACTIVATIONS[policy_kwargs["activation_fn"]]
+        policy, norm_reward = values.pop("policy", "MlpPolicy"), values.pop("norm_reward", True)
         env = make_vec_env(env_id, n_envs=values.pop("n_envs"), seed=seed)
-        self.normalized = VecNormalize(env, gamma=values["gamma"]) if values.pop("normalize", True) else None
+        discount = {"gamma": values["gamma"]} if norm_reward and "gamma" in values else {}
+        normalize = values.pop("normalize", True)
+        self.normalized = VecNormalize(env, norm_reward=norm_reward, **discount) if normalize else None
         self.env = self.normalized or env
-        self.model = algorithm(
-            "MlpPolicy", self.env, seed=seed, device="cpu", policy_kwargs=policy_kwargs or None, **values
-        )
+        self.model = algorithm(policy, self.env, seed=seed, device="cpu", policy_kwargs=policy_kwargs or None, **values)
 
     def train(self, steps: int) -> int:
         before = self.model.num_timesteps
@@ -222,6 +231,20 @@ def sb3_trpo(*arguments: Any) -> Learner:
     from sb3_contrib import TRPO
 
     return StableBaselines(TRPO, *arguments)
+
+
+def sbx_crossq(*arguments: Any) -> Learner:
+    from sbx import CrossQ
+
+    return StableBaselines(CrossQ, *arguments)
+
+
+def sb3_ars(env_id: str, seed: int, total: int, settings: dict[str, Any]) -> Learner:
+    """Make a search of linear policies; rewards are as they are, and one environment is stepped."""
+    from sb3_contrib import ARS
+
+    asked = {"n_envs": 1, "policy": "LinearPolicy", "norm_reward": False, "zero_policy": True, **settings}
+    return StableBaselines(ARS, env_id, seed, total, asked)
 
 
 def in_turns(

@@ -36,7 +36,7 @@ from agents import PES
 from agents.config import preset_values
 from agents.run.evaluation import evaluate
 from benchmarks.common import context, installed, keep, missing, panels, read, save, write
-from benchmarks.peers import ZOO_SAC, sb3_sac
+from benchmarks.peers import ZOO_ARS, ZOO_SAC, sb3_ars, sb3_sac
 from envs import make_vec
 
 NAME = "evolution/policy_search"
@@ -56,11 +56,6 @@ PRESETS = {"Swimmer-v5": (150_000, range(10, 20)), "InvertedPendulum-v5": (100_0
 THRESHOLDS = {"HalfCheetah-v5": 2386, "Hopper-v5": 3403, "Walker2d-v5": 3830}
 PUBLISHED_STEPS = {"HalfCheetah-v5": 5.9e5, "Hopper-v5": 2.0e6, "Walker2d-v5": 8.1e6}
 MOST_STEPS = {"HalfCheetah-v5": 6_000_000, "Hopper-v5": 10_000_000, "Walker2d-v5": 20_000_000}
-ARS_SETTINGS: dict[str, dict[str, Any]] = {
-    "HalfCheetah-v5": {"n_delta": 32, "n_top": 4, "learning_rate": 0.02, "delta_std": 0.03},
-    "Hopper-v5": {"n_delta": 8, "n_top": 4, "learning_rate": 0.01, "delta_std": 0.025, "alive_bonus_offset": -1},
-    "Walker2d-v5": {"n_delta": 40, "n_top": 30, "learning_rate": 0.03, "delta_std": 0.025, "alive_bonus_offset": -1},
-}
 RATE_SPANS = ((0, 200_000), (400_000, 600_000), (0, 1_000_000))
 
 
@@ -135,7 +130,7 @@ def settings_of(key: dict[str, Any]) -> dict[str, Any]:
         return {"normalize_observations": False, "reward_memory": 0.0, "num_envs": 20, **SWIMMER[key["side"]]}
     if key["part"] == "sac":
         return ZOO_SAC[key["env"]]
-    return ARS_SETTINGS[key["env"]] if key["side"] == "sb3-contrib" else preset_values("pes", key["env"])
+    return ZOO_ARS[key["env"]] if key["side"] == "sb3-contrib" else preset_values("pes", key["env"])
 
 
 def curve_of(key: dict[str, Any], threads: int) -> dict[str, Any]:
@@ -209,29 +204,14 @@ def ours(key: dict[str, Any], threads: int) -> Any:
     return ((agent.num_timesteps, agent) for _ in agent.iterations(key["steps"]))
 
 
-class Normalized:
-    """sb3-contrib's policy with its VecNormalize, as `evaluate` takes an agent."""
-
-    def __init__(self, model: Any, env: Any) -> None:
-        self.model, self.env = model, env
-
-    def act(self, obs: torch.Tensor, deterministic: bool = False) -> torch.Tensor:
-        actions, _ = self.model.predict(self.env.normalize_obs(obs.numpy()), deterministic=True)
-        return torch.from_numpy(actions)
-
-
 def ars(key: dict[str, Any]) -> Any:
     """Yield the same of sb3-contrib's ARS, which steps one environment."""
-    import gymnasium
-    from sb3_contrib import ARS
-    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
-
-    env = VecNormalize(DummyVecEnv([lambda: gymnasium.make(key["env"])]), norm_reward=False)
-    model = ARS("LinearPolicy", env, seed=key["seed"], device="cpu", zero_policy=True, **settings_of(key))
-    while model.num_timesteps < key["steps"]:
-        # One update: as many steps as one candidate's episode are asked for, and all candidates are run.
-        model.learn(1, reset_num_timesteps=model.num_timesteps == 0)
-        yield model.num_timesteps, Normalized(model, env)
+    with contextlib.closing(sb3_ars(key["env"], key["seed"], key["steps"], settings_of(key))) as learner:
+        steps = 0
+        while steps < key["steps"]:
+            # One update: as many steps as one candidate's episode are asked for, and all candidates are run.
+            steps += learner.train(1)
+            yield steps, learner
 
 
 def sac(key: dict[str, Any]) -> Any:

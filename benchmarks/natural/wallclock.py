@@ -25,7 +25,20 @@ import torch
 from agents import NPG
 from agents.run.evaluation import evaluate
 from benchmarks.common import as_json, context, is_same, keep, missing, panels, read, save
-from benchmarks.peers import ENDLESS, MUJOCO_SAC, ZOO_PPO, ZOO_SAC, Learner, Ours, sb3_ppo, sb3_sac
+from benchmarks.peers import (
+    CROSSQ,
+    ENDLESS,
+    MUJOCO_SAC,
+    ZOO_ARS,
+    ZOO_PPO,
+    ZOO_SAC,
+    Learner,
+    Ours,
+    sb3_ars,
+    sb3_ppo,
+    sb3_sac,
+    sbx_crossq,
+)
 from envs import make_vec
 
 NAME = "natural/wallclock"
@@ -47,6 +60,8 @@ SIDES: dict[str, tuple[Callable[[str, int, int, dict[str, Any]], Learner], Calla
     "ours, defaults": (partial(Ours, NPG), lambda env_id: dataclasses.asdict(NPG.Config()), "#6f9fd0"),
     "SB3 PPO": (sb3_ppo, ZOO_PPO.__getitem__, "#c0445e"),
     "SB3 SAC": (sb3_sac, lambda env_id: ZOO_SAC.get(env_id, MUJOCO_SAC), "#8e5bb5"),
+    "sbx CrossQ": (sbx_crossq, lambda env_id: CROSSQ, "#d08a2f"),
+    "sb3-contrib ARS": (sb3_ars, lambda env_id: ZOO_ARS[env_id], "#5a8f4e"),
 }
 
 
@@ -72,6 +87,7 @@ def main() -> None:
         for seed in range(arguments.seeds)
         for env_id in arguments.tasks
         for side in arguments.sides
+        if side != "sb3-contrib ARS" or env_id in ZOO_ARS
     ]
     for key in missing(kept["runs"], keys, arguments.budget_minutes):
         found = train(key)
