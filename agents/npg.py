@@ -134,9 +134,9 @@ class NPG(Agent):
         target, log_std_max = self.stage.caution * self.target_kl, self._now(c.log_std_init, c.log_std_end)
         moves = not is_steady(c, self.stage.kept > 1) or (joined is not batch and not self.recent.is_full)
         if on_host or c.line_search or details or moves or batch is not self.collector.rollout:
-            metrics, beta, searched = self.update(batch, joined, rows, self.gamma, target, log_std_max, details)
+            metrics, beta, searched = self.update(batch, joined, rows, self.discount, target, log_std_max, details)
         else:
-            numbers = sent(torch.tensor([self.gamma, target, log_std_max], dtype=torch.float64), self.device)
+            numbers = sent(torch.tensor([self.discount, target, log_std_max], dtype=torch.float64), self.device)
             metrics, beta, searched = self.recorded(rows, *numbers, joined.last_observations)
         asked = {"beta": beta} | ({} if on_host else self.curvature.asks())
         self.told = told = self.record(metrics, asked, final=True)
@@ -213,8 +213,8 @@ class NPG(Agent):
         return metrics, beta, c.line_search and 0 < quadratic < math.inf
 
     @property
-    def gamma(self) -> float:
-        """The discount now, per environment step."""
+    def discount(self) -> float:
+        """γ now, per environment step."""
         first, last = self.config.gamma, self.config.gamma_end
         return self._now(first, None if last is None else max(first, last))
 

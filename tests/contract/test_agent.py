@@ -43,8 +43,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
             "gamma": 0.9,
             # Forty batches of 128 samples are too few for Adam; tests/agents/test_npg.py has every critic.
             "critic": "gauss_newton",
-            # It fades with the training, of which parts here are taken for the whole.
+            # These follow the training, of which parts here are taken for the whole.
             "reused_rollouts": 0,
+            "gamma_end": None,
         }
         for name in ("npg", "trpo")
     },

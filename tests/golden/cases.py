@@ -39,6 +39,7 @@ DIRECTION = {
     "target_kl_end": None,
     "log_std_min": None,
     "gamma": 0.99,
+    "gamma_end": None,
     "gae_lambda": 0.95,
     "reused_rollouts": 0,
 }
