@@ -195,9 +195,8 @@ class StableBaselines:
             policy_kwargs["activation_fn"] = self.ACTIVATIONS[policy_kwargs["activation_fn"]]
         policy, norm_reward = values.pop("policy", "MlpPolicy"), values.pop("norm_reward", True)
         env = make_vec_env(env_id, n_envs=values.pop("n_envs"), seed=seed)
-        discount = {"gamma": values["gamma"]} if norm_reward and "gamma" in values else {}
-        normalize = values.pop("normalize", True)
-        self.normalized = VecNormalize(env, norm_reward=norm_reward, **discount) if normalize else None
+        scaled = {"norm_reward": norm_reward, "gamma": values.get("gamma", 0.99)}
+        self.normalized = VecNormalize(env, **scaled) if values.pop("normalize", True) else None
         self.env = self.normalized or env
         self.model = algorithm(policy, self.env, seed=seed, device="cpu", policy_kwargs=policy_kwargs or None, **values)
 

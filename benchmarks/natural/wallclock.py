@@ -55,13 +55,15 @@ FIRST_SECONDS, GROWTH = 2.0, 1.15
 """Training time before the first evaluation, and how much later each next one is."""
 
 
-SIDES: dict[str, tuple[Callable[[str, int, int, dict[str, Any]], Learner], Callable[[str], dict[str, Any]], str]] = {
+SIDES: dict[
+    str, tuple[Callable[[str, int, int, dict[str, Any]], Learner], Callable[[str], dict[str, Any] | None], str]
+] = {
     "ours": (partial(Ours, NPG), lambda env_id: dataclasses.asdict(NPG.preset(env_id)), "#1f5fa8"),
     "ours, defaults": (partial(Ours, NPG), lambda env_id: dataclasses.asdict(NPG.Config()), "#6f9fd0"),
     "SB3 PPO": (sb3_ppo, ZOO_PPO.__getitem__, "#c0445e"),
     "SB3 SAC": (sb3_sac, lambda env_id: ZOO_SAC.get(env_id, MUJOCO_SAC), "#8e5bb5"),
     "sbx CrossQ": (sbx_crossq, lambda env_id: CROSSQ, "#d08a2f"),
-    "sb3-contrib ARS": (sb3_ars, lambda env_id: ZOO_ARS[env_id], "#5a8f4e"),
+    "sb3-contrib ARS": (sb3_ars, ZOO_ARS.get, "#5a8f4e"),
 }
 
 
@@ -82,12 +84,12 @@ def main() -> None:
             "env_id": env_id,
             "minutes": arguments.minutes,
             "seed": arguments.first_seed + seed,
-            "settings": as_json(SIDES[side][1](env_id)),
+            "settings": as_json(settings),
         }
         for seed in range(arguments.seeds)
         for env_id in arguments.tasks
         for side in arguments.sides
-        if side != "sb3-contrib ARS" or env_id in ZOO_ARS
+        if (settings := SIDES[side][1](env_id)) is not None
     ]
     for key in missing(kept["runs"], keys, arguments.budget_minutes):
         found = train(key)
