@@ -142,7 +142,8 @@ class NPG(Agent):
         self.told = told = self.record(metrics, asked, final=True)
         is_certain = self.policy.actor.log_std is None and told["entropy"] < CERTAIN
         self.stop_reason = self.rejections.count(told["beta"], is_certain or told["gradient_norm"] == 0, searched)
-        self.record({"rejected_updates": self.rejections.updates, "rejected_steps": self.rejections.steps})
+        rejected = {"rejected_updates": self.rejections.updates, "rejected_steps": self.rejections.steps}
+        self.record(rejected | {"discount": self.discount})
         self.recent.trusted = True
 
     def joined(self, batch: Rollout) -> Rollout:

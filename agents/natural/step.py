@@ -336,6 +336,7 @@ CURVES: dict[str, dict[str, list[str]]] = {
         "return": ["rollout/ep_rew_mean", "eval/mean_reward"],
         "entropy, nats": ["train/entropy"],
         "standard deviation": ["train/std"],
+        "discount": ["train/discount"],
     },
     "where the seconds go": {"collecting and training": ["time/collect_seconds", "time/train_seconds"]},
 }

@@ -183,7 +183,7 @@ def test_the_kl_falls_to_its_end_in_equal_steps() -> None:
 def test_the_discount_rises_to_its_end_in_equal_steps(
     first: float, last: float | None, seen: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Advantages are of the discount that is due; one above the end stays."""
+    """Advantages are of the discount that is due, which is logged; one above the end stays."""
     agent, used = make(gamma=first, gamma_end=last), []
 
     def noted(batch: Any, V: Any, policy: Any, gamma: float, *others: Any) -> Any:
@@ -191,8 +191,8 @@ def test_the_discount_rises_to_its_end_in_equal_steps(
         return rollout_advantages(batch, V, policy, gamma, *others)
 
     monkeypatch.setattr("agents.npg.advantages", noted)
-    agent.learn(128 * 4)
-    assert used == pytest.approx(seen)
+    logged = [agent.last_metrics["train/discount"] for _ in agent.iterations(128 * 4)]
+    assert used == logged == pytest.approx(seen)
 
 
 @pytest.mark.parametrize("factor", [1 / 1024, 64.0])
